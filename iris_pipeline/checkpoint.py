@@ -1,0 +1,213 @@
+"""Checkpoints: safetensors + JSON, everything prediction and resuming need, replaced atomically. Never a pickle.
+
+A folder holds `state.json` and the tensor files it names (`weights-*.safetensors`, `bank-*`, `optimizer-*`). The tensor
+files are written first under names of their own; replacing `state.json` is the one step that makes them the checkpoint,
+so a run killed at any moment leaves the former one whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.model import Iris, IrisConfig, build_iris
+from preprocessing.errors import CheckpointError
+from preprocessing.plan import Plan
+
+SCHEMA_VERSION = 1
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a training run stands, beside the weights.
+
+    iteration: optimiser steps done, which is also the position of the episode sampler: episode i = f(seed, i), and
+    nothing else in the run draws random numbers. seconds: training time so far. seed, settings: as trained.
+    """
+
+    iteration: int
+    seconds: float
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model with all that prediction needs. plans, specs: by dataset name."""
+
+    model: Iris
+    bank: MemoryBank
+    plans: dict[str, Plan]
+    specs: dict[str, dict[str, Any]]
+    state: RunState
+    model_hash: str
+    version: str
+
+    @property
+    def config(self) -> IrisConfig:
+        """Configuration of the network."""
+        return self.model.config
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """16 hex digits of SHA-256 over names, shapes and values: a task file belongs to exactly these weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Iris,
+    bank: MemoryBank,
+    state: RunState,
+    *,
+    plans: dict[str, Plan],
+    specs: dict[str, dict[str, Any]],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write a checkpoint; the former one stays valid until the last step and is removed after it."""
+    from iris_pipeline import __version__
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = f"{state.iteration:07d}"
+    files = {"weights": f"weights-{stamp}.safetensors", "bank": f"bank-{stamp}.safetensors"}
+    _save_tensors(folder / files["weights"], {k: v.cpu() for k, v in model.state_dict().items()})
+    _save_tensors(folder / files["bank"], bank.tensors())
+    if optimizer is not None:
+        files["optimizer"] = f"optimizer-{stamp}.safetensors"
+        _save_tensors(folder / files["optimizer"], _optimizer_tensors(optimizer))
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "files": files,
+        "config": model.config.to_dict(),
+        "model_hash": hash_weights(model),
+        "bank": {"momentum": bank.momentum, "counts": bank.counts()},
+        "state": {
+            "iteration": state.iteration,
+            "seconds": state.seconds,
+            "seed": state.seed,
+            "settings": state.settings,
+            "validation": state.validation,
+        },
+        "plans": {name: plan.model_dump(mode="json") for name, plan in plans.items()},
+        "specs": specs,
+    }
+    write_json(folder / STATE_FILE, content)
+    for old in folder.glob("*-*.safetensors"):
+        if old.name not in files.values():
+            old.unlink()
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Read a checkpoint folder (or a run folder that holds `checkpoint/`); the model comes in eval mode.
+
+    Raises CheckpointError if it is missing, of another schema version, or does not match its own hash.
+    """
+    content, folder = _read_state(folder)
+    model = build_iris(IrisConfig.from_dict(content["config"]))
+    weights = _load_tensors(folder / content["files"]["weights"])
+    try:
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit their own configuration: copy the checkpoint again ({error})."
+        ) from error
+    found = hash_weights(model)
+    if found != content["model_hash"]:
+        raise CheckpointError(
+            f"The weights in {folder} hash to {found}, but state.json says {content['model_hash']}: "
+            "the file was changed or damaged, copy the checkpoint again."
+        )
+    bank = MemoryBank.restore(
+        content["bank"]["momentum"],
+        _load_tensors(folder / content["files"]["bank"]),
+        content["bank"]["counts"],
+    )
+    return LoadedModel(
+        model=model.to(device).eval(),
+        bank=bank,
+        plans={name: Plan.model_validate(plan) for name, plan in content["plans"].items()},
+        specs=content["specs"],
+        state=RunState(**content["state"]),
+        model_hash=found,
+        version=content["version"],
+    )
+
+
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Fill an optimiser of the same parameters with the saved moments; CheckpointError if none were saved."""
+    content, folder = _read_state(folder)
+    name = content["files"].get("optimizer")
+    if name is None:
+        raise CheckpointError(f"{folder} holds weights only, no optimiser state: it can predict but not be resumed.")
+    tensors = _load_tensors(folder / name)
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        # safetensors keeps no 0-d tensors apart from 1-element ones, so the step comes back as a scalar.
+        moments = {key: tensors[f"{index}.{key}"] for key in ("m", "v") if f"{index}.{key}" in tensors}
+        if moments:
+            step = tensors[f"{index}.step"].reshape(())
+            optimizer.state[parameter] = {k: t.to(parameter) for k, t in moments.items()} | {"step": step}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """JSON to a temporary name, then renamed: readers see the old file or the new one, never a half."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"{index}.{key}": value.detach().cpu().reshape(value.shape or (1,))
+        for index, parameter in enumerate(parameters)
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): copy the checkpoint again.") from error
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], Path]:
+    if not (folder / STATE_FILE).exists() and (folder / "checkpoint" / STATE_FILE).exists():
+        folder = folder / "checkpoint"
+    try:
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"No checkpoint in {folder}: {STATE_FILE} is missing; train one with iris_train or give another -m."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder / STATE_FILE} is not valid JSON: copy the checkpoint again.") from error
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder} has checkpoint schema {content.get('schema_version')}, this version reads {SCHEMA_VERSION}: "
+            f"use iris-pipeline {content.get('version', 'of its time')} or train again."
+        )
+    return content, folder

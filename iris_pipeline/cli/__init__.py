@@ -1,0 +1,1 @@
+"""The console scripts: the only place that parses arguments, prints and exits."""

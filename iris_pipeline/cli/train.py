@@ -1,0 +1,109 @@
+"""`iris_train FOLD`: train one model over one or several datasets of the unified store."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+import torch
+
+from iris_pipeline.checkpoint import load_model
+from iris_pipeline.cli._common import run
+from iris_pipeline.model import SIZES
+from iris_pipeline.train import TrainSettings, native_bfloat16, train
+from preprocessing.errors import StoreError
+from preprocessing.paths import Root
+from preprocessing.store import Store, open_stores
+
+# Steps of a run when neither --iterations nor --minutes is given: the paper's 80,000 for its size.
+DEFAULT_ITERATIONS = {"tiny": 3_000, "small": 20_000, "paper": 80_000}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="iris_train", description=__doc__)
+    parser.add_argument("fold", choices=["paper", "all", "0", "1", "2", "3", "4"], help="which split trains")
+    parser.add_argument("-d", "--datasets", nargs="+", metavar="NAME", help="default: every upstream store there is")
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--iterations", type=int, help="optimiser steps (default by size, unless --minutes)")
+    parser.add_argument("--minutes", type=float, help="stop after this much training time; the schedule follows it")
+    parser.add_argument("--groups", type=int, default=1, help="groups of episodes whose gradients make one step")
+    parser.add_argument("--group-size", type=int, default=1, help="episodes of one dataset run together (GPU)")
+    parser.add_argument("--learning-rate", type=float, default=TrainSettings.learning_rate)
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument("--one-way", action="store_true", help="references segment queries only, as in the paper")
+    parser.add_argument("--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded")
+    parser.add_argument("--validate-every", type=int, default=TrainSettings.validate_every, metavar="N")
+    parser.add_argument("--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--name", help="name of the run under results/ (default: datasets_size_fold)")
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, as it was set")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSettings:
+    iterations = arguments.iterations
+    if iterations is None and arguments.minutes is None:
+        iterations = DEFAULT_ITERATIONS[arguments.size]
+    workers = arguments.workers if arguments.workers is not None else (8 if device.type == "cuda" else 0)
+    return TrainSettings(
+        split=arguments.fold,
+        size=arguments.size,
+        seed=arguments.seed,
+        iterations=iterations,
+        minutes=arguments.minutes,
+        groups=arguments.groups,
+        group_size=arguments.group_size,
+        learning_rate=arguments.learning_rate,
+        both_ways=not arguments.one_way,
+        task_levels=tuple(arguments.task_levels) if arguments.task_levels else None,
+        precision=arguments.precision,
+        validate_every=arguments.validate_every,
+        workers=workers,
+    )
+
+
+def _trainable_stores(root: Root, names: list[str] | None) -> dict[str, Store]:
+    """Stores to train on; a held-out dataset is refused by name and left out by default."""
+    stores = open_stores(root.preprocessed, names)
+    held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
+    if names and held_out:
+        raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
+    stores = {name: store for name, store in stores.items() if name not in held_out}
+    if not stores:
+        raise StoreError(f"No finished dataset in {root.preprocessed}: run iris_plan_and_preprocess first.")
+    return stores
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    )
+    stores = _trainable_stores(root, arguments.datasets)
+    default_name = f"{next(iter(stores)) if len(stores) == 1 else f'{len(stores)}_datasets'}"
+    folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
+    settings = _settings(arguments, device)
+    if arguments.resume and (folder / "checkpoint" / "state.json").exists():
+        saved = load_model(folder).state.settings
+        levels = saved["task_levels"]
+        settings = TrainSettings(**{**saved, "task_levels": tuple(levels) if levels else None})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop saves like Ctrl-C
+    print(f"Training {arguments.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
+    if settings.precision == "bf16" and not native_bfloat16(device):
+        print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")
+    checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume)
+    print(f"Finished. Checkpoint: {checkpoint}; curve: {folder / 'curve.png'}")
+    return 0
+
+
+def train_main(argv: list[str] | None = None) -> int:
+    """Console script; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return run(lambda: _command(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(train_main())

@@ -1,0 +1,341 @@
+"""Unified store -> training episodes: a reference that shows a task, and a query of another subject.
+
+Arrays are [D,H,W] = (z,y,x) in RAS+ orientation; every box, shape and patch_size has the same order. Episode
+i is a function of (seed, i) alone: there is no state, so a run that resumes, or draws in several processes,
+meets the very same episodes. One episode: draw a dataset, a class of it (the anchor), a subset of classes
+round the anchor, a reference that shows the anchor, a query of another subject; crop both from the store,
+augment both.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from iris_pipeline.augment import (
+    IDENTITY,
+    QUERY_RANGES,
+    REFERENCE_RANGES,
+    AugmentationRanges,
+    draw_augmentation,
+)
+from iris_pipeline.crops import (
+    CasePool,
+    Crop,
+    bounds,
+    centred_start,
+    densest_start,
+    inside,
+    joint_box,
+    roaming_start,
+    voxels_of,
+)
+from preprocessing.errors import EpisodeError
+
+if TYPE_CHECKING:
+    from preprocessing.store import CaseEntry, Store
+
+EPISODES = 10**9
+"""What `len()` of a sampler says: episodes never end, a loader only needs a number"""
+REFERENCE_ATTEMPTS = 3
+TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One side of an episode: image [1,D,H,W] float32 (normalised), masks [K,D,H,W] float32 of 0 and 1."""
+
+    case_id: str
+    subject: str
+    image: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task of K classes of one dataset, shown by the reference, to be solved on the query."""
+
+    index: int
+    dataset: str
+    class_names: tuple[str, ...]
+    reference: Sample
+    query: Sample
+
+
+@dataclass(frozen=True)
+class StackedEpisodes:
+    """Episodes of the same dataset and classes as batches: images [B,1,D,H,W], masks [B,K,D,H,W]."""
+
+    dataset: str
+    class_names: tuple[str, ...]
+    reference_images: Tensor
+    reference_masks: Tensor
+    query_images: Tensor
+    query_masks: Tensor
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """How episodes are drawn; shares of the patch's edge where a length is meant."""
+
+    max_classes: int = 8
+    full_set_probability: float = 0.5
+    """all classes of the dataset are wanted; else a random subset that holds the anchor"""
+    empty_query_probability: float = 0.05
+    """classes that the query lacks are asked for all the same (its truth is then empty)"""
+    foreground_probability: float = 0.8
+    """the query's crop shows one of the asked classes; else it lies anywhere"""
+    reference_jitter: float = 0.1
+    """the reference's crop moves this far off its objects' centre, as long as they stay inside"""
+    query_jitter: float = 0.25
+    """the query's crop moves this far beyond where its object is wholly inside"""
+    minimum_voxels: int = 50
+    """a class is kept where the reference's crop shows min(this, the class's voxels in the case)"""
+    augment: bool = True
+    reference_ranges: AugmentationRanges = REFERENCE_RANGES
+    query_ranges: AugmentationRanges = QUERY_RANGES
+
+    def __post_init__(self) -> None:
+        for name in ("full_set_probability", "empty_query_probability", "foreground_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise EpisodeError(f"{name} must lie between 0 and 1, but is {getattr(self, name)}.")
+        for name in ("max_classes", "minimum_voxels"):
+            if getattr(self, name) < 1:
+                raise EpisodeError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+
+
+class EpisodeSampler(Dataset[Episode]):
+    """Episodes of the `part` ("train", "validation", "test") of a split of the stores.
+
+    `sampler.episode(i)` = f(seed, i). Datasets are drawn by `weights` (equal where None), then classes alike,
+    then cases: a rare class is met as often as a frequent one. Also a torch Dataset (use `batch_size=None`).
+    Raises EpisodeError where fewer than two subjects of a dataset show the same class, and for unknown
+    splits, parts and weights.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        split: str = "paper",
+        part: str = "train",
+        seed: int = 0,
+        config: EpisodeConfig | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if not stores:
+            raise EpisodeError("At least one dataset is needed to draw episodes, but none was given.")
+        if seed < 0:
+            raise EpisodeError(f"The seed must be 0 or a positive whole number, but is {seed}.")
+        self.seed, self.config = seed, config or EpisodeConfig()
+        self.pools = [CasePool(name, store, split, part) for name, store in stores.items()]
+        for pool in self.pools:
+            subjects = {entry.subject for entry in pool.cases}
+            if len(subjects) < 2:
+                raise EpisodeError(
+                    "Reference and query must be of two different subjects, but part "
+                    f"'{part}' of split '{split}' of dataset '{pool.name}' has {len(subjects)}: "
+                    "add cases or leave the dataset out."
+                )
+            if not pool.anchors():
+                raise EpisodeError(
+                    f"No class of dataset '{pool.name}' is present in two subjects of part '{part}' of split "
+                    f"'{split}': add cases or leave the dataset out."
+                )
+        self.probabilities = _probabilities([pool.name for pool in self.pools], weights)
+
+    def __len__(self) -> int:
+        return EPISODES
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.episode(index)
+
+    def episode(self, index: int) -> Episode:
+        """Episode `index`, the same one however often and in whatever order it is asked for."""
+        return self.batch(index, 1)[0]
+
+    def batch(self, index: int, size: int) -> list[Episode]:
+        """`size` pairs of one dataset that share their classes, so that `stack_episodes` can join them."""
+        config = self.config
+        rng = np.random.default_rng((self.seed, index, TASK_STREAM))
+        pool = self.pools[int(rng.choice(len(self.pools), p=self.probabilities))]
+        anchors = pool.anchors()
+        anchor = anchors[int(rng.integers(len(anchors)))]
+        wanted = _draw_subset(rng, list(pool.classes), anchor, config.full_set_probability)
+        empty = bool(rng.random() < config.empty_query_probability)
+        streams = [np.random.default_rng((self.seed, index, PAIR_STREAM, pair)) for pair in range(size)]
+        drawn = []
+        for stream in streams:
+            reference, query = _draw_pair(stream, pool, anchor, empty)
+            asked = [c for c in wanted if voxels_of(reference, c) > 0 and (empty or voxels_of(query, c) > 0)]
+            crop, kept = _reference_crop(stream, pool, reference, anchor, asked, config)
+            drawn.append((crop, query, kept))
+        # The pairs of a batch share what every one of their references shows: the anchor at the least.
+        names = [c for c in wanted if all(c in kept for _, _, kept in drawn)]
+        names = _truncate(rng, names, anchor, config.max_classes)
+        return [
+            _episode(index, pool, crop, _query_crop(stream, pool, query, names, config), names)
+            for stream, (crop, query, _) in zip(streams, drawn, strict=True)
+        ]
+
+
+def validation_episodes(
+    stores: Mapping[str, Store], split: str, per_dataset: int, seed: int = 0, max_classes: int = 8
+) -> list[Episode]:
+    """A fixed list without augmentation: references from the training part, queries from the validation part.
+
+    Goes round the classes and their validation cases; both crops are centred on the class in turn, and all
+    classes that both cases show are asked. A dataset's episodes depend on (seed, its name) alone. A dataset
+    without validation cases (split "all") contributes none. All are held in memory: about 2 (1 + K) MB each
+    at 64^3 voxels.
+    """
+    config = EpisodeConfig(max_classes=max_classes, reference_jitter=0.0, augment=False)
+    episodes: list[Episode] = []
+    for name, store in stores.items():
+        train, held = CasePool(name, store, split, "train"), CasePool(name, store, split, "validation")
+        key = (seed, zlib.crc32(name.encode()), VALIDATION_STREAM)
+        rounds = _validation_rounds(np.random.default_rng(key), train, held)
+        for number in range(per_dataset if rounds else 0):
+            rng = np.random.default_rng((*key, number))
+            anchor, queries = rounds[number % len(rounds)]
+            query = queries[number // len(rounds) % len(queries)]
+            reference = _choose(rng, _others(train.showing[anchor], query.subject))
+            asked = [c for c in train.classes if voxels_of(reference, c) > 0 and voxels_of(query, c) > 0]
+            crop, kept = _reference_crop(rng, train, reference, anchor, asked, config)
+            size, (low, high) = np.asarray(held.patch_size), bounds(query.classes[anchor].bbox)
+            start = inside((low + high - size) / 2, size, np.asarray(query.shape))
+            names = _truncate(rng, kept, anchor, max_classes)
+            episodes.append(_episode(len(episodes), train, crop, held.crop(query, start, IDENTITY), names))
+    return episodes
+
+
+def _validation_rounds(
+    rng: np.random.Generator, train: CasePool, held: CasePool
+) -> list[tuple[str, list[CaseEntry]]]:
+    """Every class with the validation cases it can be asked of, in random order."""
+    rounds = []
+    for name in train.classes:
+        queries = [q for q in held.showing[name] if _others(train.showing[name], q.subject)]
+        if queries:
+            rounds.append((name, [queries[k] for k in rng.permutation(len(queries))]))
+    return rounds
+
+
+def stack_episodes(episodes: Sequence[Episode]) -> StackedEpisodes:
+    """Join episodes of one dataset and the same classes (from `EpisodeSampler.batch`) along B."""
+    tasks = {(e.dataset, e.class_names) for e in episodes}
+    if len(tasks) != 1:
+        raise EpisodeError(
+            f"Only episodes of one dataset and the same classes can be joined, but {len(tasks)} came."
+        )
+    ((dataset, class_names),) = tasks
+    return StackedEpisodes(
+        dataset=dataset,
+        class_names=class_names,
+        reference_images=torch.stack([e.reference.image for e in episodes]),
+        reference_masks=torch.stack([e.reference.masks for e in episodes]),
+        query_images=torch.stack([e.query.image for e in episodes]),
+        query_masks=torch.stack([e.query.masks for e in episodes]),
+    )
+
+
+def _episode(index: int, pool: CasePool, reference: Crop, query: Crop, names: Sequence[str]) -> Episode:
+    if reference.entry.subject == query.entry.subject:
+        # The draws never do this; a model that trains on its own answer looks excellent and is useless.
+        raise EpisodeError(
+            f"A reference must never be its own query, but both are of subject '{query.entry.subject}' of "
+            f"dataset '{pool.name}': this is a defect, please report it."
+        )
+    values = [pool.classes[c] for c in names]
+    return Episode(index, pool.name, tuple(names), _sample(reference, values), _sample(query, values))
+
+
+def _sample(crop: Crop, values: Sequence[int]) -> Sample:
+    masks = torch.stack([crop.labels == value for value in values]).float()
+    return Sample(crop.entry.id, crop.entry.subject, crop.image, masks)
+
+
+def _others(entries: Sequence[CaseEntry], subject: str) -> list[CaseEntry]:
+    return [entry for entry in entries if entry.subject != subject]
+
+
+def _choose(rng: np.random.Generator, entries: Sequence[CaseEntry]) -> CaseEntry:
+    return entries[int(rng.integers(len(entries)))]
+
+
+def _probabilities(names: Sequence[str], weights: Mapping[str, float] | None) -> np.ndarray:
+    if weights is None:
+        return np.full(len(names), 1 / len(names))
+    values = np.array([weights.get(name, 0.0) for name in names], dtype=float)
+    if set(weights) != set(names) or not np.all(np.isfinite(values)) or np.any(values <= 0):
+        raise EpisodeError(
+            f"Weights must be positive, one for each of {', '.join(names)}, but are {dict(weights)}."
+        )
+    return values / values.sum()
+
+
+def _draw_subset(rng: np.random.Generator, names: list[str], anchor: str, full: float) -> list[str]:
+    """All names, or the anchor with a random number of others, in the dataset's order."""
+    others = [name for name in names if name != anchor]
+    whole, count = rng.random() < full, int(rng.integers(len(others) + 1))
+    chosen = {anchor, *(others[k] for k in rng.permutation(len(others))[:count])}
+    return list(names) if whole else [name for name in names if name in chosen]
+
+
+def _truncate(rng: np.random.Generator, names: Sequence[str], anchor: str, limit: int) -> list[str]:
+    others = [name for name in names if name != anchor]
+    chosen = {anchor, *(others[k] for k in rng.permutation(len(others))[: limit - 1])}
+    return [name for name in names if name in chosen]
+
+
+def _draw_pair(
+    rng: np.random.Generator, pool: CasePool, anchor: str, empty: bool
+) -> tuple[CaseEntry, CaseEntry]:
+    """A reference that shows the anchor and a query of another subject, which may lack it only if `empty`."""
+    reference = _choose(rng, pool.showing[anchor])
+    return reference, _choose(rng, _others(pool.cases if empty else pool.showing[anchor], reference.subject))
+
+
+def _reference_crop(
+    rng: np.random.Generator,
+    pool: CasePool,
+    entry: CaseEntry,
+    anchor: str,
+    asked: Sequence[str],
+    config: EpisodeConfig,
+) -> tuple[Crop, list[str]]:
+    """The reference's patch and the classes it shows well enough; redrawn until the anchor is one of them."""
+    box = joint_box(rng, pool, entry, anchor, asked)
+    for _ in range(REFERENCE_ATTEMPTS):
+        start = centred_start(rng, pool, entry, anchor, box, config.reference_jitter)
+        params = draw_augmentation(rng, pool.patch_size, config.reference_ranges)
+        crop = pool.crop(entry, start, params if config.augment else IDENTITY)
+        kept = _kept(crop, pool, asked, config.minimum_voxels)
+        if anchor in kept:
+            return crop, kept
+    crop = pool.crop(entry, densest_start(pool, entry, anchor), IDENTITY)
+    kept = _kept(crop, pool, asked, config.minimum_voxels)
+    # A class strewn so thinly that no patch holds enough of it: this patch shows the most there is.
+    return crop, kept if anchor in kept else [c for c in asked if c == anchor or c in kept]
+
+
+def _kept(crop: Crop, pool: CasePool, asked: Sequence[str], minimum: int) -> list[str]:
+    return [c for c in asked if crop.voxels(pool.classes[c]) >= min(voxels_of(crop.entry, c), minimum)]
+
+
+def _query_crop(
+    rng: np.random.Generator, pool: CasePool, entry: CaseEntry, names: Sequence[str], config: EpisodeConfig
+) -> Crop:
+    """A patch that shows one of the named classes, wholly or in part, or that lies anywhere in the volume."""
+    present = [c for c in names if voxels_of(entry, c) > 0]
+    focus = rng.random() < config.foreground_probability and bool(present)
+    name = present[int(rng.integers(len(present)))] if focus else None
+    start = roaming_start(rng, pool, entry, name, config.query_jitter)
+    params = draw_augmentation(rng, pool.patch_size, config.query_ranges)
+    return pool.crop(entry, start, params if config.augment else IDENTITY)

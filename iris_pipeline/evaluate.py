@@ -1,0 +1,349 @@
+"""A folder of predicted label maps against the truth: one row a case and class, one verdict for each bad case.
+
+Arrays are [D,H,W] = (z,y,x); prediction and truth are compared voxel by voxel on the truth's own grid, never resampled.
+A case that cannot be scored keeps its rows, without a Dice and without predicted voxels, so that no table can lose it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from iris_pipeline.metrics import Overlap, label_overlaps
+from preprocessing.case import check_same_grid
+from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
+from preprocessing.files import write_text
+from preprocessing.parallel import parallel_map
+from preprocessing.spec import DatasetSpec, load_spec
+from preprocessing.store import MANIFEST, Store
+from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
+
+COLUMNS = (
+    "run",
+    "dataset",
+    "split",
+    "strategy",
+    "case",
+    "subject",
+    "class",
+    "dice",
+    "truth_voxels",
+    "predicted_voxels",
+)
+BASELINE_RUN = "baseline"
+BASELINE_STRATEGY = "everything-foreground"
+RECORD = "predict.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which result a row belongs to. split: "paper/test" and the like, "" where the cases are a folder's."""
+
+    run: str
+    dataset: str
+    split: str
+    strategy: str
+
+
+@dataclass(frozen=True)
+class TruthCase:
+    """One label file that a prediction is compared with."""
+
+    id: str
+    path: Path
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case and class. None: not known, because the prediction (or the truth) could not be read.
+
+    dice is NaN where there is nothing to score: the class is in neither mask, or (partly labelled datasets) the truth
+    does not tell whether it is there.
+    """
+
+    origin: Origin
+    case: str
+    subject: str
+    class_name: str
+    dice: float
+    truth_voxels: int | None
+    predicted_voxels: int | None
+
+    def cells(self) -> list[str]:
+        """The row's text in the order of COLUMNS; NaN and None are empty."""
+        where = self.origin
+        score = "" if math.isnan(self.dice) else f"{self.dice:.6f}"
+        voxels = ["" if n is None else str(n) for n in (self.truth_voxels, self.predicted_voxels)]
+        names = [where.run, where.dataset, where.split, where.strategy, self.case, self.subject]
+        return [*names, self.class_name, score, *voxels]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows of one folder. failures: case -> why it has no score, one sentence each; notes: what else to know.
+
+    baseline: what a mask that calls every voxel foreground scores for the same cases, computed from the truth.
+    """
+
+    rows: tuple[Row, ...]
+    baseline: tuple[Row, ...]
+    failures: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    truth: TruthCase
+    prediction: Path | None
+    origin: Origin
+    truth_classes: Mapping[str, int]
+    classes: Mapping[str, int]
+    partly_labelled: bool
+
+
+@dataclass(frozen=True)
+class _Scored:
+    job: _Job
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
+    voxels: int | None = None
+    failure: str = ""
+
+
+def evaluate_folder(
+    predictions: Path,
+    truths: Sequence[TruthCase],
+    origin: Origin,
+    *,
+    classes: Mapping[str, int] | None = None,
+    truth_classes: Mapping[str, int] | None = None,
+    partly_labelled: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+) -> Evaluation:
+    """Score <case>.nii.gz (or another image file) in `predictions` for each of `truths`; nothing is written.
+
+    classes: name -> value in the predictions, by default from classes.json beside them; truth_classes: the same for
+    the truth, by default equal. Classes are matched by name, and those that both have are scored. A missing
+    prediction, another grid or a value without a name fails that case only. Raises EvaluationError if there is no
+    folder, no truth or no class in common.
+    """
+    if not predictions.is_dir():
+        raise EvaluationError(f"Predictions are a folder of label maps, and {predictions} is none: check -p.")
+    classes = classes or read_classes(predictions)
+    if classes is None:
+        raise EvaluationError(
+            f"The predictions in {predictions} need their class names: put classes.json beside them or give --classes."
+        )
+    truth_classes = truth_classes or classes
+    common = [name for name in truth_classes if name in classes]
+    if not truths or not common:
+        lacking = "no truth to compare with" if not truths else f"no class in common ({_both(classes, truth_classes)})"
+        raise EvaluationError(f"There is {lacking} for the predictions in {predictions}: check -g, -d and --classes.")
+    found = {case_id_of(path): path for path in image_files(predictions)}
+    jobs = [
+        _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled) for truth in truths
+    ]
+    label = f"{origin.dataset} {origin.strategy}".strip() or "evaluate"
+    scored = sorted(
+        parallel_map(_score, jobs, workers, label, progress), key=lambda result: result.job.truth.id
+    )
+    return Evaluation(
+        rows=tuple(row for result in scored for row in _rows(result, common)),
+        baseline=tuple(row for result in scored for row in _baseline_rows(result, common)),
+        failures={result.job.truth.id: result.failure for result in scored if result.failure},
+        notes=_notes(found.keys() - {truth.id for truth in truths}, classes, truth_classes),
+    )
+
+
+def compare(
+    prediction: Volume,
+    truth: Volume,
+    classes: Mapping[str, int],
+    truth_classes: Mapping[str, int] | None = None,
+) -> dict[str, Overlap]:
+    """The overlap of every class of `truth_classes` that `classes` has, too. Label maps [D,H,W] on one grid.
+
+    Raises GridMismatchError if the grids differ by more than half a voxel anywhere, LabelValueError if a map holds a
+    value that its classes do not name.
+    """
+    truth_classes = truth_classes or classes
+    try:
+        check_same_grid(truth, prediction)
+    except GridMismatchError:
+        raise GridMismatchError(
+            "Prediction and truth must lie on one grid; they are "
+            f"{_grid(prediction)} and {_grid(truth)}: predict from the image that belongs to this truth."
+        ) from None
+    _check_values(prediction.array, classes, "prediction")
+    _check_values(truth.array, truth_classes, "truth")
+    return label_overlaps(
+        with_values(prediction.array, classes, truth_classes),
+        truth.array,
+        {name: value for name, value in truth_classes.items() if name in classes},
+    )
+
+
+def with_values(labels: np.ndarray, classes: Mapping[str, int], wanted: Mapping[str, int]) -> np.ndarray:
+    """uint8 labels with the values that `wanted` gives to the same names; other classes become background."""
+    table = np.zeros(256, np.uint8)
+    for name, value in classes.items():
+        table[value] = wanted.get(name, 0)
+    return table[labels.astype(np.uint8)]
+
+
+def everything_foreground(truth_voxels: int, voxels: int) -> float:
+    """Dice of the mask that holds all `voxels` of a volume: what any result has to leave far behind."""
+    return Overlap(truth_voxels, voxels, truth_voxels).dice if truth_voxels else 0.0
+
+
+def dataset_spec(name: str, preprocessed: Path) -> DatasetSpec:
+    """The specification a store was made with, else the one of that name in the package. SpecError if neither is."""
+    folder = preprocessed / name
+    return Store.open(folder).manifest.spec if (folder / MANIFEST).is_file() else load_spec(name)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder, sorted; hidden ones are left out."""
+    return [path for path in sorted(folder.iterdir()) if path.name[0] != "." and is_image_path(path)]
+
+
+def truth_cases(folder: Path) -> list[TruthCase]:
+    """The label files of a folder, or of labelsTr/ inside it."""
+    if not folder.is_dir():
+        raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
+    inner = folder / "labelsTr"
+    return [TruthCase(case_id_of(path), path) for path in image_files(inner if inner.is_dir() else folder)]
+
+
+def read_classes(folder: Path) -> dict[str, int] | None:
+    """Class name -> value from classes.json or dataset.json in a folder; None without either."""
+    # Imported here, because it brings torch along, which the processes that compare masks do not need.
+    from iris_pipeline.references import read_class_names
+
+    return read_class_names(folder)
+
+
+def read_origin(predictions: Path) -> Origin:
+    """What the folder's predict.json and its place results/<run>/predictions/<dataset>/<strategy> say about it."""
+    made_from: Mapping[str, object] = {}
+    if (predictions / RECORD).is_file():
+        try:
+            made_from = json.loads((predictions / RECORD).read_text(encoding="utf-8"))["made_from"]
+        except (ValueError, KeyError, TypeError):
+            made_from = {}
+    parts = predictions.resolve().parts
+    in_run = len(parts) >= 4 and parts[-3] == "predictions"
+    run, dataset, strategy = (parts[-4], parts[-2], parts[-1]) if in_run else ("", "", predictions.resolve().name)
+    split = f"{made_from['split']}/{made_from.get('part', 'test')}" if "split" in made_from else ""
+    return Origin(
+        run=run,
+        dataset=str(made_from.get("dataset") or dataset),
+        split=split,
+        strategy=strategy if in_run else str(made_from.get("strategy") or strategy),
+    )
+
+
+def write_rows(path: Path, rows: Iterable[Row], made_by: str = "") -> None:
+    """Rows as CSV, the columns of COLUMNS; `made_by` follows as a last line that begins with #."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(row.cells() for row in rows)
+    write_text(path, text.getvalue() + (f"# {made_by}\n" if made_by else ""))
+
+
+def _score(job: _Job) -> _Scored:
+    """Never raises: whatever is wrong with one case is a sentence about that case."""
+    truth_volume: Volume | None = None
+    overlaps: Mapping[str, Overlap] = {}
+    failure = ""
+    try:
+        truth_volume = read_labels(job.truth.path)
+        if job.prediction is None:
+            failure = "There is no prediction for this case: predict it, or name the others with --cases."
+        else:
+            overlaps = compare(read_labels(job.prediction), truth_volume, job.classes, job.truth_classes)
+    except IrisError as error:
+        failure = str(error)
+    if truth_volume is None:
+        return _Scored(job, failure=failure)
+    if not overlaps:
+        counts = np.bincount(truth_volume.array.ravel().astype(np.intp).clip(0), minlength=256)
+        overlaps = {name: Overlap(int(counts[value]), 0, 0) for name, value in job.truth_classes.items()}
+    return _Scored(job, overlaps, truth_volume.array.size, failure)
+
+
+def _rows(result: _Scored, names: Sequence[str]) -> list[Row]:
+    job, rows = result.job, []
+    for name in names:
+        overlap = result.overlaps.get(name)
+        score = float("nan")
+        if overlap is not None and not result.failure and not _unknown(job, overlap):
+            score = overlap.dice
+        truth = None if overlap is None else overlap.truth
+        predicted = None if overlap is None or result.failure else overlap.predicted
+        rows.append(Row(job.origin, job.truth.id, job.truth.subject, name, score, truth, predicted))
+    return rows
+
+
+def _baseline_rows(result: _Scored, names: Sequence[str]) -> list[Row]:
+    job, rows = result.job, []
+    origin = Origin(BASELINE_RUN, job.origin.dataset, job.origin.split, BASELINE_STRATEGY)
+    for name in names:
+        overlap = result.overlaps.get(name)
+        if overlap is None or result.voxels is None:
+            continue
+        unknown = _unknown(job, overlap)
+        score = float("nan") if unknown else everything_foreground(overlap.truth, result.voxels)
+        rows.append(
+            Row(origin, job.truth.id, job.truth.subject, name, score, overlap.truth, result.voxels)
+        )
+    return rows
+
+
+def _unknown(job: _Job, overlap: Overlap) -> bool:
+    """Where not every organ was contoured, a class without a voxel may still be in the body."""
+    return job.partly_labelled and overlap.truth == 0
+
+
+def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) -> None:
+    unknown = sorted(set(np.unique(labels).tolist()) - {0, *classes.values()})
+    if unknown:
+        named = ", ".join(f"{value} {name}" for name, value in classes.items())
+        raise LabelValueError(
+            f"The {whose} holds the value {', '.join(map(str, unknown))}, but its classes are {named}: name every "
+            "value in its classes.json or give -d NAME."
+        )
+
+
+def _grid(volume: Volume) -> str:
+    shape = " x ".join(map(str, volume.shape))
+    spacing = " x ".join(f"{edge:.3g}" for edge in volume.spacing_mm)
+    corner = ", ".join(f"{value:.1f}" for value in volume.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm from ({corner})"
+
+
+def _both(classes: Mapping[str, int], truth_classes: Mapping[str, int]) -> str:
+    return f"predicted: {', '.join(classes)}; truth: {', '.join(truth_classes)}"
+
+
+def _notes(
+    without_truth: set[str], classes: Mapping[str, int], truth_classes: Mapping[str, int]
+) -> tuple[str, ...]:
+    notes = []
+    if without_truth:
+        shown = ", ".join(sorted(without_truth)[:5]) + (" ..." if len(without_truth) > 5 else "")
+        notes.append(f"{len(without_truth)} predictions have no truth here and are not scored: {shown}.")
+    for name in (name for name in truth_classes if name not in classes):
+        notes.append(f"Class '{name}' of the truth is not among the predicted classes and is not scored.")
+    for name in (name for name in classes if name not in truth_classes):
+        notes.append(f"Predicted class '{name}' is not among the truth's classes and is not scored.")
+    return tuple(notes)

@@ -1,0 +1,41 @@
+"""Training loss: Dice + cross-entropy per class, on logits and binary masks [B,K,D,H,W] (Sec. 3.4 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Scalars: `total` carries the gradient, the two parts are detached for the log."""
+
+    total: Tensor
+    dice: Tensor
+    cross_entropy: Tensor
+
+
+def soft_dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
+    """Soft Dice coefficient per class, [B,K]: (2 sum(p y) + s) / (sum p + sum y + s), p = sigmoid(logits).
+
+    `smooth` voxels keep the value defined for an empty mask, where it rewards an empty prediction.
+    """
+    p = torch.sigmoid(logits.float()).flatten(2)
+    y = masks.float().flatten(2)
+    return (2 * (p * y).sum(-1) + smooth) / (p.sum(-1) + y.sum(-1) + smooth)
+
+
+def episode_loss(logits: Tensor, masks: Tensor, valid: Tensor | None = None) -> LossParts:
+    """Mean over the valid (sample, class) pairs of (1 - soft Dice) + binary cross-entropy.
+
+    valid [B,K]: 0 where the class had no voxel in the reference, so that its token says nothing; all by default.
+    """
+    dice = 1 - soft_dice(logits, masks)
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none").flatten(2).mean(-1)
+    weight = torch.ones_like(dice) if valid is None else valid.to(dice)
+    count = weight.sum().clamp(min=1.0)
+    dice_mean, entropy_mean = (dice * weight).sum() / count, (entropy * weight).sum() / count
+    return LossParts(dice_mean + entropy_mean, dice_mean.detach(), entropy_mean.detach())

@@ -1,0 +1,33 @@
+"""The image encoder E: a 3D residual UNet encoder shared by reference and query (Sec. 3.2 of the Iris paper)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from iris_pipeline.model.blocks import ResidualBlock
+
+
+class Encoder(nn.Module):
+    """Image [B,1,D,H,W] -> one feature map per stage, full resolution first: [B,C_i,D/2^i,H/2^i,W/2^i].
+
+    `widths[i]` channels and `blocks[i]` residual blocks at stage i. Stage 0 starts with a 3^3 convolution; with
+    `blocks[0] == 0` it is nothing else, which keeps the costly full resolution cheap on a CPU.
+    """
+
+    def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...]):
+        super().__init__()
+        self.stem = nn.Conv3d(1, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
+            previous = widths[max(i - 1, 0)]
+            layers: list[nn.Module] = [nn.MaxPool3d(2)] if i else []
+            layers += [ResidualBlock(previous if j == 0 else width, width) for j in range(depth)]
+            self.stages.append(nn.Sequential(*layers))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(image)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return tuple(features)

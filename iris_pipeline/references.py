@@ -1,0 +1,368 @@
+"""Labelled cases that are to define a task: found on disk or drawn from a store, planned, prepared, encoded.
+
+Arrays are [D,H,W] = (z,y,x) in RAS+; `spacing_mm`, `patch_size` and `crop` have the same order. References
+are read one by one, once to measure and once to encode, so that memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.adapters import Case
+from preprocessing.case import preprocess_case
+from preprocessing.errors import LabelValueError, ReferenceCaseError
+from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
+from preprocessing.geometry import Reorientation
+from preprocessing.plan import Plan, Policy, make_plan
+from preprocessing.spec import DatasetSpec, Modality
+from preprocessing.store import Store
+from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels, read_volume
+
+FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
+CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
+
+
+@dataclass(frozen=True)
+class ReferenceFiles:
+    """Labelled cases on disk.
+
+    classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file.
+    """
+
+    cases: tuple[Case, ...]
+    classes: dict[str, int]
+    unpaired: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A labelled case a reference may be drawn from: who it is and which classes it shows."""
+
+    id: str
+    subject: str
+    classes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A drawn reference and the classes to take from it, in order."""
+
+    id: str
+    classes: tuple[str, ...]
+
+
+def find_references(folder: Path) -> ReferenceFiles:
+    """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id.
+
+    Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
+    beside the two folders; without either, value v is named label_v. ReferenceCaseError if nothing can be
+    paired.
+    """
+    for images, labels in FOLDERS:
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            break
+    else:
+        raise ReferenceCaseError(
+            "References are a folder with images/ and labels/ (or imagesTr/ and labelsTr/), or one image "
+            f"and one label file; {folder} is neither."
+        )
+    image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
+    alone = sorted(set(image_files) ^ set(label_files))
+    paired = sorted(set(image_files) & set(label_files))
+    if not paired:
+        raise ReferenceCaseError(
+            f"Each reference needs an image and a label file of one name in {folder / images} and "
+            f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
+        )
+    # The modality is not known yet: `reference_spec` is told or guesses it.
+    cases = tuple(Case(name, name, image_files[name], label_files[name], "MR") for name in paired)
+    return ReferenceFiles(cases, read_class_names(folder) or name_values(cases), tuple(alone))
+
+
+def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
+    """One image and its label file; class names from the label file's folder, or the one above."""
+    cases = (Case(case_id_of(image), case_id_of(image), image, labels, "MR"),)
+    return ReferenceFiles(
+        cases, read_class_names(labels.parent) or read_class_names(labels.parent.parent) or name_values(cases)
+    )
+
+
+def read_class_names(folder: Path) -> dict[str, int] | None:
+    """Class name -> value from classes.json or dataset.json in a folder; None without either.
+
+    ReferenceCaseError if the file cannot be understood.
+    """
+    for name in ("classes.json", "dataset.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            classes = _class_values(content if name == "classes.json" else content["labels"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            classes = {}
+        values = list(classes.values())
+        if not classes or len(set(values)) != len(values) or not all(1 <= v <= 255 for v in values):
+            raise ReferenceCaseError(
+                f'{path} should name the classes as {{"liver": 1}} (dataset.json: under "labels"), each with '
+                "a value of its own in 1..255; correct it or take it away."
+            )
+        return classes
+    return None
+
+
+def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:
+    """{"liver": 1} or {"1": "liver"} -> {"liver": 1}; the background is left out."""
+    pairs = [(value, int(key)) if isinstance(value, str) else (key, value) for key, value in entries.items()]
+    if any(not isinstance(value, int) for _, value in pairs):
+        raise ValueError("regions and other non-integers are no class values")
+    return {name: value for name, value in pairs if value != 0}
+
+
+def name_values(cases: Sequence[Case]) -> dict[str, int]:
+    """label_<value> for each value in any of the label files; LabelValueError for values outside 0..255."""
+    values: set[int] = set()
+    for case in tqdm(cases, desc="Reading label values", leave=False, disable=len(cases) < 2):
+        assert case.labels is not None
+        found = {int(v) for v in np.unique(read_labels(case.labels).array)}
+        wrong = sorted(v for v in found if not 0 <= v <= 255)
+        if wrong:
+            raise LabelValueError(
+                f"Label values of references are 0 (background) to 255; {case.labels} holds {wrong[:5]}: "
+                "renumber its classes."
+            )
+        values |= found
+    if not values - {0}:
+        raise ReferenceCaseError(
+            "A reference must show at least one class; all the given label files are empty."
+        )
+    return {f"label_{value}": value for value in sorted(values - {0})}
+
+
+def image_hash(image: Volume) -> str:
+    """Content hash of the voxels in RAS+ order: a copy of other name, format or orientation has the same."""
+    array = np.ascontiguousarray(Reorientation.to_ras(image.affine).apply(image.array), dtype=np.float32)
+    digest = hashlib.blake2b(f"{array.shape}".encode(), digest_size=16)
+    digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def reference_spec(
+    files: ReferenceFiles, modality: Modality | None = None, intensity_offset: float = 0.0
+) -> tuple[DatasetSpec, tuple[CasePrint, ...]]:
+    """A specification made up for references of no known dataset, and their measurements.
+
+    modality None: guessed from the grey values, CT if one of the references goes below -200.
+    ReferenceCaseError names a reference that cannot be used and why.
+    """
+    spec = DatasetSpec(
+        name="references",
+        title="References",
+        modality=modality or "MR",
+        role="held-out",
+        source="given",
+        licence="",
+        classes=files.classes,
+        intensity_offset=intensity_offset,
+    )
+    prints = measure_references(files.cases, spec)
+    if modality is None and min(p.intensity["minimum"] for p in prints) < CT_MINIMUM_HU:
+        spec = spec.model_copy(update={"modality": "CT"})
+    return spec, prints
+
+
+def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePrint, ...]:
+    """The fingerprint's view of each reference; ReferenceCaseError names one that cannot be used and why."""
+    prints = []
+    for case in tqdm(cases, desc="Measuring references", leave=False, disable=len(cases) < 2):
+        found = measure_case(case, spec)
+        if not found.accepted:
+            raise ReferenceCaseError(f"Reference '{case.id}' cannot be used: {found.why}")
+        prints.append(found)
+    if not any(p.classes for p in prints):
+        raise ReferenceCaseError(
+            f"A reference must show at least one class of {', '.join(spec.classes)}; the masks of "
+            f"{', '.join(c.id for c in cases[:5])} are empty."
+        )
+    return tuple(prints)
+
+
+def plan_references(loaded: LoadedModel, spec: DatasetSpec, prints: tuple[CasePrint, ...]) -> Plan:
+    """Spacing and patch for references of a dataset the model does not know, from these references alone.
+
+    The rules are those of the model's own datasets: their policy, and a crop as large as their largest patch.
+    """
+    plans = list(loaded.plans.values())
+    policy: Policy = Counter(plan.policy for plan in plans).most_common(1)[0][0] if plans else "fit"
+    edges = [max(sizes) for sizes in zip(*(plan.patch_size for plan in plans), strict=True)] or [64, 64, 64]
+    fingerprint = Fingerprint(dataset=spec.name, spec_digest="", cases=prints)
+    # As a held-out dataset none of the cases is set aside: references are there to be looked at.
+    return make_plan(
+        fingerprint, spec.model_copy(update={"role": "held-out"}), policy, (edges[0], edges[1], edges[2])
+    )
+
+
+def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> PreparedReference:
+    """Read one labelled case and bring it to the plan's grid and intensities."""
+    if case.labels is None:
+        raise ReferenceCaseError(
+            f"Reference '{case.id}' has no label file; a reference is an image with its mask."
+        )
+    image = read_volume(case.image)
+    prepared = preprocess_case(
+        image, plan.spacing_mm, plan.normalisation, read_labels(case.labels), plan.intensity_offset
+    )
+    assert prepared.labels is not None
+    return PreparedReference(
+        case.id, prepared.image, prepared.labels, classes, case.subject, image_hash(image)
+    )
+
+
+def stored_reference(store: Store, case_id: str, raw_image: Path | None = None) -> PreparedReference:
+    """A case of a store as a reference; its raw image, where at hand, is read for its content hash only."""
+    return PreparedReference(
+        case_id,
+        store.image(case_id),
+        store.labels(case_id),
+        store.manifest.classes,
+        store.entry(case_id).subject,
+        image_hash(read_volume(raw_image)) if raw_image is not None else "",
+    )
+
+
+def draw_references(
+    candidates: Iterable[Candidate],
+    classes: Sequence[str],
+    count: int,
+    seed: int,
+    not_subjects: Iterable[str] = (),
+) -> list[Draw]:
+    """`count` references by seed, of other subjects than `not_subjects`; the same seed draws the same.
+
+    The first is the first in random order among those that show the most classes. Classes that none of the
+    `count` shows come each from the first further case in that order that shows them. ReferenceCaseError
+    without a candidate.
+    """
+    if count < 1:
+        raise ReferenceCaseError(f"The number of references must be 1 or more; got {count}.")
+    excluded = set(not_subjects)
+    pool = sorted((c for c in candidates if c.subject not in excluded), key=lambda c: c.id)
+    pool = [c for c in pool if c.classes & set(classes)]
+    if not pool:
+        raise ReferenceCaseError(
+            "No labelled case of another subject than the query's is there to be the reference."
+        )
+    order = [pool[int(i)] for i in np.random.default_rng(seed).permutation(len(pool))]
+    most = max(len(c.classes & set(classes)) for c in pool)
+    order.sort(key=lambda c: len(c.classes & set(classes)) < most)  # stable: both halves stay in random order
+    chosen = order[:count]
+    draws = [Draw(c.id, tuple(name for name in classes if name in c.classes)) for c in chosen]
+    missing = [name for name in classes if not any(name in draw.classes for draw in draws)]
+    for candidate in order[count:]:
+        shown = tuple(name for name in missing if name in candidate.classes)
+        if shown:
+            draws.append(Draw(candidate.id, shown))
+            missing = [name for name in missing if name not in shown]
+    return draws
+
+
+def encode_draws(
+    loaded: LoadedModel,
+    draws: Sequence[Draw],
+    prepare: Callable[[str], PreparedReference],
+    plan: Plan,
+    classes: Sequence[str],
+    *,
+    strategy: str,
+    device: torch.device | str = "cpu",
+    autocast: bool = False,
+) -> TaskEmbedding:
+    """Encode each drawn reference, take its classes, average over references; `classes` gives the order.
+
+    A class too small to leave a voxel at the plan's spacing is left out of its reference; ReferenceCaseError
+    if all references are empty there.
+    """
+    tasks, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
+    for draw in tqdm(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
+        try:
+            task = one_shot(
+                loaded.model,
+                prepare(draw.id),
+                plan,
+                model_hash=loaded.model_hash,
+                device=device,
+                autocast=autocast,
+            )
+        except ReferenceCaseError as error:
+            empty = error
+            continue
+        shown = [name for name in draw.classes if name in task.class_names]
+        if shown:
+            tasks.append(task.select(shown))
+    if not tasks:
+        raise empty
+    task = ensemble(tasks)
+    return replace(task.select([name for name in classes if name in task.class_names]), made_by=strategy)
+
+
+def encode_files(
+    loaded: LoadedModel,
+    files: ReferenceFiles,
+    *,
+    strategy: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    modality: Modality | None = None,
+    device: torch.device | str = "cpu",
+    autocast: bool = False,
+) -> TaskEmbedding:
+    """References on disk -> task. strategy None: "one-shot" for one reference, "ensemble" for several.
+
+    "one-shot" among several, or `count` of them, are drawn by `seed`. Class values of the task are those of
+    the files.
+    """
+    strategy = strategy or ("one-shot" if len(files.cases) == 1 or count == 1 else "ensemble")
+    spec, prints = reference_spec(files, modality)
+    candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
+    count = 1 if strategy == "one-shot" else min(count or len(candidates), len(candidates))
+    draws = draw_references(candidates, list(files.classes), count, seed)
+    drawn = {draw.id for draw in draws}
+    plan = plan_references(loaded, spec, tuple(p for p in prints if p.id in drawn))
+    by_id = {case.id: case for case in files.cases}
+    return encode_draws(
+        loaded,
+        draws,
+        lambda case_id: prepare_reference(by_id[case_id], plan, files.classes),
+        plan,
+        list(files.classes),
+        strategy=strategy,
+        device=device,
+        autocast=autocast,
+    )
+
+
+def _by_id(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not is_image_path(path):
+            continue
+        name = case_id_of(path)
+        if name in found:
+            raise ReferenceCaseError(
+                f"{folder} holds two files of the case '{name}' ({found[name].name}, {path.name}): keep one."
+            )
+        found[name] = path
+    return found

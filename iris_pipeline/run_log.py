@@ -1,0 +1,135 @@
+"""What a training run leaves for people to look at: train.csv, train.log, curve.png, run.json."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import matplotlib
+
+from iris_pipeline.checkpoint import write_json
+from iris_pipeline.losses import LossParts
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+COLUMNS = ["iteration", "loss", "dice_loss", "ce_loss", "lr", "gradient_norm", "seconds", "validation_dice"]
+RUN_SCHEMA_VERSION = 1
+
+
+class RunLog:
+    """Writes the log of one run as it happens; a context manager, so that the curve is drawn however it ends.
+
+    Rows of train.csv hold the mean since the last row; `validation_dice` (mean over datasets) is filled where it was
+    measured, and validation.csv has it per dataset.
+    """
+
+    def __init__(self, folder: Path, settings: Any, datasets: list[str], append: bool = False, every: int = 20):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.every, self.datasets = folder, every, datasets
+        self._run = {
+            "schema_version": RUN_SCHEMA_VERSION,
+            "status": "running",
+            "datasets": datasets,
+            "settings": asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        fresh = not (append and (folder / "train.csv").exists())
+        self._csv = (folder / "train.csv").open("w" if fresh else "a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._csv, COLUMNS)
+        if fresh:
+            self._writer.writeheader()
+            (folder / "validation.csv").write_text("iteration,dataset,dice\n", encoding="utf-8")
+        self._log = (folder / "train.log").open("w" if fresh else "a", encoding="utf-8")
+        self._recent: list[tuple[float, float, float]] = []
+        self._pending: dict[str, float] = {}
+        self.smoothed_loss = float("nan")
+        write_json(folder / "run.json", self._run)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self.say(f"Stopped by {kind.__name__ if kind else 'an error'}: {error}")
+            self._run["status"] = "stopped"
+            write_json(self.folder / "run.json", self._run)
+        self._csv.close()
+        self._log.close()
+        draw_curve(self.folder)
+
+    def say(self, text: str) -> None:
+        """One line in train.log, with the time, flushed."""
+        self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._log.flush()
+
+    def step(self, iteration: int, losses: list[LossParts], rate: float, norm: float, seconds: float) -> None:
+        """Gather a step; every `every` steps a row is written."""
+        for parts in losses:
+            self._recent.append((float(parts.total.detach()), float(parts.dice), float(parts.cross_entropy)))
+        total = self._recent[-1][0]
+        self.smoothed_loss = (
+            total if self.smoothed_loss != self.smoothed_loss else 0.98 * self.smoothed_loss + 0.02 * total
+        )
+        if iteration % self.every == 0:
+            self._row(iteration, rate, norm, seconds)
+
+    def _row(self, iteration: int, rate: float, norm: float, seconds: float) -> None:
+        mean = [sum(values) / len(values) for values in zip(*self._recent, strict=True)]
+        row = dict(zip(("loss", "dice_loss", "ce_loss"), (f"{v:.5f}" for v in mean), strict=True))
+        row |= {"iteration": str(iteration), "lr": f"{rate:.3e}", "gradient_norm": f"{norm:.3f}"}
+        self._writer.writerow(row | {"seconds": f"{seconds:.1f}"})
+        self._csv.flush()
+        self.say(f"iteration {iteration}  loss {mean[0]:.4f}  lr {rate:.2e}  {seconds:.0f} s")
+        self._recent.clear()
+
+    def validation(self, iteration: int, scores: dict[str, float]) -> None:
+        """Dice per dataset on the fixed validation episodes."""
+        mean = sum(scores.values()) / max(len(scores), 1)
+        self._writer.writerow({"iteration": iteration, "validation_dice": f"{mean:.4f}"})
+        self._csv.flush()
+        with (self.folder / "validation.csv").open("a", encoding="utf-8") as file:
+            file.writelines(f"{iteration},{name},{value:.4f}\n" for name, value in scores.items())
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.say(f"iteration {iteration}  validation Dice {mean:.4f}  ({parts})")
+        self._run["validation"] = scores
+        draw_curve(self.folder)
+
+    def finish(self, iteration: int, seconds: float) -> None:
+        """Mark the run as finished: prediction takes the newest finished run by default."""
+        self.say(f"Finished: {iteration} iterations in {seconds / 60:.1f} minutes.")
+        self._run |= {
+            "status": "finished",
+            "iterations": iteration,
+            "seconds": round(seconds, 1),
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        write_json(self.folder / "run.json", self._run)
+
+
+def draw_curve(folder: Path) -> None:
+    """curve.png from train.csv and validation.csv: loss on the left axis, validation Dice per dataset on the right."""
+    with (folder / "train.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    with (folder / "validation.csv").open(encoding="utf-8") as file:
+        scores = list(csv.DictReader(file))
+    figure, left = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    left.plot([int(r["iteration"]) for r in rows], [float(r["loss"]) for r in rows], color="0.4", label="training loss")
+    left.set(xlabel="iteration", ylabel="Dice + cross-entropy", ylim=(0, None))
+    right = left.twinx()
+    for name in dict.fromkeys(row["dataset"] for row in scores):
+        points = [(int(r["iteration"]), float(r["dice"])) for r in scores if r["dataset"] == name]
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    right.set(ylabel="validation Dice (one-shot, crops)", ylim=(0, 1))
+    handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    temporary = folder / "curve.tmp.png"
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(folder / "curve.png")

@@ -1,0 +1,259 @@
+"""References -> TaskEmbedding: of one reference, as the mean over several, or of the memory bank (Sec. 3.4).
+
+Arrays are [D,H,W] = (z,y,x), as are `spacing_mm` and `patch_size`; K classes; m context tokens; C_l channels
+of level l. A strategy is a function; strategies are composed, not subclassed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.ndimage import find_objects
+from torch import Tensor
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.memory_bank import bank_key
+from iris_pipeline.model import TaskTokens
+from iris_pipeline.sliding_window import window_starts
+from iris_pipeline.task import TaskEmbedding, same_footing
+from preprocessing.errors import ReferenceCaseError, TaskError
+from preprocessing.geometry import CropPad
+from preprocessing.plan import Plan
+
+Box = tuple[tuple[int, int], ...]
+"""Half-open bounds ((z0,z1),(y0,y1),(x0,x1))."""
+
+
+class TaskEncoder(Protocol):
+    """`Iris.encode_task`: image [B,1,D,H,W] and masks [B,K,D,H,W] (0/1) -> task tokens."""
+
+    def encode_task(self, image: Tensor, masks: Tensor) -> TaskTokens: ...
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """One labelled case brought to a plan's spacing and intensities.
+
+    image: float32 [D,H,W]. labels: uint8 [D,H,W]. classes: name -> value in `labels`. subject: the person.
+    image_hash: content hash of the raw image ("" where it is not at hand).
+    """
+
+    id: str
+    image: np.ndarray
+    labels: np.ndarray
+    classes: Mapping[str, int]
+    subject: str = ""
+    image_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop of the network's size (start may be negative: padding) and the classes encoded from it."""
+
+    start: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+
+def one_shot(
+    model: TaskEncoder,
+    reference: PreparedReference,
+    plan: Plan,
+    *,
+    model_hash: str,
+    device: torch.device | str = "cpu",
+    autocast: bool = False,
+) -> TaskEmbedding:
+    """The task that one reference shows: computed once, reused for every query.
+
+    Classes whose joint box fits the plan's patch share one encoder pass. An object larger than the patch is
+    encoded from windows that cover it, and their tokens are averaged with the mask's voxels as weights: for
+    the foreground token of disjoint windows this is exactly the mean over the whole mask. ReferenceCaseError
+    if no class has a voxel; classes without voxels are left out.
+    """
+    boxes = class_boxes(reference)
+    if not boxes:
+        raise ReferenceCaseError(
+            f"A reference must show at least one of {', '.join(reference.classes)}; the mask of "
+            f"'{reference.id}' is empty at {_mm(plan.spacing_mm)}: take another reference."
+        )
+    sums: dict[str, list[Tensor]] = {}
+    voxels: dict[str, float] = {}
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+        for window in plan_windows(boxes, reference.image.shape, plan.patch_size):
+            crop = CropPad(reference.image.shape, window.start, plan.patch_size)
+            labels = crop.apply(reference.labels, 0)
+            masks = {name: labels == reference.classes[name] for name in window.classes}
+            masks = {name: mask for name, mask in masks.items() if mask.any()}
+            if not masks:
+                continue
+            image = np.ascontiguousarray(
+                crop.apply(reference.image, float(reference.image.min())), dtype=np.float32
+            )
+            stacked = np.stack(list(masks.values())).astype(np.float32)
+            tokens = model.encode_task(
+                torch.from_numpy(image)[None, None].to(device), torch.from_numpy(stacked)[None].to(device)
+            )
+            for k, (name, mask) in enumerate(masks.items()):
+                weight = float(np.count_nonzero(mask))
+                new = [level[0, k].float().cpu() * weight for level in tokens]
+                sums[name] = (
+                    [old + add for old, add in zip(sums[name], new, strict=True)] if name in sums else new
+                )
+                voxels[name] = voxels.get(name, 0.0) + weight
+    levels = zip(*([level / voxels[name] for level in sums[name]] for name in boxes), strict=True)
+    return TaskEmbedding(
+        class_names=tuple(boxes),
+        tokens=tuple(torch.stack(level)[None] for level in levels),
+        spacing_mm=plan.spacing_mm,
+        patch_size=plan.patch_size,
+        normalisation=plan.normalisation,
+        intensity_offset=plan.intensity_offset,
+        modality=plan.modality,
+        references=1,
+        model_hash=model_hash,
+        made_by="one-shot",
+        reference_hashes=(reference.image_hash,) if reference.image_hash else (),
+        class_values=tuple(reference.classes[name] for name in boxes),
+    )
+
+
+def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
+    """Context ensemble: per class the mean of the tokens over the tasks that have it.
+
+    One task comes back as it is but for its name. TaskError if there is none or if they differ in model,
+    grid, intensities or in the value of a class.
+    """
+    if not tasks:
+        raise TaskError("An ensemble needs at least one task; got none: give references.")
+    classes: dict[str, int] = {}
+    for task in tasks:
+        if not same_footing(tasks[0], task):
+            raise TaskError(
+                "An ensemble needs tasks of one model, spacing, patch size and intensities; "
+                "these differ: encode the references together."
+            )
+        for name, value in task.classes.items():
+            if classes.setdefault(name, value) != value:
+                raise TaskError(
+                    f"Class '{name}' has the value {classes[name]} in one task and {value} in another."
+                )
+    levels = []
+    for level in range(len(tasks[0].tokens)):
+        means = [
+            torch.stack(
+                [t.tokens[level][0, t.class_names.index(name)] for t in tasks if name in t.class_names]
+            ).mean(0)
+            for name in classes
+        ]
+        levels.append(torch.stack(means)[None])
+    return replace(
+        tasks[0],
+        class_names=tuple(classes),
+        class_values=tuple(classes.values()),
+        tokens=tuple(levels),
+        references=sum(task.references for task in tasks),
+        made_by="ensemble",
+        reference_hashes=tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes)),
+    )
+
+
+def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
+    """The task of a dataset the model was trained on, from its memory bank: no reference is needed.
+
+    TaskError if the model does not know the dataset, or has not yet met any of its classes.
+    """
+    if dataset not in loaded.plans or dataset not in loaded.specs:
+        raise TaskError(
+            f"The model was trained on {', '.join(sorted(loaded.plans)) or 'no dataset'}; it has no memory "
+            f"of '{dataset}': give references with -r, or another model with -m."
+        )
+    plan, classes = loaded.plans[dataset], loaded.specs[dataset]["classes"]
+    seen = {name: value for name, value in classes.items() if bank_key(dataset, name) in loaded.bank}
+    if not seen:
+        raise TaskError(
+            f"The model's memory bank holds none of the classes of '{dataset}' ({', '.join(classes)}): train "
+            "longer, or give references with -r."
+        )
+    return TaskEmbedding(
+        class_names=tuple(seen),
+        tokens=tuple(loaded.bank.get(bank_key(dataset, name) for name in seen)),
+        spacing_mm=plan.spacing_mm,
+        patch_size=plan.patch_size,
+        normalisation=plan.normalisation,
+        intensity_offset=plan.intensity_offset,
+        modality=plan.modality,
+        references=0,
+        model_hash=loaded.model_hash,
+        made_by="bank",
+        class_values=tuple(seen.values()),
+    )
+
+
+def class_boxes(reference: PreparedReference) -> dict[str, Box]:
+    """Bounding box of each class that has voxels, in the order of `classes`."""
+    found = find_objects(reference.labels)
+    boxes: dict[str, Box] = {}
+    for name, value in reference.classes.items():
+        slices = found[value - 1] if value <= len(found) else None
+        if slices is not None:
+            boxes[name] = tuple((s.start, s.stop) for s in slices)
+    return boxes
+
+
+def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence[int]) -> list[Window]:
+    """Which crops show which classes: few crops, each class whole in one of them where it fits.
+
+    Classes join the first group whose joint box stays within the patch; a group is cropped around the middle
+    of its box. Classes larger than the patch share windows laid over their joint box. Where the volume is at
+    least as large as the patch, a crop stays inside it.
+    """
+    groups: list[tuple[Box, list[str]]] = []
+    large: list[str] = []
+    for name, box in boxes.items():
+        if not _fits(box, patch):
+            large.append(name)
+            continue
+        for i, (joint, names) in enumerate(groups):
+            union = _union([joint, box])
+            if _fits(union, patch):
+                groups[i] = (union, [*names, name])
+                break
+        else:
+            groups.append((box, [name]))
+    windows = [Window(_centred(box, shape, patch), tuple(names)) for box, names in groups]
+    if large:
+        joint = _union([boxes[name] for name in large])
+        axes = [
+            [low + start for start in window_starts(high - low, edge, 0.0)] if high - low > edge else [centre]
+            for (low, high), edge, centre in zip(joint, patch, _centred(joint, shape, patch), strict=True)
+        ]
+        windows += [Window((z, y, x), tuple(large)) for z, y, x in product(*axes)]
+    return windows
+
+
+def _fits(box: Box, patch: Sequence[int]) -> bool:
+    return all(high - low <= edge for (low, high), edge in zip(box, patch, strict=True))
+
+
+def _union(boxes: Sequence[Box]) -> Box:
+    return tuple(
+        (min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True)
+    )
+
+
+def _centred(box: Box, shape: Sequence[int], patch: Sequence[int]) -> tuple[int, int, int]:
+    """Start of a patch round the middle of a box, inside the volume; a smaller volume lies in its middle."""
+    starts = []
+    for (low, high), length, edge in zip(box, shape, patch, strict=True):
+        start = (low + high - edge) // 2
+        starts.append(min(max(start, 0), length - edge) if length >= edge else (length - edge) // 2)
+    return starts[0], starts[1], starts[2]
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:g}" for s in spacing) + " mm (z,y,x)"

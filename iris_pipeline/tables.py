@@ -1,0 +1,287 @@
+"""Rows of all runs -> result tables, as CSV and Markdown, with what was left out of each and the command that made it.
+
+Dice is 0..1 in the dataset tables and in % where rows of ours stand beside the paper's. A mean is the mean over the
+classes of each class's mean over the cases. The paper's rows are marked and never averaged with ours.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from iris_pipeline import paper
+from iris_pipeline.evaluate import BASELINE_RUN, BASELINE_STRATEGY, COLUMNS
+from preprocessing.errors import EvaluationError
+from preprocessing.files import write_text
+
+EVALUATION = "evaluation"
+ROW_KEY = ["run", "split", "strategy"]
+PAPER_RUN = "paper"
+PAPER_METHODS = ("Iris", "nnUNet")
+BASELINE_TITLE = "everything is foreground"
+STRATEGY_ORDER = ("one-shot", "ensemble", "retrieval", "tuning", "bank")
+RULE = (
+    "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them has it. "
+    "The mean is over the classes of each class's mean over its cases."
+)
+PAPER_RULE = (
+    "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes them with ours."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table. name: of its CSV file; frame: cells as shown; notes: the lines under it."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the case-class pairs behind one table row were treated (the empty-mask rule)."""
+
+    pairs: int
+    scored: int
+    absent: int
+    truth_only: int
+    mask_only: int
+    unknown: int
+    failed: int
+
+    def sentence(self) -> str:
+        """All counts in words; the ones that did not happen are left out."""
+        parts = [
+            (self.absent, "in neither truth nor mask (left out)"),
+            (self.truth_only, "in the truth only (0)"),
+            (self.mask_only, "in the mask only (0)"),
+            (self.unknown, "with a truth that does not tell (left out)"),
+            (self.failed, "WITHOUT A USABLE PREDICTION (left out: this row is incomplete)"),
+        ]
+        told = "".join(f", {count} {what}" for count, what in parts if count)
+        return f"{self.scored} of {self.pairs} case-class pairs scored{told}"
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """One evaluation CSV with the columns of evaluate.COLUMNS; EvaluationError where it is something else."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = "".join(line for line in lines if not line.startswith("#"))
+        # Names stay text, whatever they look like: a case '007' or a class 'NA' is no number and no gap.
+        names = dict.fromkeys(COLUMNS[:7], "str")
+        frame = pd.read_csv(io.StringIO(text), dtype=names, keep_default_na=False, na_values=dict.fromkeys(COLUMNS[7:], [""]))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} is no evaluation table ({error}): make it again with iris_evaluate.") from None
+    if list(frame.columns) != list(COLUMNS):
+        raise EvaluationError(
+            f"An evaluation table has the columns {', '.join(COLUMNS)}; {path} has {', '.join(frame.columns)}: make it "
+            "again with iris_evaluate."
+        )
+    return frame
+
+
+def collect_rows(results: Path, runs: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of results/<run>/evaluation/*.csv of all runs, or of some. EvaluationError if there are none.
+
+    The baseline comes with every run and is kept once for each dataset, split, case and class.
+    """
+    paths = sorted(results.glob(f"*/{EVALUATION}/*.csv"))
+    if runs is not None:
+        paths = [path for path in paths if path.parents[1].name in runs]
+    if not paths:
+        raise EvaluationError(
+            f"{results} holds no <run>/{EVALUATION}/*.csv to make tables from: run iris_evaluate first."
+        )
+    frame = pd.concat([read_rows(path) for path in paths], ignore_index=True)
+    repeated = frame["run"].eq(BASELINE_RUN) & frame.duplicated(
+        ["run", "dataset", "split", "strategy", "case", "class"]
+    )
+    return frame[~repeated].reset_index(drop=True)
+
+
+def count_pairs(rows: pd.DataFrame) -> Counts:
+    """The empty-mask rule's counts over rows of one table row."""
+    truth, mask, scored = rows["truth_voxels"], rows["predicted_voxels"], rows["dice"].notna()
+    return Counts(
+        pairs=len(rows),
+        scored=int(scored.sum()),
+        absent=int((~scored & (truth == 0) & (mask == 0)).sum()),
+        truth_only=int((scored & (truth > 0) & (mask == 0)).sum()),
+        mask_only=int((scored & (truth == 0) & (mask > 0)).sum()),
+        unknown=int((~scored & (truth == 0) & (mask > 0)).sum()),
+        failed=int(mask.isna().sum()),
+    )
+
+
+def class_means(rows: pd.DataFrame) -> pd.Series:
+    """Mean Dice of each class over the cases that are scored, in the rows' order of classes; NaN where none is."""
+    return rows.groupby("class", sort=False)["dice"].mean()
+
+
+def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = None) -> Table:
+    """Rows: run, split and strategy; columns: the classes and their mean; the baseline and the paper's figures below."""
+    chosen = rows[rows["dataset"] == dataset]
+    classes = list(dict.fromkeys(chosen["class"]))
+    lines, notes = [], [RULE]
+    for key, group in _groups(chosen):
+        means = class_means(group)
+        lines.append(
+            dict(zip(ROW_KEY, _shown(key), strict=True))
+            | {"cases": str(group.loc[group["predicted_voxels"].notna(), "case"].nunique())}
+            | {name: _score(means.get(name)) for name in classes}
+            | {"mean": _score(means.mean())}
+        )
+        if key[0] != BASELINE_RUN:
+            notes.append(f"{_name(key)}: {count_pairs(group).sentence()}.")
+    if paper_column is not None:
+        number = _table_of(dataset, paper_column)
+        for method in PAPER_METHODS:
+            percent = paper.figure(method, paper_column)
+            if percent is not None:
+                lines.append(
+                    {"run": PAPER_RUN, "split": f"Table {number}, {paper_column}", "strategy": method}
+                    | {"mean": _score(percent / 100)}
+                )
+        notes.append(PAPER_RULE)
+    frame = pd.DataFrame(lines, columns=[*ROW_KEY, "cases", *classes, "mean"]).fillna("")
+    return Table(dataset, dataset, frame, tuple(notes))
+
+
+def overview_table(rows: pd.DataFrame) -> Table:
+    """Rows: run, split and strategy; columns: the datasets' means. A mean over datasets only where a row has them all."""
+    datasets = sorted(set(rows["dataset"]))
+    lines = []
+    for key, group in _groups(rows):
+        means = {name: class_means(part).mean() for name, part in group.groupby("dataset")}
+        lines.append(
+            dict(zip(ROW_KEY, _shown(key), strict=True))
+            | {name: _score(means.get(name)) for name in datasets}
+            | {"mean": _score(pd.Series(means).mean() if len(means) == len(datasets) else None)}
+        )
+    frame = pd.DataFrame(lines, columns=[*ROW_KEY, *datasets, "mean"]).fillna("")
+    notes = (RULE, "The last column is over the datasets, and empty where a row lacks one; counts stand under each dataset.")
+    return Table("overview", "All datasets, Dice", frame, notes)
+
+
+def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> Table | None:
+    """The paper's table 1 or 2 in its own form, Dice in %, with rows of ours where our datasets fill its columns.
+
+    columns: our dataset -> the paper's column. None where no dataset of ours is in this table. Ours get an average
+    only if they fill every column.
+    """
+    published = paper.load_table(number)
+    order = paper.columns_of(number)
+    ours = {
+        name: column
+        for name, column in columns.items()
+        if column in order and (rows["dataset"] == name).any()
+    }
+    for column in {column for column in ours.values() if list(ours.values()).count(column) > 1}:
+        both = ", ".join(name for name in ours if ours[name] == column)
+        raise EvaluationError(
+            f"One dataset at most can fill the paper's column {column}; {both} do: keep paper_column in one of them."
+        )
+    if not ours:
+        return None
+    lines = []
+    for key, group in _groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)]):
+        means = {ours[str(name)]: 100 * class_means(part).mean() for name, part in group.groupby("dataset")}
+        average = pd.Series(means).mean() if len(means) == len(order) else None
+        lines.append(
+            {"from": "ours", "method": _name(key), "group": "in-context"}
+            | {column: _percent(means.get(column)) for column in order}
+            | {"average": _percent(average)}
+        )
+    for _, line in published.iterrows():
+        cells = {name: _percent(line[name]) for name in published.columns if name not in ("method", "group")}
+        lines.append({"from": PAPER_RUN, "method": line["method"], "group": line["group"]} | cells)
+    last = ["average"] if "average" in published.columns else []
+    frame = pd.DataFrame(lines, columns=["from", "method", "group", *order, *last]).fillna("")
+    fills = ", ".join(f"{name} fills {column}" for name, column in ours.items())
+    notes = (f"Dice in %. {RULE}", PAPER_RULE.replace("of the run 'paper'", "from 'paper'"), f"Of ours, {fills}.")
+    return Table(f"paper_table{number}", paper.TITLES[number], frame, notes)
+
+
+def result_tables(rows: pd.DataFrame, columns: Mapping[str, str] | None = None) -> list[Table]:
+    """Overview (from two datasets on), one table a dataset, and the paper's forms where our datasets fill columns."""
+    columns = columns or {}
+    datasets = sorted(set(rows["dataset"]))
+    tables = [overview_table(rows)] if len(datasets) > 1 else []
+    tables += [dataset_table(rows, name, columns.get(name)) for name in datasets]
+    forms = [paper_table(rows, number, columns) for number in paper.DICE_TABLES]
+    return tables + [form for form in forms if form is not None]
+
+
+def to_markdown(table: Table, made_by: str, level: int = 2) -> str:
+    """The table as Markdown with aligned columns, the notes and the command under it."""
+    cells = [list(table.frame.columns), *table.frame.astype(str).to_numpy().tolist()]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(cells[0]))]
+    drawn = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    notes = "\n".join(f"- {note}" for note in (*table.notes, made_by))
+    return f"{'#' * level} {table.title}\n\n" + "\n".join(drawn) + f"\n\n{notes}\n"
+
+
+def to_csv(table: Table, made_by: str) -> str:
+    """The table as CSV; notes and command follow as lines that begin with #."""
+    notes = "".join(f"# {note}\n" for note in (*table.notes, made_by))
+    return table.frame.to_csv(index=False, lineterminator="\n") + notes
+
+
+def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: str = "Results") -> Path:
+    """results/tables.md and results/tables/<name>.csv; returns the Markdown file. Former CSV tables there are removed."""
+    folder = results / "tables"
+    names = {f"{table.name}.csv" for table in tables}
+    for table in tables:
+        write_text(folder / f"{table.name}.csv", to_csv(table, made_by))
+    for old in folder.glob("*.csv"):
+        if old.name not in names:
+            old.unlink()
+    page = results / "tables.md"
+    write_text(page, "\n".join([f"# {heading}\n", *(to_markdown(table, made_by) for table in tables)]))
+    return page
+
+
+def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """The rows of each run, split and strategy; the strategies in the order a reader thinks of, the baseline last."""
+
+    def place(key: tuple[str, str, str]) -> tuple[bool, str, str, int, str]:
+        run, split, strategy = key
+        known = STRATEGY_ORDER.index(strategy) if strategy in STRATEGY_ORDER else len(STRATEGY_ORDER)
+        return run == BASELINE_RUN, run, split, known, strategy
+
+    groups = {(str(k[0]), str(k[1]), str(k[2])): group for k, group in rows.groupby(ROW_KEY, sort=False)}
+    return [(key, groups[key]) for key in sorted(groups, key=place)]
+
+
+def _shown(key: tuple[str, str, str]) -> tuple[str, str, str]:
+    return (key[0], key[1], BASELINE_TITLE) if key[2] == BASELINE_STRATEGY else key
+
+
+def _name(key: tuple[str, str, str]) -> str:
+    return " · ".join(part for part in (key[0], key[2], key[1]) if part)
+
+
+def _table_of(dataset: str, column: str) -> int:
+    number = paper.table_of(column)
+    if number is None:
+        known = ", ".join(name for table in paper.DICE_TABLES for name in paper.columns_of(table))
+        raise EvaluationError(
+            f"paper_column of dataset {dataset} must be one of {known}; it is '{column}': correct the specification."
+        )
+    return number
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.2f}"

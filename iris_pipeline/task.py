@@ -1,0 +1,248 @@
+"""The value a reference becomes: a task embedding, and the small .task file that carries it.
+
+K classes; m context tokens; C_l channels of task level l. `spacing_mm` and `patch_size` are (z,y,x), as
+everywhere.
+A task holds no image: it can be shared where images may not be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from iris_pipeline.model import TaskTokens
+from preprocessing.errors import TaskError
+from preprocessing.normalise import Normalisation
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = (
+    "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
+)
+
+
+@dataclass(frozen=True)
+class TaskEmbedding:
+    """T of the paper (Sec. 3.2) for K named classes, with all that brings a query to the same footing.
+
+    class_names: one name per class, in the order of the tokens.
+    tokens: one tensor per task level, each [1,K,m+1,C_l]; token 0 is the foreground token.
+    spacing_mm, patch_size: grid of the references (mm) and window of the network (voxels), both (z,y,x).
+    normalisation, intensity_offset, modality: intensities of the references; the offset is added before
+    clipping.
+    references: how many labelled references it was made from (0: the memory bank).
+    model_hash: the weights it belongs to; tokens of one model mean nothing to another.
+    made_by: the strategy. created: ISO time or "".
+    reference_hashes: content hashes of the reference images, so that a reference is never its own query.
+    class_values: value of each class in the references' label maps and so in the results (1..255); () means
+    1..K.
+    """
+
+    class_names: tuple[str, ...]
+    tokens: TaskTokens
+    spacing_mm: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    normalisation: Normalisation
+    intensity_offset: float
+    modality: str
+    references: int
+    model_hash: str
+    made_by: str
+    created: str = ""
+    reference_hashes: tuple[str, ...] = ()
+    class_values: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_names or len(set(self.class_names)) != len(self.class_names):
+            raise TaskError(
+                f"A task needs one or more classes of different names; got {list(self.class_names)}."
+            )
+        for level in self.tokens:
+            if level.ndim != 4 or level.shape[:2] != (1, len(self.class_names)):
+                raise TaskError(
+                    f"Each level of a task's tokens must be [1,{len(self.class_names)},m+1,C] for its "
+                    f"classes {', '.join(self.class_names)}; got {list(level.shape)}."
+                )
+        if not self.class_values:
+            object.__setattr__(self, "class_values", tuple(range(1, len(self.class_names) + 1)))
+        values = self.class_values
+        if not len(set(values)) == len(values) == len(self.class_names) or not all(
+            1 <= v <= 255 for v in values
+        ):
+            raise TaskError(
+                f"Each class of a task needs a value of its own in 1..255; {', '.join(self.class_names)} got "
+                f"{list(values)}."
+            )
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class name -> value in label maps."""
+        return dict(zip(self.class_names, self.class_values, strict=True))
+
+    def select(self, names: Sequence[str]) -> TaskEmbedding:
+        """The same task with only these classes, in this order; TaskError names one that it lacks."""
+        missing = [name for name in names if name not in self.class_names]
+        if missing:
+            raise TaskError(
+                f"This task knows the classes {', '.join(self.class_names)}; asked for {', '.join(missing)}: "
+                "choose among its own or encode a reference that shows them."
+            )
+        rows = [self.class_names.index(name) for name in names]
+        return replace(
+            self,
+            class_names=tuple(names),
+            class_values=tuple(self.class_values[row] for row in rows),
+            tokens=tuple(level[:, rows] for level in self.tokens),
+        )
+
+    def check_model(self, model_hash: str) -> None:
+        """TaskError unless the task was encoded by the model of this hash."""
+        if self.model_hash != model_hash:
+            raise TaskError(
+                f"A task serves only the model that encoded it: this one is of model {self.model_hash[:12]}, "
+                f"the model in use is {model_hash[:12]}; encode the references again with iris_encode, or "
+                "name the other model with -m."
+            )
+
+
+def same_footing(first: TaskEmbedding, other: TaskEmbedding) -> bool:
+    """Whether two tasks share model, grid and intensities, so that their tokens may be mixed."""
+
+    def footing(task: TaskEmbedding) -> tuple[Any, ...]:
+        return task.model_hash, task.spacing_mm, task.patch_size, task.normalisation, task.intensity_offset
+
+    return footing(first) == footing(other)
+
+
+def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
+    """Tasks of different classes on one footing -> one task with all of their classes (Sec. 3.2).
+
+    Values that two tasks share make way for 1..K. TaskError if a class is in two of them or if model, grid or
+    intensities differ.
+    """
+    if not tasks:
+        raise TaskError("Merging needs at least one task; got none.")
+    first = tasks[0]
+    for task in tasks[1:]:
+        if not same_footing(first, task):
+            raise TaskError(
+                "Tasks can be merged only if they share model, spacing, patch size and intensities; "
+                f"{'/'.join(first.class_names)} and {'/'.join(task.class_names)} differ: encode them "
+                "together."
+            )
+    values = tuple(value for task in tasks for value in task.class_values)
+    return replace(
+        first,
+        class_names=tuple(name for task in tasks for name in task.class_names),
+        class_values=values if len(set(values)) == len(values) else (),
+        tokens=tuple(torch.cat(level, dim=1) for level in zip(*(task.tokens for task in tasks), strict=True)),
+        references=max(task.references for task in tasks),
+        made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
+        reference_hashes=tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes)),
+    )
+
+
+class _Metadata(BaseModel):
+    """What a .task file says beside its tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    class_names: tuple[str, ...]
+    class_values: tuple[int, ...]
+    levels: int
+    spacing_mm: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    normalisation: Normalisation
+    intensity_offset: float
+    modality: str
+    references: int
+    model_hash: str
+    made_by: str
+    created: str
+    reference_hashes: tuple[str, ...]
+
+
+def save_task(path: Path | str, task: TaskEmbedding) -> None:
+    """Write a .task file: safetensors, float32 tokens, JSON metadata. Equal tasks give equal bytes."""
+    path = Path(path)
+    values = {
+        name: getattr(task, name)
+        for name in _Metadata.model_fields
+        if name not in ("schema_version", "levels")
+    }
+    metadata = _Metadata(schema_version=SCHEMA_VERSION, levels=len(task.tokens), **values)
+    tensors = {f"tokens.{i}": t.detach().float().cpu().contiguous() for i, t in enumerate(task.tokens)}
+    content = save(tensors, metadata={_METADATA_KEY: metadata.model_dump_json()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise TaskError(
+            f"The task cannot be written to {path} ({error.strerror}); choose another -o."
+        ) from None
+
+
+def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskEmbedding:
+    """Read a .task file; TaskError if it is missing, damaged, of another schema or of another model."""
+    path = Path(path)
+    if not path.is_file():
+        raise TaskError(f"There is no task file {path}; make one with iris_encode -r REFS -o {path.name}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise TaskError(
+            f"{path} is not a readable task file ({error}); make it again with iris_encode."
+        ) from None
+    if text is None:
+        raise TaskError(f"{path} is a safetensors file but no task file; task files are made by iris_encode.")
+    metadata = _parse(path, text)
+    if set(tensors) != {f"tokens.{i}" for i in range(metadata.levels)}:
+        raise TaskError(
+            f"{path} should hold the tokens of {metadata.levels} levels and holds {sorted(tensors)}; encode "
+            "it again."
+        )
+    values = {
+        name: getattr(metadata, name)
+        for name in _Metadata.model_fields
+        if name not in ("schema_version", "levels")
+    }
+    task = TaskEmbedding(tokens=tuple(tensors[f"tokens.{i}"] for i in range(metadata.levels)), **values)
+    if expected_model_hash is not None:
+        task.check_model(expected_model_hash)
+    return task
+
+
+def _parse(path: Path, text: str) -> _Metadata:
+    """The metadata of a .task file; its version comes first, lest a newer file be called damaged."""
+    try:
+        version = _Version.model_validate_json(text).schema_version
+        if version != SCHEMA_VERSION:
+            raise TaskError(
+                f"This version reads task files of schema {SCHEMA_VERSION}; {path} is of schema {version}: "
+                "use the version that wrote it, or encode the references again."
+            )
+        return _Metadata.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise TaskError(
+            f"{path} has unreadable metadata ({where}: {problem['msg']}); encode it again."
+        ) from None
+
+
+class _Version(BaseModel):
+    schema_version: int

@@ -1,0 +1,283 @@
+"""Episodic training: a loop one can read aloud. Functions and values; no trainer object.
+
+B episodes of one dataset and class set; K classes; images [B,1,D,H,W], masks [B,K,D,H,W]. Each step draws `groups`
+such groups and adds up their gradients. A group is used both ways: its references segment its queries and its queries,
+as references, segment its references, so that each encoded volume serves twice (Sec. 3.4 of the paper trains one way).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import RunState, load_model, restore_optimizer, save_checkpoint
+from iris_pipeline.episodes import (
+    Episode,
+    EpisodeConfig,
+    EpisodeSampler,
+    stack_episodes,
+    validation_episodes,
+)
+from iris_pipeline.losses import LossParts, episode_loss
+from iris_pipeline.memory_bank import MemoryBank, bank_key
+from iris_pipeline.metrics import dice
+from iris_pipeline.model import Iris, TaskTokens, build_config, build_iris, count_parameters
+from iris_pipeline.optim import Lamb, build_lamb, learning_rate
+from iris_pipeline.run_log import RunLog
+from preprocessing.errors import CheckpointError, ModelError
+from preprocessing.store import Store
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All choices of a run; saved with it, and a resumed run takes them from there.
+
+    split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
+    sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" takes bfloat16
+    where the hardware multiplies it natively. bank_momentum: EMA of the memory bank.
+    """
+
+    split: str = "paper"
+    size: str = "small"
+    seed: int = 0
+    iterations: int | None = 80_000
+    minutes: float | None = None
+    groups: int = 1
+    group_size: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-5
+    clip_norm: float = 1.0
+    both_ways: bool = True
+    task_levels: tuple[int, ...] | None = None
+    precision: str = "auto"
+    bank_momentum: float = 0.999
+    validate_every: int = 250
+    validation_episodes: int = 8
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations is None and self.minutes is None:
+            raise ModelError("Training needs an end: give --iterations, --minutes, or both.")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ModelError(f"--precision must be auto, bf16 or fp32; got {self.precision!r}.")
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are done in hardware; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a run."""
+    enabled = precision == "bf16" or (precision == "auto" and native_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Loss of a group and the task tokens of its references, each level [B,K,m+1,C_l]."""
+
+    loss: LossParts
+    tokens: TaskTokens
+
+
+def group_forward(model: Iris, episodes: list[Episode], device: torch.device, both_ways: bool) -> GroupResult:
+    """Forward pass of episodes that share dataset and classes."""
+    group = stack_episodes(episodes)
+    references, queries = group.reference_images.to(device), group.query_images.to(device)
+    reference_masks, query_masks = group.reference_masks.to(device), group.query_masks.to(device)
+    count = len(episodes)
+    # One pass of the encoder over references and queries together: instance norm keeps samples apart.
+    features = model.encode_image(torch.cat([references, queries]))
+    if not both_ways:
+        tokens = model.encode_task_from_features(tuple(f[:count] for f in features), reference_masks)
+        logits = model.segment_from_features(tuple(f[count:] for f in features), tokens)
+        return GroupResult(episode_loss(logits, query_masks), tokens)
+    masks = torch.cat([reference_masks, query_masks])
+    tokens = model.encode_task_from_features(features, masks)
+    swapped = tuple(torch.cat([t[count:], t[:count]]) for t in tokens)
+    logits = model.segment_from_features(features, swapped)
+    shown = masks.flatten(2).any(-1)
+    valid = torch.cat([shown[count:], shown[:count]])  # a class the other volume does not show says nothing
+    return GroupResult(episode_loss(logits, masks, valid), tuple(t[:count] for t in tokens))
+
+
+def update_bank(bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens) -> None:
+    """Every class of every reference moves its running mean."""
+    kept = tuple(t.detach().to("cpu", torch.float32) for t in tokens)
+    for b, episode in enumerate(episodes):
+        for k, name in enumerate(episode.class_names):
+            bank.update(bank_key(episode.dataset, name), tuple(t[b, k] for t in kept))
+
+
+@torch.no_grad()
+def validate(model: Iris, episodes: list[Episode], device: torch.device, precision: str) -> dict[str, float]:
+    """Mean Dice per dataset over held fixed validation crops, one-shot; a class absent from truth and mask is left out."""
+    model.eval()
+    scores: dict[str, list[float]] = {}
+    for episode in episodes:
+        with autocast(device, precision):
+            logits = model(
+                episode.reference.image[None].to(device),
+                episode.reference.masks[None].to(device),
+                episode.query.image[None].to(device),
+            )
+        predicted = (logits[0] > 0).cpu().numpy()
+        for k in range(len(episode.class_names)):
+            value = dice(predicted[k], episode.query.masks[k].numpy() > 0)
+            if value == value:  # not NaN
+                scores.setdefault(episode.dataset, []).append(value)
+    model.train()
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+class _Groups(Dataset[list[Episode]]):
+    """Step i of a run as a list of groups, so that workers can prepare steps ahead."""
+
+    def __init__(self, sampler: EpisodeSampler, settings: TrainSettings):
+        self.sampler, self.settings = sampler, settings
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getitem__(self, group: int) -> list[Episode]:
+        return self.sampler.batch(group, self.settings.group_size)
+
+
+def group_stream(sampler: EpisodeSampler, settings: TrainSettings, first_group: int) -> Iterator[list[Episode]]:
+    """Groups first_group, first_group + 1, ... without end; prepared ahead by `settings.workers` processes."""
+
+    def indices() -> Iterator[int]:
+        index = first_group
+        while True:
+            yield index
+            index += 1
+
+    loader = DataLoader(
+        _Groups(sampler, settings),
+        sampler=indices(),  # type: ignore[arg-type]  # an endless iterable is a valid sampler
+        batch_size=None,
+        num_workers=settings.workers,
+        multiprocessing_context="spawn" if settings.workers else None,
+    )
+    return iter(loader)
+
+
+def progress_of(settings: TrainSettings, iteration: int, seconds: float) -> float:
+    """Share of the run that is done, 0..1: by steps, by time, or by whichever is further."""
+    by_steps = iteration / settings.iterations if settings.iterations else 0.0
+    by_time = seconds / (60 * settings.minutes) if settings.minutes else 0.0
+    return max(by_steps, by_time)
+
+
+def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -> float:
+    """One LAMB step from the gathered gradients; returns their norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    if norm == norm and norm != float("inf"):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def train(
+    settings: TrainSettings,
+    stores: Mapping[str, Store],
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+    episode_config: EpisodeConfig | None = None,
+) -> Path:
+    """Train one model over several stores; returns the checkpoint folder.
+
+    Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing where it is.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = folder / "checkpoint"
+    exists = (checkpoint / "state.json").exists()
+    if exists and not resume:
+        raise CheckpointError(f"{folder} holds a run already: add --resume to go on with it, or give another --name.")
+    if resume and not exists:
+        raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
+
+    config = build_config(settings.size)
+    if settings.task_levels:
+        config = type(config)(**{**asdict(config), "task_levels": settings.task_levels})
+    model = build_iris(config, seed=settings.seed)
+    bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
+    best: dict[str, float] = {}
+    if resume:
+        loaded = load_model(checkpoint)
+        model, bank = loaded.model, loaded.bank
+        iteration, seconds, best = loaded.state.iteration, loaded.state.seconds, loaded.state.validation
+    model.to(device).train()
+    optimizer = build_lamb(model, settings.learning_rate, settings.weight_decay)
+    if resume:
+        restore_optimizer(checkpoint, optimizer)
+
+    sampler = EpisodeSampler(
+        stores, split=settings.split, part="train", seed=settings.seed, config=episode_config or EpisodeConfig()
+    )
+    fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
+    plans = {name: store.plan for name, store in stores.items()}
+    specs = {name: store.manifest.spec.model_dump(mode="json") for name, store in stores.items()}
+
+    def save() -> None:
+        state = RunState(iteration, seconds, settings.seed, asdict(settings), best)
+        save_checkpoint(checkpoint, model, bank, state, plans=plans, specs=specs, optimizer=optimizer)
+
+    with RunLog(folder, settings, list(stores), append=resume) as log:
+        log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
+        log.say(f"{len(stores)} dataset(s): {', '.join(stores)}; {len(fixed)} validation episodes.")
+        groups = group_stream(sampler, settings, iteration * settings.groups)
+        bar = tqdm(total=1000, unit="‰", disable=not show_progress, initial=int(1000 * progress_of(settings, iteration, seconds)))
+        try:
+            while (done := progress_of(settings, iteration, seconds)) < 1:
+                started = time.perf_counter()
+                rate = learning_rate(done, settings.learning_rate)
+                losses = []
+                for _ in range(settings.groups):
+                    episodes = next(groups)
+                    with autocast(device, settings.precision):
+                        result = group_forward(model, episodes, device, settings.both_ways)
+                    (result.loss.total / settings.groups).backward()
+                    losses.append(result.loss)
+                    update_bank(bank, episodes, result.tokens)
+                norm = optimise(model, optimizer, rate, settings.clip_norm)
+                iteration += 1
+                seconds += time.perf_counter() - started
+                log.step(iteration, losses, rate, norm, seconds)
+                if iteration % settings.validate_every == 0 and fixed:
+                    best = validate(model, fixed, device, settings.precision)
+                    log.validation(iteration, best)
+                    save()
+                bar.update(int(1000 * progress_of(settings, iteration, seconds)) - bar.n)
+                bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}")
+        except KeyboardInterrupt:
+            save()
+            log.say(f"Interrupted at iteration {iteration}; --resume goes on from here.")
+            raise
+        finally:
+            bar.close()
+        if fixed:
+            best = validate(model, fixed, device, settings.precision)
+            log.validation(iteration, best)
+        save()
+        log.finish(iteration, seconds)
+    return checkpoint

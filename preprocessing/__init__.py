@@ -1,0 +1,1 @@
+"""Raw folders to the unified store: files, geometry, intensities; no network."""

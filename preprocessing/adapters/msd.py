@@ -1,0 +1,57 @@
+"""The Medical Segmentation Decathlon's folder form: imagesTr/<id>.nii.gz, labelsTr/<id>.nii.gz.
+
+nnU-Net's raw folders are the same with `_0000` behind the id of an image; `dataset.json` is not needed, since the
+specification says all that matters here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preprocessing.adapters.base import Case
+from preprocessing.errors import RawDataError
+from preprocessing.spec import DatasetSpec
+from preprocessing.volume import case_id_of, is_image_path
+
+IMAGES, LABELS = "imagesTr", "labelsTr"
+
+
+def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
+    """All cases under `raw`, sorted by id. A missing partner keeps its path or None, so that intake can refuse it.
+
+    RawDataError where there is no imagesTr or nothing in it.
+    """
+    images, labels = _by_id(raw / IMAGES), _by_id(raw / LABELS)
+    if not images:
+        raise RawDataError(
+            f"{raw / IMAGES} holds no image: the layout 'msd' of dataset {spec.name} needs "
+            f"{IMAGES}/<case>.nii.gz and {LABELS}/<case>.nii.gz there."
+        )
+    return [
+        Case(
+            id=case_id,
+            subject=spec.subject_of(case_id),
+            # A label without an image names the file that should be there, and is then refused by name.
+            image=images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz"),
+            labels=labels.get(case_id),
+            modality=spec.modality,
+        )
+        for case_id in sorted(images.keys() | labels.keys())
+    ]
+
+
+def _by_id(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        # "._x.nii.gz" are resource forks of macOS inside many public archives.
+        if path.name.startswith(".") or not is_image_path(path):
+            continue
+        case_id = case_id_of(path)
+        if case_id in found:
+            raise RawDataError(
+                f"{folder} holds two files of case '{case_id}' ({found[case_id].name} and {path.name}): keep one."
+            )
+        found[case_id] = path
+    return found

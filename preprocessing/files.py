@@ -1,0 +1,76 @@
+"""Small file helpers: JSON with a schema version, atomic writes, digests, a plain log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from preprocessing.errors import IrisError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary name, then rename: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_json(path: Path, model: BaseModel) -> None:
+    """The model as indented JSON; the same model always gives the same bytes."""
+    write_text(path, json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+
+
+def load_json(path: Path, kind: type[Model], error: type[IrisError], remedy: str) -> Model:
+    """Read what `save_json` wrote. `error` in one sentence where the file is missing, broken or of another schema."""
+    if not path.is_file():
+        raise error(f"{path} does not exist: {remedy}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise error(f"{path} is no valid JSON: {remedy}.") from None
+    known = kind.model_fields["schema_version"].default
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != known:
+        raise error(f"{path} has schema version {found}, this version reads {known}: {remedy}.")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise error(f"{path} is not valid at '{where}' ({first['msg']}): {remedy}.") from None
+
+
+def text_digest(text: str) -> str:
+    """A short digest of a text, to notice that it changed."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_digest(paths: Iterable[Path | None]) -> str:
+    """A short digest of the files' bytes (of all files inside, where a path is a folder). Missing files count as empty."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        inside = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path]
+        for file in inside:
+            digest.update(b"|")
+            if file is not None and file.is_file():
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+    return digest.hexdigest()
+
+
+def append_log(path: Path, text: str) -> None:
+    """One line with the time behind `path`; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")

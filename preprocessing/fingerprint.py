@@ -1,0 +1,285 @@
+"""Fingerprint: what the raw cases of a dataset are, measured once; nothing is changed.
+
+Shapes, spacings and extents are (z,y,x) after reorientation to RAS+; spacing and extent in mm, volumes in ml.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy import ndimage
+
+from preprocessing.adapters import Case, find_cases
+from preprocessing.case import check_same_grid
+from preprocessing.errors import IrisError, LabelValueError, RawDataError
+from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
+from preprocessing.geometry import Reorientation
+from preprocessing.parallel import default_workers, parallel_map
+from preprocessing.spec import DatasetSpec
+from preprocessing.volume import read_labels, read_volume
+
+Verdict = Literal["ok", "repaired", "refused"]
+Triple = tuple[float, float, float]
+FILE = "fingerprint.json"
+PARTIAL = "fingerprint.partial.jsonl"
+LOG = "preprocess.log"
+PERCENTILES = (0.5, 2.0, 50.0, 98.0, 99.5)
+
+
+class ClassPrint(BaseModel):
+    """One class in one case. `extent_mm`: edge lengths of its bounding box."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    voxels: int
+    ml: float
+    extent_mm: Triple
+
+
+class CasePrint(BaseModel):
+    """One case. Where it is refused only `id`, `subject`, `verdict`, `why` and `digest` say something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    subject: str
+    verdict: Verdict
+    why: str = ""
+    digest: str
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing_mm: Triple = (0.0, 0.0, 0.0)
+    orientation: str = ""
+    intensity: dict[str, float] = {}
+    classes: dict[str, ClassPrint] = {}
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict != "refused"
+
+
+class Fingerprint(BaseModel):
+    """All cases of a dataset, sorted by id. `spec_digest` covers what of the specification the measuring used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    dataset: str
+    spec_digest: str
+    cases: tuple[CasePrint, ...]
+
+    @property
+    def accepted(self) -> list[CasePrint]:
+        return [case for case in self.cases if case.accepted]
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    spec: DatasetSpec
+    known: CasePrint | None
+
+
+def fingerprint_dataset(
+    raw: Path,
+    spec: DatasetSpec,
+    folder: Path | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Fingerprint:
+    """Measure every case under `raw` (the dataset's own folder) over several processes.
+
+    With `folder` (preprocessed/<dataset>) the result is written to fingerprint.json there; cases whose files are
+    unchanged since the last, maybe broken, run are not read again. Without it nothing is written.
+    A case that cannot be used is a verdict, not an error; RawDataError or SpecError only where no case can be listed.
+    """
+    cases = find_cases(raw, spec)
+    spec_digest = _spec_digest(spec)
+    known = _known_cases(folder, spec_digest) if folder else {}
+    jobs = [_Job(case, spec, known.get(case.id)) for case in cases]
+    results: dict[str, CasePrint] = {}
+    remember = _partial_writer(folder, spec_digest) if folder else None
+    for result in parallel_map(
+        _measure, jobs, workers or default_workers(), f"{spec.name}: reading", progress
+    ):
+        results[result.id] = result
+        if remember:
+            remember(result)
+    fingerprint = Fingerprint(
+        dataset=spec.name, spec_digest=spec_digest, cases=tuple(results[case.id] for case in cases)
+    )
+    if folder:
+        save_json(folder / FILE, fingerprint)
+        (folder / PARTIAL).unlink(missing_ok=True)
+        for case in fingerprint.cases:
+            if case.verdict != "ok":
+                append_log(folder / LOG, f"{case.id}: {case.verdict}: {case.why}")
+    return fingerprint
+
+
+def load_fingerprint(folder: Path) -> Fingerprint:
+    """The fingerprint of preprocessed/<dataset>. RawDataError where there is none of this schema version."""
+    return load_json(
+        folder / FILE, Fingerprint, RawDataError, f"run iris_plan_and_preprocess -d {folder.name} --overwrite"
+    )
+
+
+def measure_case(case: Case, spec: DatasetSpec, known: CasePrint | None = None) -> CasePrint:
+    """Read one case and say what it is; an IrisError in it becomes the verdict 'refused' with its sentence.
+
+    `known`, what an earlier run found, is handed back where the files still have the same bytes.
+    """
+    digest = file_digest([case.image, case.labels])
+    if known is not None and known.digest == digest and known.subject == case.subject:
+        return known
+    try:
+        return _measure_readable(case, spec, digest)
+    except IrisError as error:
+        return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=str(error), digest=digest)
+
+
+def _measure(job: _Job) -> CasePrint:
+    return measure_case(job.case, job.spec, job.known)
+
+
+def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
+    if case.labels is None:
+        raise RawDataError(
+            f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
+        )
+    image, labels = read_volume(case.image), read_labels(case.labels)
+    repaired = check_same_grid(image, labels)
+    if not np.isfinite(image.array).all():
+        raise RawDataError(
+            f"{case.image} holds values that are not finite: only finite grey values can be used."
+        )
+    check_label_values(labels.array, case.labels, spec)
+    orientation = "".join(nib.aff2axcodes(image.affine))
+    reorientation = Reorientation.to_ras(image.affine)
+    array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
+    spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
+    classes = _measure_classes(label_map, spacing, spec)
+    notes = [repaired] if repaired else []
+    if not classes:
+        notes.append("no class of the specification has a voxel")
+    return CasePrint(
+        id=case.id,
+        subject=case.subject,
+        verdict="repaired" if repaired else "ok",
+        why="; ".join(notes),
+        digest=digest,
+        shape=array.shape,
+        spacing_mm=spacing,
+        orientation=orientation,
+        intensity=_measure_intensity(array, spec.intensity_offset),
+        classes=classes,
+    )
+
+
+def check_label_values(labels: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+    """LabelValueError where a label map holds a value that is neither 0 nor a class of the specification."""
+    unknown = sorted({int(value) for value in np.unique(labels)} - {0, *spec.classes.values()})
+    if unknown:
+        allowed = ", ".join(f"{value} ({name})" for name, value in spec.classes.items())
+        raise LabelValueError(
+            f"{path} holds the value{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}: dataset "
+            f"{spec.name} allows 0 (background), {allowed}; correct the label map or the specification."
+        )
+
+
+def _ras_spacing(affine: np.ndarray) -> Triple:
+    x, y, z = (round(float(length), 6) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return z, y, x
+
+
+def _measure_intensity(array: np.ndarray, offset: float) -> dict[str, float]:
+    values = np.percentile(array, PERCENTILES)
+    measured = {
+        f"p{percentile:g}": float(value) for percentile, value in zip(PERCENTILES, values, strict=True)
+    }
+    measured |= {
+        "minimum": float(array.min()),
+        "maximum": float(array.max()),
+        "mean": float(array.mean(dtype=float)),
+    }
+    shifted = {name: round(value + offset, 4) for name, value in measured.items()}
+    return shifted | {"sd": round(float(array.std(dtype=float)), 4)}
+
+
+def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> dict[str, ClassPrint]:
+    """Classes with at least one voxel."""
+    highest = max(spec.classes.values())
+    counts = np.bincount(labels.ravel(), minlength=highest + 1)
+    boxes = ndimage.find_objects(labels.astype(np.uint8, copy=False), max_label=highest)
+    measured = {}
+    for name, value in spec.classes.items():
+        box = boxes[value - 1]
+        if box is None:
+            continue
+        extent = [round((part.stop - part.start) * edge, 3) for part, edge in zip(box, spacing, strict=True)]
+        measured[name] = ClassPrint(
+            voxels=int(counts[value]),
+            ml=round(float(counts[value] * np.prod(spacing) / 1000), 4),
+            extent_mm=(extent[0], extent[1], extent[2]),
+        )
+    return measured
+
+
+def _spec_digest(spec: DatasetSpec) -> str:
+    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset}")
+
+
+def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
+    """Cases of the last fingerprint and of one that was broken off, where they were measured by the same rules."""
+    known: dict[str, CasePrint] = {}
+    try:
+        finished = load_fingerprint(folder)
+        if finished.spec_digest == spec_digest:
+            known.update({case.id: case for case in finished.cases})
+    except RawDataError:
+        pass
+    partial = folder / PARTIAL
+    lines = partial.read_text(encoding="utf-8").splitlines() if partial.is_file() else []
+    if not lines or lines[0] != spec_digest:
+        partial.unlink(missing_ok=True)
+        return known
+    for line in lines[1:]:
+        # The last line may have been cut by the end of the process.
+        try:
+            case = CasePrint.model_validate_json(line)
+        except ValidationError:
+            continue
+        known[case.id] = case
+    return known
+
+
+def _partial_writer(folder: Path, spec_digest: str) -> Callable[[CasePrint], None]:
+    partial = folder / PARTIAL
+    folder.mkdir(parents=True, exist_ok=True)
+    if not partial.is_file():
+        partial.write_text(spec_digest + "\n", encoding="utf-8")
+
+    def remember(case: CasePrint) -> None:
+        with partial.open("a", encoding="utf-8") as stream:
+            stream.write("\n" * (not _ends_with_newline(partial)) + case.model_dump_json() + "\n")
+
+    return remember
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+if __name__ == "__main__":
+    from preprocessing.stages import fingerprint_stage
+
+    raise SystemExit(fingerprint_stage())

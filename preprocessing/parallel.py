@@ -1,0 +1,78 @@
+"""Many cases over several processes, with one bar and an estimate of the time left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from preprocessing.errors import RawDataError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
+
+
+def default_workers() -> int:
+    """One process a core that this process may use, at most 8: beyond that the disk is the limit."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, available))
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    label: str,
+    progress: bool = True,
+) -> Iterator[Result]:
+    """`function(item)` of every item, in the order of completion. One worker: in this process, in order.
+
+    `function` must be importable (processes are spawned, never forked: forking with threads may hang). An exception in
+    `function` comes through. RawDataError where a process is ended from outside, mostly for want of memory.
+    """
+    bar = tqdm(total=len(items), desc=label, unit="case", disable=not progress, dynamic_ncols=True)
+    with bar:
+        if workers <= 1 or len(items) <= 1:
+            for item in items:
+                yield function(item)
+                bar.update()
+            return
+        with (
+            _single_threaded_children(),
+            ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool,
+        ):
+            futures = [pool.submit(function, item) for item in items]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+                    bar.update()
+            except BrokenProcessPool:
+                raise RawDataError(
+                    f"A worker process was ended during '{label}', mostly for want of memory: run again with fewer "
+                    "workers (finished cases are kept)."
+                ) from None
+            finally:
+                for future in futures:
+                    future.cancel()
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Children read these variables at their start: N processes with N threads each would fight for N cores."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

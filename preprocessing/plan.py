@@ -1,0 +1,226 @@
+"""Plan: from a fingerprint to the spacing, patch and intensities of the unified store. Pure, frozen, versioned.
+
+Spacings, shapes and patches are (z,y,x), spacings in mm.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from preprocessing.errors import PlanError
+from preprocessing.files import load_json, text_digest
+from preprocessing.fingerprint import CasePrint, Fingerprint
+from preprocessing.normalise import Normalisation
+from preprocessing.spec import DatasetSpec, Modality
+from preprocessing.splits import subjects_of_test
+
+Policy = Literal["paper", "fit"]
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+FILE = "plan.json"
+
+STRIDE = 16  # the network halves four times
+PAPER_SPACING_MM = 1.5
+FINEST_SPACING_MM = 0.5
+FEW_VOXELS = 500
+FEW_VOXELS_ACROSS = 12
+FIT_SHARE = 52 / 64  # of the crop's edge that a large object of a class may span
+
+
+class Plan(BaseModel):
+    """How a dataset's scans become arrays. `reasons` says in words why; it is no part of the plan's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    dataset: str
+    modality: Modality
+    policy: Policy
+    spacing_mm: Triple
+    patch_size: Shape
+    normalisation: Normalisation
+    intensity_offset: float
+    reasons: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The same for two plans that give the same arrays."""
+        return text_digest(self.model_dump_json(exclude={"reasons"}))
+
+
+def make_plan(
+    fingerprint: Fingerprint, spec: DatasetSpec, policy: Policy = "paper", crop: Shape = (64, 64, 64)
+) -> Plan:
+    """The plan of one dataset. Subjects of the paper split's test part have no say in it.
+
+    `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so that the
+    objects of the median class fill 52/64 of the crop. `crop`: the largest patch (z,y,x), multiples of 16.
+    PlanError where no accepted case is left or the crop is not possible.
+    """
+    if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
+        raise PlanError(
+            f"A crop has edges that are multiples of {STRIDE} voxels, not {crop}: give e.g. 64 64 64."
+        )
+    accepted = fingerprint.accepted
+    if not accepted:
+        raise PlanError(
+            f"No case of dataset {spec.name} can be used (all {len(fingerprint.cases)} were refused): read the verdicts "
+            "of iris_check."
+        )
+    unseen = subjects_of_test(spec, {case.id: case.subject for case in fingerprint.cases})
+    cases = [case for case in accepted if case.subject not in unseen] or accepted
+    reasons = [f"Planned on {len(cases)} of {len(accepted)} usable cases; test subjects have no say."]
+    if spec.spacing_mm is not None:
+        spacing = spec.spacing_mm
+        reasons.append(f"Spacing {_text(spacing)} mm: written in the specification.")
+    else:
+        edge, why = paper_spacing(cases) if policy == "paper" else fit_spacing(cases, crop)
+        spacing = (edge, edge, edge)
+        reasons.append(why)
+    patch, why = _patch(cases, spacing, crop)
+    normalisation = Normalisation.for_modality(spec.modality)
+    reasons += [why, *_intensity_reasons(normalisation, spec)]
+    return Plan(
+        dataset=spec.name,
+        modality=spec.modality,
+        policy=policy,
+        spacing_mm=spacing,
+        patch_size=patch,
+        normalisation=normalisation,
+        intensity_offset=spec.intensity_offset,
+        reasons=tuple(reasons),
+    )
+
+
+def paper_spacing(cases: list[CasePrint]) -> tuple[float, str]:
+    """1.5 mm (the paper's), or the finest native edge where the smallest class would be too few voxels of 1.5 mm.
+
+    "Smallest": the class with the least median volume over cases. "Too few": under 500 voxels, or under 12 voxels
+    along the median of its three edges. Never under 0.5 mm, never coarser than 1.5 mm. Returns (mm, reason).
+    """
+    classes = _class_cases(cases)
+    if not classes:
+        return (
+            PAPER_SPACING_MM,
+            f"Spacing {PAPER_SPACING_MM:g} mm isotropic: the paper's; no object to look at.",
+        )
+    volumes = {
+        name: float(np.median([case.classes[name].ml for case in have])) for name, have in classes.items()
+    }
+    smallest = min(volumes, key=lambda name: (volumes[name], name))
+    voxels = volumes[smallest] * 1000 / PAPER_SPACING_MM**3
+    edges = np.median([case.classes[smallest].extent_mm for case in classes[smallest]], axis=0)
+    across = float(np.median(edges)) / PAPER_SPACING_MM
+    sizes = (
+        f"the median '{smallest}', its smallest class, has {voxels:.0f} voxels there and {across:.0f} across"
+    )
+    if voxels >= FEW_VOXELS and across >= FEW_VOXELS_ACROSS:
+        return PAPER_SPACING_MM, f"Spacing {PAPER_SPACING_MM:g} mm isotropic, as in the paper: {sizes}."
+    native = finest_native_spacing(cases)
+    edge = min(PAPER_SPACING_MM, max(FINEST_SPACING_MM, native))
+    few = f"{sizes}, fewer than {FEW_VOXELS} or than {FEW_VOXELS_ACROSS} across"
+    if edge == PAPER_SPACING_MM:
+        return edge, (
+            f"Spacing {edge:g} mm isotropic, as in the paper: {few}, but the scans' finest edge is {native:g} mm, so a "
+            "finer grid would show nothing more."
+        )
+    limit = f", not under {FINEST_SPACING_MM:g} mm" if native < FINEST_SPACING_MM else ""
+    return edge, (
+        f"Spacing {edge:g} mm isotropic, finer than the paper's {PAPER_SPACING_MM:g} mm: {few}; {edge:g} mm is the "
+        f"scans' finest edge{limit}."
+    )
+
+
+def fit_spacing(cases: list[CasePrint], crop: Shape) -> tuple[float, str]:
+    """The isotropic spacing at which the objects of a task fit the crop. Returns (mm, reason).
+
+    Per class the 95th percentile over cases of the edge that its largest extent needs to span 52/64 of the crop; of
+    these the median over classes; never finer than the scans' finest native edge (median over cases).
+    """
+    native = finest_native_spacing(cases)
+    room = np.array(crop) * FIT_SHARE
+    classes = _class_cases(cases)
+    if not classes:
+        return native, f"Spacing {native:g} mm isotropic: the scans' finest edge; no object to look at."
+    needs = {
+        name: float(
+            np.percentile([np.max(np.array(case.classes[name].extent_mm) / room) for case in have], 95)
+        )
+        for name, have in classes.items()
+    }
+    wanted = float(np.median(list(needs.values())))
+    edge = round(max(wanted, native), 2)
+    objects = ", ".join(f"{name} {need * room.min():.0f} mm" for name, need in needs.items())
+    why = f"large objects ({objects}) fill {FIT_SHARE:.0%} of a crop of {_text(crop)} at {wanted:.2f} mm (median class)"
+    if wanted >= native:
+        return edge, f"Spacing {edge:g} mm isotropic, fitted to the crop: {why}."
+    return (
+        edge,
+        f"Spacing {edge:g} mm isotropic, the scans' finest edge: {why}, but finer would show nothing more.",
+    )
+
+
+def finest_native_spacing(cases: list[CasePrint]) -> float:
+    """Median over cases of the finest edge of a voxel, mm."""
+    return round(float(np.median([min(case.spacing_mm) for case in cases])), 3)
+
+
+def load_plan(folder: Path) -> Plan:
+    """The plan of preprocessed/<dataset>. PlanError where there is none of this schema version."""
+    return load_json(
+        folder / FILE, Plan, PlanError, f"run iris_plan_and_preprocess -d {folder.name} --overwrite"
+    )
+
+
+def _class_cases(cases: list[CasePrint]) -> dict[str, list[CasePrint]]:
+    names = {name: None for case in cases for name in case.classes}
+    return {name: [case for case in cases if name in case.classes] for name in names}
+
+
+def _patch(cases: list[CasePrint], spacing: Triple, crop: Shape) -> tuple[Shape, str]:
+    shapes = [
+        [max(1, round(n * s / t)) for n, s, t in zip(case.shape, case.spacing_mm, spacing, strict=True)]
+        for case in cases
+    ]
+    large = np.percentile(shapes, 95, axis=0)
+    edges = [min(edge, STRIDE * math.ceil(size / STRIDE)) for edge, size in zip(crop, large, strict=True)]
+    patch = (edges[0], edges[1], edges[2])
+    seen = _text(tuple(round(float(size)) for size in large))
+    return (
+        patch,
+        f"Patch {_text(patch)} voxels: 95 % of the scans are at most {seen}, the crop allows {_text(crop)}.",
+    )
+
+
+def _intensity_reasons(normalisation: Normalisation, spec: DatasetSpec) -> list[str]:
+    reasons = []
+    if spec.intensity_offset:
+        reasons.append(
+            f"{spec.intensity_offset:+g} is added to every grey value first, by the specification."
+        )
+    if normalisation.clip is not None:
+        low, high = normalisation.clip
+        reasons.append(
+            f"Grey values clipped to [{low:g}, {high:g}] HU, then z-score per volume: {spec.modality}."
+        )
+    if normalisation.percentiles is not None:
+        low, high = normalisation.percentiles
+        reasons.append(
+            f"Grey values clipped to each volume's percentiles {low:g} and {high:g}, then z-score: {spec.modality}."
+        )
+    return reasons
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+if __name__ == "__main__":
+    from preprocessing.stages import plan_stage
+
+    raise SystemExit(plan_stage())

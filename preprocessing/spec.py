@@ -1,0 +1,224 @@
+"""DatasetSpec: what a dataset is, read from dataset_specs/<name>.yaml and validated.
+
+A specification says what no file of the dataset says by itself: which value is which class, who is one person, what
+the grey values mean and which cases may be trained on. Every key is documented in dataset_specs/README.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from preprocessing.errors import SpecError
+
+Modality = Literal["CT", "MR", "PET"]
+Role = Literal["upstream", "held-out", "phantom"]
+FOLDS = 5
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class SplitSpec(BaseModel):
+    """How subjects are divided. With lists the lists decide; without them a 75/5/20 draw from `seed` does.
+
+    `folds` (five lists of subjects, none of them a test subject) is needed only where the same people are in several
+    datasets and must therefore lie in the same fold of each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    validation_subjects: tuple[str, ...] | None = None
+    test_subjects: tuple[str, ...] | None = None
+    folds: tuple[tuple[str, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _lists_are_disjoint(self) -> SplitSpec:
+        if (self.validation_subjects is None) != (self.test_subjects is None):
+            raise ValueError("validation_subjects and test_subjects are given together or not at all")
+        test = set(self.test_subjects or ())
+        both = sorted(test & set(self.validation_subjects or ()))
+        if both:
+            raise ValueError(f"subjects {both} stand in validation_subjects and in test_subjects")
+        if self.folds is not None:
+            flat = [subject for fold in self.folds for subject in fold]
+            if len(self.folds) != FOLDS or len(flat) != len(set(flat)) or test & set(flat):
+                raise ValueError(f"folds must be {FOLDS} disjoint lists without test subjects")
+        return self
+
+
+class DatasetSpec(BaseModel):
+    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value (openkbp: -1000)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    year: int | None = None
+    modality: Modality
+    role: Role
+    layout: str = "msd"
+    source: str
+    licence: str
+    citation: str = ""
+    remarks: str = ""
+    classes: dict[str, int]
+    subject_pattern: str | None = None
+    subject_group: str = ""
+    intensity_offset: float = 0.0
+    partly_labelled: bool = False
+    split: SplitSpec = Field(default_factory=SplitSpec)
+    expected_cases: int | None = Field(default=None, ge=1)
+    sides: dict[Literal["left", "right"], tuple[str, ...]] = Field(default_factory=dict)
+    paper_column: str | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(f"a name has lower-case letters, digits, '_' and '-' only, not '{value}'")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_distinct(cls, value: dict[str, int]) -> dict[str, int]:
+        if not value:
+            raise ValueError("at least one class is needed")
+        if len(set(value.values())) != len(value):
+            raise ValueError("two classes have the same value")
+        wrong = {name: number for name, number in value.items() if not 1 <= number <= 255}
+        if wrong:
+            raise ValueError(f"class values are 1 to 255 (0 is the background), not {wrong}")
+        return value
+
+    @field_validator("subject_pattern")
+    @classmethod
+    def _pattern_names_the_subject(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                groups = re.compile(value).groupindex
+            except re.error as error:
+                raise ValueError(f"'{value}' is no regular expression ({error})") from None
+            if "subject" not in groups:
+                raise ValueError(f"'{value}' needs a group (?P<subject>...)")
+        return value
+
+    @field_validator("spacing_mm")
+    @classmethod
+    def _spacing_is_positive(
+        cls, value: tuple[float, float, float] | None
+    ) -> tuple[float, float, float] | None:
+        if value is not None and min(value) <= 0:
+            raise ValueError(f"spacings are millimetres above 0, not {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _sides_are_classes(self) -> DatasetSpec:
+        unknown = sorted({name for names in self.sides.values() for name in names} - set(self.classes))
+        if unknown:
+            raise ValueError(f"sides names {unknown}, which are not among the classes")
+        return self
+
+    @property
+    def people(self) -> str:
+        """The namespace of the subject ids: datasets with the same one share people."""
+        return self.subject_group or self.name
+
+    def subject_of(self, case_id: str) -> str:
+        """The person a case belongs to. SpecError where `subject_pattern` does not match the id."""
+        if self.subject_pattern is None:
+            return case_id
+        match = re.search(self.subject_pattern, case_id)
+        if match is None:
+            raise SpecError(
+                f"subject_pattern '{self.subject_pattern}' of dataset {self.name} does not match the case "
+                f"'{case_id}': make the pattern fit every case id."
+            )
+        return match.group("subject")
+
+
+def list_specs() -> list[str]:
+    """Names of the specifications inside the package, sorted."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("dataset_specs").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_spec(name_or_path: str | Path) -> DatasetSpec:
+    """The specification of that name, or the YAML file at that path. SpecError, one sentence, where it is not valid."""
+    text_form = str(name_or_path)
+    if text_form.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise SpecError(f"The specification {path} does not exist: give a YAML file or a dataset's name.")
+        return parse_spec(path.read_text(encoding="utf-8"), str(path))
+    known = list_specs()
+    if text_form not in known:
+        raise SpecError(unknown_name(text_form, known))
+    text = (resources.files("dataset_specs") / f"{text_form}.yaml").read_text(encoding="utf-8")
+    spec = parse_spec(text, f"dataset_specs/{text_form}.yaml")
+    if spec.name != text_form:
+        raise SpecError(
+            f"dataset_specs/{text_form}.yaml names itself '{spec.name}': file and name must agree."
+        )
+    return spec
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """The sentence for a dataset name nobody knows, with the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else "give one of these names or the path of a YAML file."
+    return f"Unknown dataset '{name}': known are {', '.join(names) or 'none'}; {hint}"
+
+
+def parse_spec(text: str, where: str) -> DatasetSpec:
+    """YAML text -> DatasetSpec. `where` names the text in the error's sentence."""
+    try:
+        content: Any = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where} is no valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise SpecError(f"{where} must hold keys and values (see dataset_specs/README.md), not {content!r}.")
+    try:
+        return DatasetSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(f"{where} is not valid: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """All of pydantic's findings in one sentence, with the nearest known key for a misspelt one."""
+    parts = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            fields = SplitSpec.model_fields if item["loc"][0] == "split" else DatasetSpec.model_fields
+            near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1)
+            parts.append(f"key '{key}' is unknown" + (f" (did you mean '{near[0]}'?)" if near else ""))
+        elif item["type"] == "missing":
+            parts.append(f"key '{key}' is missing")
+        elif item["type"] == "value_error":
+            parts.append((f"{key}: " if key else "") + str(item["ctx"]["error"]))
+        else:
+            parts.append(f"{key}: {item['msg']}, not {item['input']!r}")
+    return "; ".join(parts) + " (the keys are described in dataset_specs/README.md)."
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: YAML would silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"key {', '.join(twice)} is given twice")
+        return super().construct_mapping(node, deep=deep)

@@ -1,0 +1,511 @@
+"""Episodes: what they show, that they repeat to the bit, and that a reference is never its own query.
+
+Arrays are [D,H,W] = (z,y,x). The stores here live in memory; image voxels carry the case's own number, so a
+patch tells where it came from.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from iris_pipeline import episodes as module
+from iris_pipeline.crops import (
+    CasePool,
+    bounds,
+    centred_start,
+    densest_start,
+    inside,
+    joint_box,
+    roaming_start,
+)
+from iris_pipeline.episodes import (
+    Episode,
+    EpisodeConfig,
+    EpisodeSampler,
+    stack_episodes,
+    validation_episodes,
+)
+from preprocessing.errors import EpisodeError
+
+CLASSES = {"liver": 1, "spleen": 2, "tumour": 5}
+PLAIN = EpisodeConfig(augment=False)
+
+
+@dataclass
+class MemoryStore:
+    """The part of preprocessing.store.Store that episodes use, and a count of the voxels that were read."""
+
+    volumes: dict[str, tuple[str, np.ndarray, np.ndarray]]
+    classes: dict[str, int]
+    patch_size: tuple[int, int, int]
+    splits: dict[str, dict[str, list[str]]]
+    read: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.manifest = SimpleNamespace(classes=self.classes, splits=self.splits)
+        self.plan = SimpleNamespace(patch_size=self.patch_size)
+
+    def image(self, case_id: str, box: tuple | None = None) -> np.ndarray:
+        return self._part(self.volumes[case_id][1], box).astype(np.float32)
+
+    def labels(self, case_id: str, box: tuple | None = None) -> np.ndarray:
+        return self._part(self.volumes[case_id][2], box)
+
+    def _part(self, array: np.ndarray, box: tuple | None) -> np.ndarray:
+        if box is None:
+            box = tuple((0, n) for n in array.shape)
+        assert all(0 <= a < b <= n for (a, b), n in zip(box, array.shape, strict=True)), (
+            f"box {box} not inside"
+        )
+        part = array[tuple(slice(a, b) for a, b in box)]
+        self.read.append(part.size)
+        return part.copy()
+
+    def entry(self, case_id: str) -> SimpleNamespace:
+        subject, _, labels = self.volumes[case_id]
+        classes = {}
+        for name, value in self.classes.items():
+            where = np.argwhere(labels == value)
+            if len(where):
+                box = tuple(zip(where.min(0).tolist(), (where.max(0) + 1).tolist(), strict=True))
+                classes[name] = SimpleNamespace(voxels=len(where), bbox=box)
+        return SimpleNamespace(id=case_id, subject=subject, shape=labels.shape, classes=classes)
+
+
+def make_store(
+    cases: int = 6,
+    shape: tuple[int, int, int] = (40, 44, 36),
+    patch: tuple[int, int, int] = (32, 32, 32),
+    per_subject: int = 1,
+) -> MemoryStore:
+    """Liver and spleen in every case, a tumour of 30 voxels in the even ones; image = 10 * case + label."""
+    volumes = {}
+    for number in range(cases):
+        labels = np.zeros(shape, dtype=np.uint8)
+        at = number % 4
+        labels[8 + at : 20 + at, 10:24, 6:20] = 1
+        labels[22:30, 26 + at : 34 + at, 22:30] = 2
+        if number % 2 == 0:
+            labels[12:15, 14:19, 8:10] = 5
+        image = (10 * number + labels).astype(np.float32)
+        volumes[f"case{number}"] = (f"subject{number // per_subject}", image, labels)
+    ids = list(volumes)
+    train, held = ids[: cases - 2], ids[cases - 2 :]
+    splits = {
+        "paper": {"train": train, "validation": held, "test": []},
+        "all": {"train": ids, "validation": []},
+    }
+    return MemoryStore(volumes, CLASSES, patch, splits)
+
+
+def same(a: Episode, b: Episode) -> bool:
+    return (a.index, a.dataset, a.class_names) == (b.index, b.dataset, b.class_names) and all(
+        (x.case_id, x.subject) == (y.case_id, y.subject)
+        and torch.equal(x.image, y.image)
+        and torch.equal(x.masks, y.masks)
+        for x, y in ((a.reference, b.reference), (a.query, b.query))
+    )
+
+
+def fingerprint(sampler: EpisodeSampler, indices: list[int]) -> list[str]:
+    """Values that another process must reproduce to the last bit."""
+    lines = []
+    for i in indices:
+        e = sampler.episode(i)
+        total = [float(s.image.double().sum()).hex() for s in (e.reference, e.query)]
+        voxels = [int(s.masks.sum()) for s in (e.reference, e.query)]
+        lines.append(f"{e.dataset} {e.class_names} {e.reference.case_id} {e.query.case_id} {total} {voxels}")
+    return lines
+
+
+# --- repeatability --------------------------------------------------------------------------------
+
+
+def test_an_episode_is_the_same_twice_in_any_order_and_from_another_sampler() -> None:
+    sampler = EpisodeSampler({"a": make_store(), "b": make_store(8)}, seed=3)
+    first = {i: sampler.episode(i) for i in (0, 1, 2, 3)}
+    torch.manual_seed(99)
+    np.random.seed(99)
+    for i in (3, 1, 0, 2):
+        assert same(sampler.episode(i), first[i])
+        assert same(EpisodeSampler({"a": make_store(), "b": make_store(8)}, seed=3)[i], first[i])
+    assert not any(same(first[i], first[j]) for i in first for j in first if i < j)
+
+
+def test_another_seed_gives_other_episodes() -> None:
+    stores = {"a": make_store()}
+    pairs = zip(range(20), range(20), strict=True)
+    one, two = EpisodeSampler(stores, seed=0), EpisodeSampler(stores, seed=1)
+    assert sum(torch.equal(one[i].query.image, two[j].query.image) for i, j in pairs) == 0
+    assert [one[i].class_names for i in range(20)] != [two[i].class_names for i in range(20)]
+
+
+def test_another_process_draws_the_same_episodes() -> None:
+    here = fingerprint(EpisodeSampler({"a": make_store()}, seed=5), [0, 7, 123456789])
+    code = (
+        "from tests.test_episodes import *\n"
+        "print('\\n'.join(fingerprint(EpisodeSampler({'a': make_store()}, seed=5), [0, 7, 123456789])))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).resolve().parents[1]
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=environment, check=True
+    )
+    assert out.stdout.splitlines() == here
+
+
+def test_it_is_a_torch_dataset() -> None:
+    sampler = EpisodeSampler({"a": make_store()}, config=PLAIN)
+    loader = DataLoader(sampler, batch_size=None, sampler=[4, 2])
+    drawn = list(loader)
+    assert [e.index for e in drawn] == [4, 2] and same(drawn[0], sampler.episode(4))
+    assert len(sampler) == 10**9
+
+
+# --- what an episode is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [PLAIN, EpisodeConfig()])
+def test_shapes_types_and_values(config: EpisodeConfig) -> None:
+    store = make_store()
+    sampler = EpisodeSampler({"a": store}, config=config)
+    for i in range(30):
+        e = sampler.episode(i)
+        k = len(e.class_names)
+        for s in (e.reference, e.query):
+            assert s.image.shape == (1, 32, 32, 32) and s.image.dtype == torch.float32
+            assert s.masks.shape == (k, 32, 32, 32) and s.masks.dtype == torch.float32
+            assert set(s.masks.unique().tolist()) <= {0.0, 1.0}
+            assert int(s.masks.sum(0).max()) <= 1, "the labels of one map never overlap"
+            assert torch.isfinite(s.image).all()
+        assert set(e.class_names) <= set(CLASSES) and len(set(e.class_names)) == k >= 1
+
+
+def test_masks_belong_to_their_class_and_case() -> None:
+    # image = 10 * case number + label value, so every voxel of a mask has a known intensity.
+    sampler = EpisodeSampler({"a": make_store()}, config=PLAIN)
+    seen = 0
+    for i in range(40):
+        e = sampler.episode(i)
+        for s in (e.reference, e.query):
+            number = int(s.case_id.removeprefix("case"))
+            for name, mask in zip(e.class_names, s.masks, strict=True):
+                values = s.image[0][mask > 0]
+                assert (values == 10 * number + CLASSES[name]).all()
+                seen += len(values)
+    assert seen > 10_000
+
+
+def test_reference_and_query_are_always_two_subjects() -> None:
+    sampler = EpisodeSampler({"a": make_store(8, per_subject=2)}, split="all", config=PLAIN)
+    pairs = [(e.reference, e.query) for e in map(sampler.episode, range(60))]
+    assert all(r.subject != q.subject and r.case_id != q.case_id for r, q in pairs)
+    assert {q.case_id for _, q in pairs} == {f"case{n}" for n in range(8)}
+    assert {r.case_id for r, _ in pairs} == {f"case{n}" for n in range(8)}
+
+
+def test_a_reference_that_is_its_own_query_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = EpisodeSampler({"a": make_store()}, config=PLAIN)
+    monkeypatch.setattr(
+        module, "_others", lambda entries, subject: [e for e in entries if e.subject == subject]
+    )
+    with pytest.raises(EpisodeError, match="never be its own query"):
+        sampler.episode(0)
+
+
+def test_only_the_asked_part_of_the_split_is_read() -> None:
+    sampler = EpisodeSampler({"a": make_store()}, part="train", config=PLAIN)
+    used = {s.case_id for e in map(sampler.episode, range(40)) for s in (e.reference, e.query)}
+    assert used == {"case0", "case1", "case2", "case3"}
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def test_class_subsets_vary_and_full_sets_come_as_often_as_asked() -> None:
+    stores = {"a": make_store(8, patch=(48, 48, 48))}  # everything is in view
+    config = EpisodeConfig(augment=False, full_set_probability=0.5, empty_query_probability=0.0)
+    sampler = EpisodeSampler(stores, config=config)
+    drawn = [sampler.episode(i) for i in range(400)]
+    both = [
+        e.class_names
+        for e in drawn
+        if {int(s.case_id[4:]) % 2 for s in (e.reference, e.query)} == {0}  # both show all three classes
+    ]
+    counts = Counter(both)
+    assert set(counts) == {
+        ("liver",), ("spleen",), ("tumour",), ("liver", "spleen"), ("liver", "tumour"), ("spleen", "tumour"),
+        ("liver", "spleen", "tumour"),
+    }  # fmt: skip
+    # Full by choice 1/2, or by a random subset of size 3 of 3: 1/3 of the other half.
+    assert counts[tuple(CLASSES)] / len(both) == pytest.approx(0.5 + 0.5 / 3, abs=0.08)
+
+
+def test_rare_classes_are_anchors_as_often_as_frequent_ones() -> None:
+    config = EpisodeConfig(augment=False, full_set_probability=0.0, max_classes=1)
+    sampler = EpisodeSampler({"a": make_store(8)}, config=config)
+    counts = Counter(e.class_names for e in map(sampler.episode, range(300)))
+    assert set(counts) == {("liver",), ("spleen",), ("tumour",)}
+    assert min(counts.values()) > 75
+
+
+def test_no_more_classes_than_allowed() -> None:
+    config = EpisodeConfig(augment=False, full_set_probability=1.0, max_classes=2)
+    sampler = EpisodeSampler({"a": make_store(patch=(48, 48, 48))}, config=config)
+    sizes = Counter(len(e.class_names) for e in map(sampler.episode, range(60)))
+    assert max(sizes) == 2 and sizes[2] > 30
+
+
+def asked_of_a_case_without(config: EpisodeConfig, count: int = 300) -> float:
+    """Share of episodes that ask for the tumour of a query that has none (odd case numbers)."""
+    sampler = EpisodeSampler({"a": make_store(8, patch=(48, 48, 48))}, config=config)
+    drawn = [sampler.episode(i) for i in range(count)]
+    return sum("tumour" in e.class_names and int(e.query.case_id[4:]) % 2 == 1 for e in drawn) / count
+
+
+def test_classes_the_query_lacks_are_asked_only_with_the_small_probability() -> None:
+    assert asked_of_a_case_without(EpisodeConfig(augment=False, empty_query_probability=0.0)) == 0.0
+    assert 0.0 < asked_of_a_case_without(EpisodeConfig(augment=False)) < 0.05
+    assert asked_of_a_case_without(EpisodeConfig(augment=False, empty_query_probability=1.0)) > 0.2
+
+
+@pytest.mark.parametrize("config", [PLAIN, EpisodeConfig()])
+def test_the_reference_shows_every_class_that_is_asked(config: EpisodeConfig) -> None:
+    store = make_store(8, shape=(60, 60, 60), patch=(16, 16, 16))  # organs at the edge of a small patch
+    sampler = EpisodeSampler({"a": store}, config=config)
+    for i in range(80):
+        e = sampler.episode(i)
+        entry = store.entry(e.reference.case_id)
+        for name, mask in zip(e.class_names, e.reference.masks, strict=True):
+            assert int(mask.sum()) >= min(entry.classes[name].voxels, 50), name
+
+
+def test_where_every_draw_loses_the_mask_the_reference_falls_back_to_the_identity() -> None:
+    wild = module.AugmentationRanges(translation=3.0, p_spatial=1.0)  # far outside, nearly always
+    config = EpisodeConfig(reference_ranges=wild, max_classes=1, full_set_probability=0.0)
+    store = make_store(8)
+    sampler = EpisodeSampler({"a": store}, config=config)
+    exact = 0
+    for i in range(20):
+        e = sampler.episode(i)
+        voxels = store.entry(e.reference.case_id).classes[e.class_names[0]].voxels
+        assert int(e.reference.masks[0].sum()) >= min(voxels, 50)
+        exact += int(e.reference.masks[0].sum()) == voxels
+    assert exact >= 15
+
+
+# --- where patches lie ----------------------------------------------------------------------------
+
+
+def pool_with(labels: np.ndarray, patch: tuple[int, int, int]) -> tuple[CasePool, SimpleNamespace]:
+    volumes = {n: (n, labels.astype(np.float32), labels) for n in ("one", "two")}
+    store = MemoryStore(volumes, CLASSES, patch, {"paper": {"train": ["one", "two"]}})
+    return CasePool("a", store, "paper", "train"), store.entry("one")
+
+
+def test_a_patch_stays_inside_the_volume_or_holds_a_smaller_volume_in_its_middle() -> None:
+    size, shape = np.array([16, 16, 16]), np.array([40, 40, 10])
+    assert inside(np.array([-5.0, 3.4, 99.0]), size, shape) == (0, 3, -3)
+    assert inside(np.array([30.0, 24.0, 0.0]), size, shape) == (24, 24, -3)
+
+
+def test_the_reference_is_centred_on_its_objects_and_jitter_keeps_them_whole() -> None:
+    labels = np.zeros((64, 64, 64), dtype=np.uint8)
+    labels[20:30, 24:30, 28:36] = 1
+    pool, entry = pool_with(labels, (16, 16, 16))
+    rng = np.random.default_rng(0)
+    box = bounds(entry.classes["liver"].bbox)
+    assert centred_start(rng, pool, entry, "liver", box, jitter=0.0) == (17, 19, 24)
+    starts = np.array([centred_start(rng, pool, entry, "liver", box, jitter=0.25) for _ in range(300)])
+    assert (starts <= box[0]).all() and (starts + 16 >= box[1]).all()
+    assert starts.min(0).tolist() == [14, 15, 20] and starts.max(0).tolist() == [20, 23, 28]
+
+
+def test_the_anchor_takes_neighbours_along_as_long_as_they_fit() -> None:
+    labels = np.zeros((64, 64, 64), dtype=np.uint8)
+    labels[10:16, 10:16, 10:16] = 1
+    labels[18:24, 10:16, 10:16] = 2
+    labels[50:52, 10:16, 10:16] = 5
+    pool, entry = pool_with(labels, (16, 16, 16))
+    low, high = joint_box(np.random.default_rng(0), pool, entry, "liver", ["liver", "spleen", "tumour"])
+    assert low.tolist() == [10, 10, 10] and high.tolist() == [24, 16, 16]
+
+
+def test_an_object_larger_than_the_patch_is_shown_where_it_has_voxels() -> None:
+    labels = np.zeros((80, 80, 80), dtype=np.uint8)
+    labels[5:75, 5:75, 5:75] = 1
+    labels[12:68, 12:68, 12:68] = 0  # a shell: the middle of its box is empty
+    pool, entry = pool_with(labels, (16, 16, 16))
+    rng, box = np.random.default_rng(0), bounds(entry.classes["liver"].bbox)
+    starts = [centred_start(rng, pool, entry, "liver", box, jitter=0.1) for _ in range(40)]
+    shown = [np.count_nonzero(labels[z : z + 16, y : y + 16, x : x + 16]) for z, y, x in starts]
+    assert min(shown) > 100 and len(set(starts)) > 30
+
+
+def test_the_densest_patch_is_found() -> None:
+    labels = np.zeros((60, 60, 60), dtype=np.uint8)
+    labels[::9, ::9, ::9] = 2
+    labels[31:39, 22:30, 40:48] = 2
+    pool, entry = pool_with(labels, (8, 8, 8))
+    assert densest_start(pool, entry, "spleen") == (31, 22, 40)
+
+
+def test_the_query_patch_roams_from_one_side_of_the_object_to_the_other() -> None:
+    labels = np.zeros((64, 64, 64), dtype=np.uint8)
+    labels[30:34, 30:34, 10:50] = 1  # smaller than the patch in z and y, larger in x
+    pool, entry = pool_with(labels, (16, 16, 16))
+    rng = np.random.default_rng(0)
+    starts = np.array([roaming_start(rng, pool, entry, "liver", jitter=0.0) for _ in range(2000)])
+    assert starts.min(0).tolist() == [18, 18, 10] and starts.max(0).tolist() == [30, 30, 34]
+    anywhere = np.array([roaming_start(rng, pool, entry, None, jitter=0.0) for _ in range(4000)])
+    assert anywhere.min(0).tolist() == [0, 0, 0] and anywhere.max(0).tolist() == [48, 48, 48]
+    ends = np.bincount(anywhere[:, 0], minlength=49)
+    assert 40 < ends[0] < 140 and 40 < ends[48] < 140, "first and last start as likely as the others (82)"
+
+
+def test_the_query_shows_its_class_about_as_often_as_asked() -> None:
+    def shown(probability: float) -> float:
+        config = EpisodeConfig(
+            augment=False, foreground_probability=probability, max_classes=1, full_set_probability=0.0
+        )
+        sampler = EpisodeSampler({"a": make_store(8, (90, 90, 90), (16, 16, 16))}, config=config)
+        return float(np.mean([bool(sampler[i].query.masks.any()) for i in range(150)]))
+
+    assert shown(1.0) > 0.9
+    assert shown(0.0) < 0.2
+
+
+def test_a_volume_smaller_than_the_patch_is_padded_with_its_own_minimum() -> None:
+    store = make_store(4, shape=(34, 44, 36), patch=(64, 64, 64))
+    e = EpisodeSampler({"a": store}, split="all", config=PLAIN).episode(0)
+    for s in (e.reference, e.query):
+        _, image, labels = store.volumes[s.case_id]
+        expected = np.full((64, 64, 64), image.min())
+        expected[15:49, 10:54, 14:50] = image
+        assert np.array_equal(s.image[0].numpy(), expected)
+        for name, mask in zip(e.class_names, s.masks, strict=True):
+            assert np.array_equal(mask[15:49, 10:54, 14:50].numpy(), labels == CLASSES[name])
+            assert int(mask.sum()) == np.count_nonzero(labels == CLASSES[name])
+
+
+def test_only_boxes_near_the_patch_are_read() -> None:
+    store = make_store(4, shape=(160, 160, 160), patch=(16, 16, 16))
+    sampler = EpisodeSampler({"a": store}, split="all")
+    reads = []
+    for i in range(10):
+        store.read.clear()
+        sampler.episode(i)
+        reads.append(max(store.read))
+    whole = 160**3
+    assert np.median(reads) < whole / 200
+    assert sum(r == whole for r in reads) <= 4, (
+        "whole volumes are read for the padding value alone, once a case"
+    )
+
+
+# --- batches, validation, refusals ----------------------------------------------------------------
+
+
+def test_a_batch_shares_dataset_and_classes_and_can_be_stacked() -> None:
+    sampler = EpisodeSampler({"a": make_store(8), "b": make_store(6)}, seed=2)
+    for i in range(6):
+        batch = sampler.batch(i, 3)
+        assert len(batch) == 3 and len({(e.dataset, e.class_names) for e in batch}) == 1
+        stacked = stack_episodes(batch)
+        k = len(stacked.class_names)
+        assert stacked.reference_images.shape == stacked.query_images.shape == (3, 1, 32, 32, 32)
+        assert stacked.reference_masks.shape == stacked.query_masks.shape == (3, k, 32, 32, 32)
+        assert torch.equal(stacked.query_masks[2], batch[2].query.masks)
+        assert all(float(m.sum()) > 0 for m in stacked.reference_masks.flatten(0, 1))
+        assert all(same(x, y) for x, y in zip(batch, sampler.batch(i, 3), strict=True))
+        images = [e.reference.image for e in batch]
+        assert not any(torch.equal(images[j], images[k]) for j in range(3) for k in range(j))
+
+
+def test_episodes_of_different_tasks_cannot_be_stacked() -> None:
+    sampler = EpisodeSampler({"a": make_store(8)}, config=PLAIN)
+    tasks = [sampler.episode(i) for i in range(10)]
+    with pytest.raises(EpisodeError, match="same classes can be joined"):
+        stack_episodes(tasks)
+
+
+def test_datasets_are_drawn_by_their_weights() -> None:
+    stores = {"a": make_store(), "b": make_store(), "c": make_store()}
+    sampler = EpisodeSampler(stores, config=PLAIN, weights={"a": 6, "b": 3, "c": 1})
+    counts = Counter(sampler.episode(i).dataset for i in range(400))
+    assert [counts[n] / 400 for n in "abc"] == pytest.approx([0.6, 0.3, 0.1], abs=0.06)
+
+
+def test_validation_takes_references_from_training_and_queries_from_validation() -> None:
+    stores = {"a": make_store(8), "b": make_store(6)}
+    drawn = validation_episodes(stores, "paper", per_dataset=6, seed=1)
+    assert [e.dataset for e in drawn] == ["a"] * 6 + ["b"] * 6
+    assert [e.index for e in drawn] == list(range(12))
+    for e in drawn:
+        held = {"a": ("case6", "case7"), "b": ("case4", "case5")}[e.dataset]
+        assert e.query.case_id in held and e.reference.case_id not in held
+        assert float(e.reference.masks.flatten(1).sum(1).min()) > 0
+        assert e.query.masks.any()
+    assert {e.query.case_id for e in drawn[:6]} == {"case6", "case7"}
+    assert {n for e in drawn[:6] for n in e.class_names} == set(CLASSES)
+    for first, second in zip(drawn[:2], drawn[3:5], strict=True):  # liver, spleen; then both once more
+        assert first.query.case_id != second.query.case_id, "each class must go round its cases"
+
+
+def test_validation_asks_for_all_classes_in_view_up_to_the_limit() -> None:
+    stores = {"a": make_store(8, patch=(48, 48, 48))}  # everything is in view
+    every = validation_episodes(stores, "paper", per_dataset=4)
+    for e in every:
+        both_even = all(int(s.case_id[4:]) % 2 == 0 for s in (e.reference, e.query))
+        assert e.class_names == (tuple(CLASSES) if both_even else ("liver", "spleen"))
+    limited = validation_episodes(stores, "paper", per_dataset=4, max_classes=2)
+    assert [len(e.class_names) for e in limited] == [2, 2, 2, 2]
+
+
+def test_validation_is_fixed_and_does_not_depend_on_the_other_datasets() -> None:
+    alone = validation_episodes({"b": make_store(6)}, "paper", 4, seed=1)
+    beside = validation_episodes({"a": make_store(8), "b": make_store(6)}, "paper", 4, seed=1)[4:]
+    for x, y in zip(alone, beside, strict=True):
+        assert x.class_names == y.class_names and x.reference.case_id == y.reference.case_id
+        assert torch.equal(x.reference.image, y.reference.image) and torch.equal(x.query.image, y.query.image)
+
+
+def test_a_split_without_validation_cases_gives_no_validation_episodes() -> None:
+    assert validation_episodes({"a": make_store()}, "all", 4) == []
+
+
+def test_refusals_say_what_to_do() -> None:
+    with pytest.raises(EpisodeError, match=r"two different subjects.*dataset 'a' has 1"):
+        EpisodeSampler({"a": make_store(4, per_subject=4)}, split="all")
+    with pytest.raises(EpisodeError, match=r"Split 'papr', part 'train' is not in dataset 'a'.*all, paper"):
+        EpisodeSampler({"a": make_store()}, split="papr")
+    with pytest.raises(EpisodeError, match="At least one dataset"):
+        EpisodeSampler({})
+    with pytest.raises(EpisodeError, match="seed must be 0 or a positive"):
+        EpisodeSampler({"a": make_store()}, seed=-1)
+    for weights in ({"a": 0.0}, {"b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": float("nan")}):
+        with pytest.raises(EpisodeError, match="Weights must be positive, one for each of a"):
+            EpisodeSampler({"a": make_store()}, weights=weights)
+    with pytest.raises(EpisodeError, match=r"foreground_probability must lie between 0 and 1, but is 1\.5"):
+        EpisodeConfig(foreground_probability=1.5)
+    with pytest.raises(EpisodeError, match="max_classes must be at least 1, but is 0"):
+        EpisodeConfig(max_classes=0)
+
+
+def test_a_dataset_whose_classes_are_each_in_one_subject_is_refused() -> None:
+    store = make_store(2)
+    store.volumes["case0"][2][:] = 0
+    store.volumes["case1"][2][:] = 0
+    store.volumes["case0"][2][4:8, 4:8, 4:8] = 1
+    store.volumes["case1"][2][4:8, 4:8, 4:8] = 2
+    with pytest.raises(EpisodeError, match="No class of dataset 'a' is present in two subjects"):
+        EpisodeSampler({"a": store}, split="all")

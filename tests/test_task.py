@@ -1,0 +1,166 @@
+"""Task files: what goes in comes out, equal tasks are equal bytes, another models task is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from stub_model import HASH, make_task
+
+from iris_pipeline.task import TaskEmbedding, load_task, merge, save_task
+from preprocessing.errors import TaskError
+from preprocessing.normalise import Normalisation
+
+
+@pytest.fixture
+def task() -> TaskEmbedding:
+    generator = torch.Generator().manual_seed(0)
+    return TaskEmbedding(
+        class_names=("liver", "left kidney", "Milz (größer)"),
+        tokens=(torch.randn(1, 3, 11, 8, generator=generator), torch.randn(1, 3, 11, 4, generator=generator)),
+        spacing_mm=(1.5, 1.25, 2.0),
+        patch_size=(64, 48, 32),
+        normalisation=Normalisation.for_modality("CT"),
+        intensity_offset=-1000.0,
+        modality="CT",
+        references=3,
+        model_hash=HASH,
+        made_by="ensemble",
+        created="2026-01-02T03:04:05+0000",
+        reference_hashes=("aa", "bb", "cc"),
+        class_values=(1, 7, 200),
+    )
+
+
+def assert_same(first: TaskEmbedding, second: TaskEmbedding) -> None:
+    for field in fields(TaskEmbedding):
+        if field.name == "tokens":
+            assert len(first.tokens) == len(second.tokens)
+            assert all(torch.equal(a, b) for a, b in zip(first.tokens, second.tokens, strict=True))
+        else:
+            assert getattr(first, field.name) == getattr(second, field.name), field.name
+
+
+def test_round_trip(tmp_path: Path, task: TaskEmbedding) -> None:
+    save_task(tmp_path / "new folder" / "liver.task", task)
+    assert_same(load_task(tmp_path / "new folder" / "liver.task", HASH), task)
+    assert [p.name for p in (tmp_path / "new folder").iterdir()] == ["liver.task"], "a temporary file stayed"
+
+
+def test_equal_tasks_are_equal_bytes(tmp_path: Path, task: TaskEmbedding) -> None:
+    for name in "ab":
+        for _ in range(3):
+            save_task(tmp_path / name, replace(task, tokens=tuple(t.clone() for t in task.tokens)))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    save_task(tmp_path / "b", replace(task, intensity_offset=0.0))
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+def test_bfloat16_and_strided_tokens_are_saved_as_float32(tmp_path: Path, task: TaskEmbedding) -> None:
+    odd = replace(task, tokens=tuple(t.bfloat16().transpose(2, 3) for t in task.tokens))
+    save_task(tmp_path / "x.task", odd)
+    for saved, given in zip(load_task(tmp_path / "x.task").tokens, odd.tokens, strict=True):
+        assert saved.dtype == torch.float32 and torch.equal(saved, given.float())
+
+
+def test_another_models_task_is_refused(tmp_path: Path, task: TaskEmbedding) -> None:
+    save_task(tmp_path / "x.task", task)
+    text = "is of model 0123456789ab, the model in use is fedcba987654; encode the references again"
+    with pytest.raises(TaskError, match=text):
+        load_task(tmp_path / "x.task", "fedcba9876543210")
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path: Path, task: TaskEmbedding) -> None:
+    with pytest.raises(
+        TaskError, match=r"no task file .*x\.task; make one with iris_encode -r REFS -o x\.task"
+    ):
+        load_task(tmp_path / "x.task")
+    save_task(tmp_path / "x.task", task)
+    content = (tmp_path / "x.task").read_bytes()
+    (tmp_path / "x.task").write_bytes(content[: len(content) // 2])
+    with pytest.raises(TaskError, match="is not a readable task file"):
+        load_task(tmp_path / "x.task")
+    (tmp_path / "x.task").write_bytes(b"liver")
+    with pytest.raises(TaskError, match="is not a readable task file"):
+        load_task(tmp_path / "x.task")
+
+
+def test_other_safetensors_are_no_tasks(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, tmp_path / "x.task")
+    with pytest.raises(TaskError, match="is a safetensors file but no task file"):
+        load_task(tmp_path / "x.task")
+
+
+def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
+    """A task file with changed metadata."""
+    save_task(path, task)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = json.loads(header["__metadata__"]["iris_task"]) | changes
+    save_file(
+        {f"tokens.{i}": t for i, t in enumerate(task.tokens)}, path, {"iris_task": json.dumps(metadata)}
+    )
+
+
+def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
+    rewrite(tmp_path / "x.task", task, schema_version=2, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 1; .*x\.task is of schema 2"):
+        load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, references="many")
+    with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
+        load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, levels=3)
+    with pytest.raises(TaskError, match="should hold the tokens of 3 levels and holds"):
+        load_task(tmp_path / "x.task")
+
+
+def test_nothing_is_written_where_nothing_can_be(tmp_path: Path, task: TaskEmbedding) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TaskError, match=r"cannot be written to .* choose another -o"):
+        save_task(tmp_path / "file" / "x.task", task)
+
+
+def test_select_takes_names_values_and_tokens(task: TaskEmbedding) -> None:
+    chosen = task.select(["Milz (größer)", "liver"])
+    assert chosen.classes == {"Milz (größer)": 200, "liver": 1}
+    for level, whole in zip(chosen.tokens, task.tokens, strict=True):
+        assert torch.equal(level[0, 0], whole[0, 2]) and torch.equal(level[0, 1], whole[0, 0])
+    with pytest.raises(TaskError, match=r"knows the classes liver, .*; asked for heart"):
+        task.select(["liver", "heart"])
+
+
+def test_merge_is_the_inverse_of_select(task: TaskEmbedding) -> None:
+    parts = [task.select(["liver"]), task.select(["left kidney", "Milz (größer)"])]
+    assert_same(merge(parts), task)
+    assert_same(merge([task]), task)
+
+
+def test_merge_refuses_what_does_not_fit(task: TaskEmbedding) -> None:
+    with pytest.raises(TaskError, match="different names; got"):
+        merge([task, task.select(["liver"])])
+    other = replace(task.select(["liver"]), class_names=("heart",), spacing_mm=(1.0, 1.0, 1.0))
+    with pytest.raises(TaskError, match="share model, spacing"):
+        merge([task, other])
+    with pytest.raises(TaskError, match="at least one task; got none"):
+        merge([])
+
+
+def test_merge_renumbers_where_values_clash() -> None:
+    first, second = make_task([1.0], ("a",)), make_task([2.0], ("b",))
+    assert first.classes == {"a": 1} and second.classes == {"b": 1}
+    assert merge([first, second]).classes == {"a": 1, "b": 2}
+
+
+def test_a_task_checks_itself(task: TaskEmbedding) -> None:
+    with pytest.raises(TaskError, match=r"must be \[1,3,m\+1,C\] .*; got \[1, 2, 11, 8\]"):
+        replace(task, tokens=(task.tokens[0][:, :2],))
+    with pytest.raises(TaskError, match=r"a value of its own in 1..255; .* got \[1, 1, 2\]"):
+        replace(task, class_values=(1, 1, 2))
+    with pytest.raises(TaskError, match=r"got \[1, 2, 256\]"):
+        replace(task, class_values=(1, 2, 256))
+    with pytest.raises(TaskError, match="one or more classes"):
+        replace(task, class_names=(), tokens=())

@@ -1,0 +1,148 @@
+"""The training loop: both directions of a group, resuming bit for bit, what a run leaves behind."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from iris_pipeline.checkpoint import load_model
+from iris_pipeline.cli.train import train_main
+from iris_pipeline.episodes import EpisodeSampler
+from iris_pipeline.losses import episode_loss
+from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.model import build_iris
+from iris_pipeline.run_log import RunLog
+from iris_pipeline.train import TrainSettings, group_forward, progress_of, train, update_bank, validate
+from preprocessing.errors import CheckpointError, ModelError
+from preprocessing.store import Store
+
+CPU = torch.device("cpu")
+SHORT = TrainSettings(size="tiny", iterations=4, validate_every=2, validation_episodes=2, precision="fp32")
+
+
+def test_both_ways_is_two_episodes_with_reference_and_query_swapped(tiny_store: Store) -> None:
+    model = build_iris("tiny", seed=0)
+    episodes = EpisodeSampler({"tiny": tiny_store}, seed=1).batch(0, 1)
+    (episode,) = episodes
+    r, q = episode.reference, episode.query
+    forward = model(r.image[None], r.masks[None], q.image[None])
+    backward = model(q.image[None], q.masks[None], r.image[None])
+    shown = q.masks.flatten(1).any(-1)[None]
+    masks = torch.stack([q.masks, r.masks])
+    valid = torch.cat([torch.ones_like(shown), shown])
+    expected = episode_loss(torch.cat([forward, backward]), masks, valid)
+    result = group_forward(model, episodes, CPU, both_ways=True)
+    torch.testing.assert_close(result.loss.total, expected.total, rtol=1e-4, atol=1e-5)
+    one_way = group_forward(model, episodes, CPU, both_ways=False)
+    torch.testing.assert_close(one_way.loss.total, episode_loss(forward, q.masks[None]).total, rtol=1e-4, atol=1e-5)
+    for a, b in zip(result.tokens, model.encode_task(r.image[None], r.masks[None]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bank_receives_the_references_tokens(tiny_store: Store) -> None:
+    model = build_iris("tiny", seed=0)
+    episodes = EpisodeSampler({"tiny": tiny_store}, seed=1).batch(0, 1)
+    bank = MemoryBank()
+    tokens = group_forward(model, episodes, CPU, both_ways=True).tokens
+    update_bank(bank, episodes, tokens)
+    names = episodes[0].class_names
+    assert bank.keys() == sorted(f"tiny/{name}" for name in names)
+    stored = bank.get([f"tiny/{name}" for name in names])
+    for a, b in zip(stored, tokens, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_validation_is_the_mean_dice_of_the_dataset(tiny_store: Store) -> None:
+    episodes = [e for e in EpisodeSampler({"tiny": tiny_store}, seed=1).batch(0, 2)]
+
+    class Oracle(torch.nn.Module):
+        """Answers with the left half of the true mask: Dice 2*|half|/(|half|+|all|)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = iter(episodes)
+
+        def forward(self, *_: torch.Tensor) -> torch.Tensor:
+            masks = next(self.calls).query.masks.clone()
+            masks[..., masks.shape[-1] // 2 :] = 0
+            return (masks * 2 - 1)[None]
+
+    expected = []
+    for e in episodes:
+        for mask in e.query.masks:
+            half, whole = float(mask[..., : mask.shape[-1] // 2].sum()), float(mask.sum())
+            if whole:
+                expected.append(2 * half / (half + whole))
+    scores = validate(Oracle(), episodes, CPU, "fp32")  # type: ignore[arg-type]
+    assert scores == {"tiny": pytest.approx(sum(expected) / len(expected))}
+
+
+def test_interrupted_and_resumed_equals_unbroken(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = {"tiny": tiny_store}
+    train(SHORT, stores, tmp_path / "whole", device=CPU, show_progress=False)
+    original = RunLog.step
+
+    def stop_at_three(self: RunLog, iteration: int, *rest: object) -> None:
+        original(self, iteration, *rest)  # type: ignore[arg-type]
+        if iteration == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "step", stop_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        train(SHORT, stores, tmp_path / "broken", device=CPU, show_progress=False)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "stopped"
+    assert load_model(tmp_path / "broken").state.iteration == 3
+    train(SHORT, stores, tmp_path / "broken", device=CPU, resume=True, show_progress=False)
+    whole, resumed = load_model(tmp_path / "whole"), load_model(tmp_path / "broken")
+    assert whole.state.iteration == resumed.state.iteration == 4
+    assert whole.model_hash == resumed.model_hash
+    for a, b in zip(whole.bank.get(whole.bank.keys()), resumed.bank.get(whole.bank.keys()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_leaves_weights_plans_curve_and_log(tiny_store: Store, tmp_path: Path) -> None:
+    train(SHORT, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
+    loaded = load_model(tmp_path)
+    assert loaded.plans == {"tiny": tiny_store.plan}
+    assert loaded.specs["tiny"]["classes"] == tiny_store.manifest.classes
+    assert loaded.state.settings["iterations"] == 4
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "finished" and run["iterations"] == 4 and set(run["validation"]) == {"tiny"}
+    rows = list(csv.DictReader((tmp_path / "train.csv").open()))
+    assert [int(r["iteration"]) for r in rows if r["validation_dice"]] == [2, 4, 4]
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Finished: 4 iterations" in (tmp_path / "train.log").read_text()
+
+
+def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
+    settings = TrainSettings(size="tiny", iterations=40, validate_every=1000, validation_episodes=1, precision="fp32")
+    train(settings, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
+    losses = [float(r["loss"]) for r in csv.DictReader((tmp_path / "train.csv").open()) if r["loss"]]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_progress_by_steps_time_or_both() -> None:
+    by_both = TrainSettings(iterations=100, minutes=10)
+    assert progress_of(by_both, 50, 60) == pytest.approx(0.5)
+    assert progress_of(by_both, 1, 480) == pytest.approx(0.8)
+    assert progress_of(TrainSettings(iterations=None, minutes=1), 10**6, 30) == pytest.approx(0.5)
+
+
+def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="Training needs an end"):
+        TrainSettings(iterations=None)
+    with pytest.raises(ModelError, match="must be auto, bf16 or fp32; got 'fp16'"):
+        TrainSettings(precision="fp16")
+    with pytest.raises(CheckpointError, match="Nothing to resume"):
+        train(SHORT, {"tiny": tiny_store}, tmp_path, device=CPU, resume=True, show_progress=False)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a run already: add --resume"):
+        train(SHORT, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
+    assert train_main(["paper", "--root", str(tmp_path / "nowhere")]) == 1
+    assert "run iris_plan_and_preprocess" in capsys.readouterr().err
