@@ -65,7 +65,6 @@ QUERY_RANGES = AugmentationRanges(
     brightness_shift_sd=0.15,
     gamma=(0.7, 1.4),
     contrast=(0.7, 1.3),
-    blur_sigma=(0.7, 1.5),
     noise_sigma=0.05,
 )
 

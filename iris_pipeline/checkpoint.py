@@ -155,7 +155,9 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     content, folder = _read_state(folder)
     name = content["files"].get("optimizer")
     if name is None:
-        raise CheckpointError(f"{folder} holds weights only, no optimiser state: it can predict but not be resumed.")
+        raise CheckpointError(
+            f"{folder} holds weights only, no optimiser state: it can predict but not be resumed."
+        )
     tensors = _load_tensors(folder / name)
     for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         # safetensors keeps no 0-d tensors apart from 1-element ones, so the step comes back as a scalar.
@@ -191,7 +193,9 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): copy the checkpoint again.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}): copy the checkpoint again."
+        ) from error
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -204,7 +208,9 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], Path]:
             f"No checkpoint in {folder}: {STATE_FILE} is missing; train one with iris_train or give another -m."
         ) from error
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / STATE_FILE} is not valid JSON: copy the checkpoint again.") from error
+        raise CheckpointError(
+            f"{folder / STATE_FILE} is not valid JSON: copy the checkpoint again."
+        ) from error
     if content.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint schema {content.get('schema_version')}, this version reads {SCHEMA_VERSION}: "

@@ -137,8 +137,7 @@ def roaming_start(
     if name is None:
         return inside(rng.random(3) * np.maximum(shape - size + 1, 1) - 0.5, size, shape)
     low, high = bounds(entry.classes[name].bbox)
-    first, last = np.minimum(low, high - size), np.maximum(low, high - size)
-    begin = first + rng.random(3) * (last - first) + rng.uniform(-jitter, jitter, 3) * size
+    begin = low + rng.random(3) * (high - size - low) + rng.uniform(-jitter, jitter, 3) * size
     return inside(begin, size, shape)
 
 

@@ -1,7 +1,8 @@
-"""A folder of predicted label maps against the truth: one row a case and class, one verdict for each bad case.
+"""A folder of predicted label maps against the truth: one row a case and class, one sentence a bad case.
 
-Arrays are [D,H,W] = (z,y,x); prediction and truth are compared voxel by voxel on the truth's own grid, never resampled.
-A case that cannot be scored keeps its rows, without a Dice and without predicted voxels, so that no table can lose it.
+Arrays are [D,H,W] = (z,y,x); prediction and truth are compared voxel by voxel on the truth's own grid, never
+resampled. A case that cannot be scored keeps its rows, without a Dice and without predicted voxels, so that
+no table can lose it.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class TruthCase:
 class Row:
     """One case and class. None: not known, because the prediction (or the truth) could not be read.
 
-    dice is NaN where there is nothing to score: the class is in neither mask, or (partly labelled datasets) the truth
-    does not tell whether it is there.
+    dice is NaN where there is nothing to score: the class is in neither mask, or (partly labelled datasets)
+    the truth does not tell whether it is there.
     """
 
     origin: Origin
@@ -88,9 +89,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows of one folder. failures: case -> why it has no score, one sentence each; notes: what else to know.
+    """All rows of one folder.
 
-    baseline: what a mask that calls every voxel foreground scores for the same cases, computed from the truth.
+    failures: case -> why it has no score, one sentence each; notes: what else to know.
+    baseline: what a mask that calls every voxel foreground scores for the same cases, computed from the
+    truth.
     """
 
     rows: tuple[Row, ...]
@@ -130,23 +133,30 @@ def evaluate_folder(
 ) -> Evaluation:
     """Score <case>.nii.gz (or another image file) in `predictions` for each of `truths`; nothing is written.
 
-    classes: name -> value in the predictions, by default from classes.json beside them; truth_classes: the same for
-    the truth, by default equal. Classes are matched by name, and those that both have are scored. A missing
-    prediction, another grid or a value without a name fails that case only. Raises EvaluationError if there is no
-    folder, no truth or no class in common.
+    classes: name -> value in the predictions, by default from classes.json beside them; truth_classes: the
+    same for the truth, by default equal. Classes are matched by name, and those that both have are scored. A
+    missing prediction, another grid or a value without a name fails that case only. Raises EvaluationError if
+    there is no folder, no truth or no class in common.
     """
     if not predictions.is_dir():
         raise EvaluationError(f"Predictions are a folder of label maps, and {predictions} is none: check -p.")
     classes = classes or read_classes(predictions)
     if classes is None:
         raise EvaluationError(
-            f"The predictions in {predictions} need their class names: put classes.json beside them or give --classes."
+            f"The predictions in {predictions} need their class names: put a classes.json beside them, "
+            'as in {"liver": 1}.'
         )
     truth_classes = truth_classes or classes
     common = [name for name in truth_classes if name in classes]
     if not truths or not common:
-        lacking = "no truth to compare with" if not truths else f"no class in common ({_both(classes, truth_classes)})"
-        raise EvaluationError(f"There is {lacking} for the predictions in {predictions}: check -g, -d and --classes.")
+        lacking = (
+            "no truth to compare with"
+            if not truths
+            else f"no class in common ({_both(classes, truth_classes)})"
+        )
+        raise EvaluationError(
+            f"There is {lacking} for the predictions in {predictions}: check -g, -d and classes.json."
+        )
     found = {case_id_of(path): path for path in image_files(predictions)}
     jobs = [
         _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled) for truth in truths
@@ -171,8 +181,8 @@ def compare(
 ) -> dict[str, Overlap]:
     """The overlap of every class of `truth_classes` that `classes` has, too. Label maps [D,H,W] on one grid.
 
-    Raises GridMismatchError if the grids differ by more than half a voxel anywhere, LabelValueError if a map holds a
-    value that its classes do not name.
+    Raises GridMismatchError if the grids differ by more than half a voxel anywhere, LabelValueError if a map
+    holds a value that its classes do not name.
     """
     truth_classes = truth_classes or classes
     try:
@@ -205,7 +215,7 @@ def everything_foreground(truth_voxels: int, voxels: int) -> float:
 
 
 def dataset_spec(name: str, preprocessed: Path) -> DatasetSpec:
-    """The specification a store was made with, else the one of that name in the package. SpecError if neither is."""
+    """The specification a store was made with, else the package's of that name; SpecError without both."""
     folder = preprocessed / name
     return Store.open(folder).manifest.spec if (folder / MANIFEST).is_file() else load_spec(name)
 
@@ -232,7 +242,7 @@ def read_classes(folder: Path) -> dict[str, int] | None:
 
 
 def read_origin(predictions: Path) -> Origin:
-    """What the folder's predict.json and its place results/<run>/predictions/<dataset>/<strategy> say about it."""
+    """What predict.json and the place <run>/predictions/<dataset>/<strategy> say about a folder."""
     made_from: Mapping[str, object] = {}
     if (predictions / RECORD).is_file():
         try:
@@ -241,7 +251,9 @@ def read_origin(predictions: Path) -> Origin:
             made_from = {}
     parts = predictions.resolve().parts
     in_run = len(parts) >= 4 and parts[-3] == "predictions"
-    run, dataset, strategy = (parts[-4], parts[-2], parts[-1]) if in_run else ("", "", predictions.resolve().name)
+    run, dataset, strategy = (
+        (parts[-4], parts[-2], parts[-1]) if in_run else ("", "", predictions.resolve().name)
+    )
     split = f"{made_from['split']}/{made_from.get('part', 'test')}" if "split" in made_from else ""
     return Origin(
         run=run,
@@ -253,11 +265,16 @@ def read_origin(predictions: Path) -> Origin:
 
 def write_rows(path: Path, rows: Iterable[Row], made_by: str = "") -> None:
     """Rows as CSV, the columns of COLUMNS; `made_by` follows as a last line that begins with #."""
+    write_text(path, rows_text(rows) + (f"# {made_by}\n" if made_by else ""))
+
+
+def rows_text(rows: Iterable[Row]) -> str:
+    """Rows as CSV text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(row.cells() for row in rows)
-    write_text(path, text.getvalue() + (f"# {made_by}\n" if made_by else ""))
+    return text.getvalue()
 
 
 def _score(job: _Job) -> _Scored:
@@ -303,9 +320,7 @@ def _baseline_rows(result: _Scored, names: Sequence[str]) -> list[Row]:
             continue
         unknown = _unknown(job, overlap)
         score = float("nan") if unknown else everything_foreground(overlap.truth, result.voxels)
-        rows.append(
-            Row(origin, job.truth.id, job.truth.subject, name, score, overlap.truth, result.voxels)
-        )
+        rows.append(Row(origin, job.truth.id, job.truth.subject, name, score, overlap.truth, result.voxels))
     return rows
 
 
@@ -319,8 +334,8 @@ def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) ->
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in classes.items())
         raise LabelValueError(
-            f"The {whose} holds the value {', '.join(map(str, unknown))}, but its classes are {named}: name every "
-            "value in its classes.json or give -d NAME."
+            f"The {whose} holds the value {', '.join(map(str, unknown))}, but its classes are {named}: name "
+            "every value in its classes.json or give -d NAME."
         )
 
 

@@ -34,7 +34,11 @@ def episode_loss(logits: Tensor, masks: Tensor, valid: Tensor | None = None) -> 
     valid [B,K]: 0 where the class had no voxel in the reference, so that its token says nothing; all by default.
     """
     dice = 1 - soft_dice(logits, masks)
-    entropy = F.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none").flatten(2).mean(-1)
+    entropy = (
+        F.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none")
+        .flatten(2)
+        .mean(-1)
+    )
     weight = torch.ones_like(dice) if valid is None else valid.to(dice)
     count = weight.sum().clamp(min=1.0)
     dice_mean, entropy_mean = (dice * weight).sum() / count, (entropy * weight).sum() / count

@@ -1,7 +1,8 @@
-"""Overlap of a mask with its truth. numpy only; a metric is one function, and a row of results has one column for each.
+"""Overlap of a mask with its truth: numbers from two arrays, no files and no tables.
 
-Masks and label maps are arrays of any one shape, here [D,H,W] = (z,y,x). A structure that neither truth nor prediction
-has scores NaN (there is nothing to score), one that only one of them has scores 0; tables say how often each happened.
+Masks and label maps are arrays of any one shape, here [D,H,W] = (z,y,x). A structure that neither truth nor
+prediction has scores NaN (there is nothing to score), one that only one of them has scores 0; tables say how
+often each happened.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Overlap:
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks of one shape; whatever is not 0 (or False) is inside. NaN if both are empty, 0 if one is.
+    """Dice of two masks of one shape; all but 0 (False) is inside. NaN if both are empty, 0 if one is.
 
     Raises EvaluationError if the shapes differ.
     """
@@ -44,16 +45,17 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 def label_overlaps(
     prediction: np.ndarray, truth: np.ndarray, classes: Mapping[str, int]
 ) -> dict[str, Overlap]:
-    """The overlap of every class of two label maps with values 0..255, in one pass however many classes there are.
+    """The overlap of every class of two label maps with values 0..255, in one pass for all.
 
-    classes: name -> value, the same in both maps. Raises EvaluationError if the shapes differ or a value is outside.
+    classes: name -> value, the same in both maps. Raises EvaluationError if the shapes differ or a value is
+    outside.
     """
     _same_shape(prediction, truth)
     for array, whose in ((prediction, "prediction"), (truth, "truth")):
-        if array.size and not (0 <= array.min() and array.max() <= MAX_VALUE):
+        if array.size and not (array.min() >= 0 and array.max() <= MAX_VALUE):
             raise EvaluationError(
-                f"Label maps hold values from 0 to {MAX_VALUE}; the {whose} has {array.min()} to {array.max()}: "
-                "renumber its classes."
+                f"Label maps hold values from 0 to {MAX_VALUE}; the {whose} has {array.min()} to "
+                f"{array.max()}: renumber its classes."
             )
     size = MAX_VALUE + 1
     anything = (truth != 0) | (prediction != 0)  # most voxels are background in both: they need no counting
@@ -69,6 +71,6 @@ def label_overlaps(
 def _same_shape(prediction: np.ndarray, truth: np.ndarray) -> None:
     if prediction.shape != truth.shape:
         raise EvaluationError(
-            f"Prediction and truth must have one shape; they have {prediction.shape} and {truth.shape}: predict on "
-            "the truth's own grid."
+            f"Prediction and truth must have one shape; they have {prediction.shape} and {truth.shape}: "
+            "predict on the truth's own grid."
         )

@@ -1,8 +1,9 @@
-"""Pictures of a result: truth and prediction as contours on the scan, in three planes through the object's centre.
+"""Pictures of a result: truth and prediction outlined on the scan, in three planes through the object.
 
-Arrays are [D,H,W] = (z,y,x) in RAS+, brought there without loss: z grows towards superior, y anterior, x right; spacings
-(mm) have the same order. Planes are shown as radiologists do: the patient's right is at the left of axial and coronal
-pictures, sagittal ones look from the side with anterior at the left; letters on every picture say so.
+Arrays are [D,H,W] = (z,y,x) in RAS+, brought there without loss: z grows towards superior, y anterior, x
+right; spacings (mm) have the same order. Planes are shown as radiologists do: the patient's right is at the
+left of axial and coronal pictures, sagittal ones look from the side with anterior at the left; letters on
+every picture say so.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from preprocessing.geometry import Reorientation
 from preprocessing.volume import Volume
 
 matplotlib.use("Agg")
-from matplotlib import patheffects  # noqa: E402 - the backend has to be chosen first
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib import patheffects
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
@@ -45,23 +46,25 @@ SHOWN_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Style:
-    """How an outline is drawn. dashes: as matplotlib takes them, an offset and the lengths of dash and gap."""
+    """How an outline is drawn; dashes as matplotlib takes them: offset, then lengths of dash and gap."""
 
     colour: str
     dashes: str | tuple[float, tuple[float, ...]]
 
 
-# Blue and orange stay apart for colour-blind readers and on any grey; the line style tells them apart in print.
+# Blue and orange stay apart for colour-blind readers and on any grey; in print the line style tells.
 TRUTH = Style("#3fb2ff", "solid")
 PREDICTION = Style("#ffa01f", (0.0, (3.0, 1.6)))
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case ready to be drawn. image, truth, prediction: [D,H,W] on one RAS+ grid, the labels with one numbering.
+    """One case ready to be drawn.
 
-    classes: name -> value; spacing_mm (z,y,x); window: grey values shown as black and white; inverted: PET, where
-    uptake is dark; centre: index (z,y,x) of the three planes; box: the part shown, half-open along (z,y,x).
+    image, truth, prediction: [D,H,W] on one RAS+ grid, the labels with one numbering.
+    classes: name -> value; spacing_mm (z,y,x); window: grey values shown as black and white; inverted: PET,
+    where uptake is dark; centre: index (z,y,x) of the three planes; box: the part shown, half-open along
+    (z,y,x).
     """
 
     image: np.ndarray
@@ -85,13 +88,14 @@ def view_case(
 ) -> CaseView:
     """Bring a case to RAS+ and choose planes, window and the part shown.
 
-    prediction: label array on the truth's grid with the truth's values. modality: "CT" (soft-tissue window in HU, after
-    `intensity_offset` is added), "MR" or "PET". Raises EvaluationError if the shapes differ.
+    prediction: label array on the truth's grid with the truth's values. modality: "CT" (soft-tissue window in
+    HU, after `intensity_offset` is added), "MR" or "PET". Raises EvaluationError if the shapes differ.
     """
     shapes = {image.array.shape, truth.array.shape, prediction.shape}
     if len(shapes) != 1:
         raise EvaluationError(
-            f"Image, truth and prediction must have one shape to be drawn; they have {sorted(shapes)}: check the files."
+            f"Image, truth and prediction must have one shape to be drawn; they have {sorted(shapes)}: check "
+            "the files."
         )
     turn = Reorientation.to_ras(image.affine)
     grey, true, predicted = (turn.apply(array) for array in (image.array, truth.array, prediction))
@@ -114,9 +118,10 @@ def view_case(
 
 
 def choose_centre(labels: np.ndarray, classes: Mapping[str, int]) -> tuple[int, int, int]:
-    """Index (z,y,x) of the planes: the ones nearest the labelled object's centre that show as many classes as any do.
+    """Index (z,y,x) of the planes: nearest to the object's centre of those that show the most classes.
 
-    A class counts as shown where the plane has half of its largest cross-section. Without labels: the volume's middle.
+    A class counts as shown where the plane has half of its largest cross-section. Without labels: the
+    volume's middle.
     """
     inside = np.isin(labels, list(classes.values()))
     if not inside.any():
@@ -135,7 +140,7 @@ def choose_centre(labels: np.ndarray, classes: Mapping[str, int]) -> tuple[int, 
 
 
 def shown_box(inside: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, slice, slice]:
-    """The bounding box of a mask with MARGIN_MM around it, clipped to the volume; all of it for an empty mask."""
+    """The bounding box of a mask with MARGIN_MM around it inside the volume; all of it for no mask."""
     if not inside.any():
         return slice(0, inside.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2])
     found = ndimage.find_objects(inside.astype(np.uint8))[0]
@@ -149,8 +154,10 @@ def shown_box(inside: np.ndarray, spacing_mm: tuple[float, float, float]) -> tup
 
 
 def grey_window(grey: np.ndarray, modality: str) -> tuple[float, float]:
-    """The grey values drawn as black and white. CT: soft tissue in HU; MR: 1st to 99.5th percentile of what is not
-    background; PET: 0 to the 99.5th percentile."""
+    """The grey values drawn as black and white: CT soft tissue (HU), MR 1st to 99.5th percentile, PET from 0.
+
+    Percentiles are of what is above the minimum, which is background.
+    """
     if modality == "CT":
         return CT_WINDOW_HU
     body = grey[grey > grey.min()]
@@ -164,16 +171,17 @@ def grey_window(grey: np.ndarray, modality: str) -> tuple[float, float]:
 def plane_of(array: np.ndarray, plane: Plane, index: int) -> np.ndarray:
     """One slice of [D,H,W] RAS+ as a picture [rows, columns], turned as LETTERS says."""
     picture = np.take(array, index, axis=AXIS[plane])
-    # Rows: superior (anterior, in axial pictures) at the top. Columns: the patient's right, or anterior, at the left.
+    # Top: superior, or anterior in axial pictures. Left: the patient's right, or anterior in sagittal ones.
     return picture[::-1, ::-1]
 
 
 def plane_size_mm(view: CaseView, plane: Plane) -> tuple[float, float]:
     """Width and height in mm of the part that a plane shows."""
     rows, columns = (axis for axis in range(3) if axis != AXIS[plane])
-    return tuple(  # type: ignore[return-value]  # always two
+    width, height = (
         (view.box[axis].stop - view.box[axis].start) * view.spacing_mm[axis] for axis in (columns, rows)
     )
+    return width, height
 
 
 def draw_plane(axes: Axes, view: CaseView, plane: Plane, numbers: bool = True) -> None:
@@ -218,13 +226,15 @@ def plane_picture(view: CaseView, plane: Plane, pixels: int = 560, quality: int 
     figure = plt.figure(figsize=(max(1.0, width * inches), max(1.0, height * inches)), facecolor="black")
     draw_plane(figure.add_axes((0.0, 0.0, 1.0, 1.0)), view, plane)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=pixels / 4.0, facecolor="black", pil_kwargs={"quality": quality})
+    figure.savefig(
+        buffer, format="webp", dpi=pixels / 4.0, facecolor="black", pil_kwargs={"quality": quality}
+    )
     plt.close(figure)
     return buffer.getvalue()
 
 
 def case_figure(view: CaseView, title: str = "") -> Figure:
-    """The three planes side by side on one scale, with a legend: a figure that stands alone (close it after use)."""
+    """The three planes side by side on one scale, with a legend; close the figure after use."""
     sizes = [plane_size_mm(view, plane) for plane in PLANES]
     inches = 11.0 / sum(width for width, _ in sizes)
     highest = max(height for _, height in sizes) * inches
@@ -238,7 +248,9 @@ def case_figure(view: CaseView, title: str = "") -> Figure:
     )
     for axes, plane in zip(panels, PLANES, strict=True):
         draw_plane(axes, view, plane)
-    figure.legend(handles=_handles(view), loc="outside lower center", ncols=6, frameon=False, labelcolor="white")
+    figure.legend(
+        handles=_handles(view), loc="outside lower center", ncols=6, frameon=False, labelcolor="white"
+    )
     if title:
         figure.suptitle(title, color="white", fontsize=11)
     return figure
@@ -258,7 +270,7 @@ def _handles(view: CaseView) -> list[Line2D]:
 
 
 def _contour(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], style: Style) -> None:
-    """The outline of a mask [rows, columns] along the edges of its voxels: what was segmented, nothing smoothed."""
+    """The outline of a mask [rows, columns] along the edges of its voxels, nothing smoothed."""
     if not mask.any():
         return
     fine = 6
@@ -268,7 +280,9 @@ def _contour(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], style: 
     pixel = size_mm[0] / mask.shape[1], size_mm[1] / mask.shape[0]
     x = ((np.arange(blocks.shape[1]) + 0.5) / fine - 1 + columns.start) * pixel[0]
     y = ((np.arange(blocks.shape[0]) + 0.5) / fine - 1 + rows.start) * pixel[1]
-    drawn = axes.contour(x, y, blocks, levels=[0.5], colors=style.colour, linestyles=[style.dashes], linewidths=LINE_WIDTH)
+    drawn = axes.contour(
+        x, y, blocks, levels=[0.5], colors=style.colour, linestyles=[style.dashes], linewidths=LINE_WIDTH
+    )
     drawn.set_path_effects([patheffects.withStroke(linewidth=2.6, foreground="#00000090")])
 
 

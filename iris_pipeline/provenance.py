@@ -29,11 +29,12 @@ def without_machine(command: str) -> str:
 
 
 def revision(folder: Path = SOURCE_ROOT) -> str:
-    """`commit <git describe>` of the code in `folder`, or the package's version where git does not know that code.
+    """`commit <git describe>` of the code in `folder`, or the package's version where git does not know it.
 
-    "with uncommitted changes" follows where a file of the code itself is changed or new; results are not code.
+    "with uncommitted changes" follows where a file of the code itself is changed or new; results are not
+    code.
     """
-    # Installed into somebody's virtual environment, the package may lie inside a repository that is not its own.
+    # Installed into a virtual environment, the package may lie inside a repository that is not its own.
     if _git(folder, "ls-files", "--error-unmatch", *(f"{name}/__init__.py" for name in CODE)) is None:
         return f"iris-pipeline {__version__}"
     described = _git(folder, "describe", "--always", "--tags")

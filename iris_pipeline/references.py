@@ -258,15 +258,16 @@ def draw_references(
     """
     if count < 1:
         raise ReferenceCaseError(f"The number of references must be 1 or more; got {count}.")
+    everyone = sorted(candidates, key=lambda c: c.id)
+    # All are shuffled and then filtered, so that queries of different subjects share references where they can.
+    shuffled = [everyone[int(i)] for i in np.random.default_rng(seed).permutation(len(everyone))]
     excluded = set(not_subjects)
-    pool = sorted((c for c in candidates if c.subject not in excluded), key=lambda c: c.id)
-    pool = [c for c in pool if c.classes & set(classes)]
-    if not pool:
+    order = [c for c in shuffled if c.subject not in excluded and c.classes & set(classes)]
+    if not order:
         raise ReferenceCaseError(
             "No labelled case of another subject than the query's is there to be the reference."
         )
-    order = [pool[int(i)] for i in np.random.default_rng(seed).permutation(len(pool))]
-    most = max(len(c.classes & set(classes)) for c in pool)
+    most = max(len(c.classes & set(classes)) for c in order)
     order.sort(key=lambda c: len(c.classes & set(classes)) < most)  # stable: both halves stay in random order
     chosen = order[:count]
     draws = [Draw(c.id, tuple(name for name in classes if name in c.classes)) for c in chosen]

@@ -29,7 +29,9 @@ class RunLog:
     measured, and validation.csv has it per dataset.
     """
 
-    def __init__(self, folder: Path, settings: Any, datasets: list[str], append: bool = False, every: int = 20):
+    def __init__(
+        self, folder: Path, settings: Any, datasets: list[str], append: bool = False, every: int = 20
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.every, self.datasets = folder, every, datasets
         self._run = {
@@ -55,7 +57,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         if error is not None:
             self.say(f"Stopped by {kind.__name__ if kind else 'an error'}: {error}")
             self._run["status"] = "stopped"
@@ -120,7 +124,12 @@ def draw_curve(folder: Path) -> None:
     with (folder / "validation.csv").open(encoding="utf-8") as file:
         scores = list(csv.DictReader(file))
     figure, left = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    left.plot([int(r["iteration"]) for r in rows], [float(r["loss"]) for r in rows], color="0.4", label="training loss")
+    left.plot(
+        [int(r["iteration"]) for r in rows],
+        [float(r["loss"]) for r in rows],
+        color="0.4",
+        label="training loss",
+    )
     left.set(xlabel="iteration", ylabel="Dice + cross-entropy", ylim=(0, None))
     right = left.twinx()
     for name in dict.fromkeys(row["dataset"] for row in scores):

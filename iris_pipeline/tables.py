@@ -1,20 +1,24 @@
-"""Rows of all runs -> result tables, as CSV and Markdown, with what was left out of each and the command that made it.
+"""Rows of all runs -> result tables, as CSV and Markdown, each with what was left out and the command.
 
-Dice is 0..1 in the dataset tables and in % where rows of ours stand beside the paper's. A mean is the mean over the
-classes of each class's mean over the cases. The paper's rows are marked and never averaged with ours.
+Dice is 0..1 in the dataset tables and in % where rows of ours stand beside the paper's. A mean is the mean
+over the classes of each class's mean over the cases. The paper's rows are marked and never averaged with
+ours.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from iris_pipeline import paper
-from iris_pipeline.evaluate import BASELINE_RUN, BASELINE_STRATEGY, COLUMNS
+from iris_pipeline.evaluate import BASELINE_RUN, BASELINE_STRATEGY, COLUMNS, Row, rows_text
+from iris_pipeline.provenance import without_machine
 from preprocessing.errors import EvaluationError
 from preprocessing.files import write_text
 
@@ -25,11 +29,12 @@ PAPER_METHODS = ("Iris", "nnUNet")
 BASELINE_TITLE = "everything is foreground"
 STRATEGY_ORDER = ("one-shot", "ensemble", "retrieval", "tuning", "bank")
 RULE = (
-    "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them has it. "
-    "The mean is over the classes of each class's mean over its cases."
+    "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them "
+    "has it. The mean is over the classes of each class's mean over its cases."
 )
 PAPER_RULE = (
-    "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes them with ours."
+    "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes "
+    "them with ours."
 )
 
 
@@ -72,18 +77,22 @@ def read_rows(path: Path) -> pd.DataFrame:
     """One evaluation CSV with the columns of evaluate.COLUMNS; EvaluationError where it is something else."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        text = "".join(line for line in lines if not line.startswith("#"))
-        # Names stay text, whatever they look like: a case '007' or a class 'NA' is no number and no gap.
-        names = dict.fromkeys(COLUMNS[:7], "str")
-        frame = pd.read_csv(io.StringIO(text), dtype=names, keep_default_na=False, na_values=dict.fromkeys(COLUMNS[7:], [""]))
+        frame = _parse("".join(line for line in lines if not line.startswith("#")))
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path} is no evaluation table ({error}): make it again with iris_evaluate.") from None
+        raise EvaluationError(
+            f"{path} is no evaluation table ({error}): make it again with iris_evaluate."
+        ) from None
     if list(frame.columns) != list(COLUMNS):
         raise EvaluationError(
-            f"An evaluation table has the columns {', '.join(COLUMNS)}; {path} has {', '.join(frame.columns)}: make it "
-            "again with iris_evaluate."
+            f"An evaluation table has the columns {', '.join(COLUMNS)}; {path} has "
+            f"{', '.join(frame.columns)}: make it again with iris_evaluate."
         )
     return frame
+
+
+def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows of an evaluation as the frame that `read_rows` would give."""
+    return _parse(rows_text(rows))
 
 
 def collect_rows(results: Path, runs: Sequence[str] | None = None) -> pd.DataFrame:
@@ -120,12 +129,12 @@ def count_pairs(rows: pd.DataFrame) -> Counts:
 
 
 def class_means(rows: pd.DataFrame) -> pd.Series:
-    """Mean Dice of each class over the cases that are scored, in the rows' order of classes; NaN where none is."""
+    """Mean Dice of each class over the scored cases, in the rows' order; NaN where none is."""
     return rows.groupby("class", sort=False)["dice"].mean()
 
 
 def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = None) -> Table:
-    """Rows: run, split and strategy; columns: the classes and their mean; the baseline and the paper's figures below."""
+    """Rows: run, split, strategy, then the baseline and the paper's figures; columns: classes, their mean."""
     chosen = rows[rows["dataset"] == dataset]
     classes = list(dict.fromkeys(chosen["class"]))
     lines, notes = [], [RULE]
@@ -137,8 +146,7 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
             | {name: _score(means.get(name)) for name in classes}
             | {"mean": _score(means.mean())}
         )
-        if key[0] != BASELINE_RUN:
-            notes.append(f"{_name(key)}: {count_pairs(group).sentence()}.")
+        notes += _count_note(key, group)
     if paper_column is not None:
         number = _table_of(dataset, paper_column)
         for method in PAPER_METHODS:
@@ -154,26 +162,26 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
 
 
 def overview_table(rows: pd.DataFrame) -> Table:
-    """Rows: run, split and strategy; columns: the datasets' means. A mean over datasets only where a row has them all."""
+    """Rows: run, split, strategy; columns: the datasets' means, and their mean where a row has them all."""
     datasets = sorted(set(rows["dataset"]))
-    lines = []
+    lines, notes = [], [RULE, "The last column is the mean over the datasets, empty where a row lacks one."]
     for key, group in _groups(rows):
         means = {name: class_means(part).mean() for name, part in group.groupby("dataset")}
+        notes += _count_note(key, group)
         lines.append(
             dict(zip(ROW_KEY, _shown(key), strict=True))
             | {name: _score(means.get(name)) for name in datasets}
-            | {"mean": _score(pd.Series(means).mean() if len(means) == len(datasets) else None)}
+            | {"mean": _score(_mean_of_all(means, len(datasets)))}
         )
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, *datasets, "mean"]).fillna("")
-    notes = (RULE, "The last column is over the datasets, and empty where a row lacks one; counts stand under each dataset.")
-    return Table("overview", "All datasets, Dice", frame, notes)
+    return Table("overview", "All datasets, Dice", frame, tuple(notes))
 
 
 def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> Table | None:
-    """The paper's table 1 or 2 in its own form, Dice in %, with rows of ours where our datasets fill its columns.
+    """The paper's table 1 or 2 in its own form, Dice in %, with rows of ours above the paper's.
 
-    columns: our dataset -> the paper's column. None where no dataset of ours is in this table. Ours get an average
-    only if they fill every column.
+    columns: our dataset -> the paper's column. None where no dataset of ours is in this table. Ours get an
+    average only if they fill every column.
     """
     published = paper.load_table(number)
     order = paper.columns_of(number)
@@ -185,31 +193,63 @@ def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> 
     for column in {column for column in ours.values() if list(ours.values()).count(column) > 1}:
         both = ", ".join(name for name in ours if ours[name] == column)
         raise EvaluationError(
-            f"One dataset at most can fill the paper's column {column}; {both} do: keep paper_column in one of them."
+            f"One dataset at most can fill the paper's column {column}; {both} do: keep paper_column in one "
+            "of them."
         )
     if not ours:
         return None
-    lines = []
+    fills = ", ".join(f"{name} fills {column}" for name, column in ours.items())
+    theirs = PAPER_RULE.replace("of the run 'paper'", "from 'paper'")
+    lines, notes = [], [f"Dice in %. {RULE}", theirs, f"Of ours, {fills}."]
     for key, group in _groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)]):
         means = {ours[str(name)]: 100 * class_means(part).mean() for name, part in group.groupby("dataset")}
-        average = pd.Series(means).mean() if len(means) == len(order) else None
+        notes += _count_note(key, group)
         lines.append(
             {"from": "ours", "method": _name(key), "group": "in-context"}
             | {column: _percent(means.get(column)) for column in order}
-            | {"average": _percent(average)}
+            | {"average": _percent(_mean_of_all(means, len(order)))}
         )
     for _, line in published.iterrows():
         cells = {name: _percent(line[name]) for name in published.columns if name not in ("method", "group")}
         lines.append({"from": PAPER_RUN, "method": line["method"], "group": line["group"]} | cells)
     last = ["average"] if "average" in published.columns else []
     frame = pd.DataFrame(lines, columns=["from", "method", "group", *order, *last]).fillna("")
-    fills = ", ".join(f"{name} fills {column}" for name, column in ours.items())
-    notes = (f"Dice in %. {RULE}", PAPER_RULE.replace("of the run 'paper'", "from 'paper'"), f"Of ours, {fills}.")
-    return Table(f"paper_table{number}", paper.TITLES[number], frame, notes)
+    return Table(f"paper_table{number}", paper.TITLES[number], frame, tuple(notes))
+
+
+def read_run(folder: Path) -> dict[str, str]:
+    """What run.json says about a training run, as label -> text; empty without such a file."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    settings = record.get("settings", {})
+    minutes = record.get("seconds", float("nan")) / 60
+    told = {
+        "trained on": ", ".join(record.get("datasets", [])),
+        "size": str(settings.get("size", "")),
+        "split": str(settings.get("split", "")),
+        "seed": str(settings.get("seed", "")),
+        "iterations": str(record.get("iterations", "")),
+        "minutes": "" if pd.isna(minutes) else f"{minutes:.1f}",
+        "status": str(record.get("status", "")),
+        "code": str(record.get("code", "")),
+        "command": without_machine(str(record.get("command", ""))),
+    }
+    return {label: text for label, text in told.items() if text}
+
+
+def runs_table(results: Path, runs: Sequence[str]) -> Table | None:
+    """How the models behind the rows were trained; None where no run left a run.json."""
+    lines = [{"run": run} | facts for run in runs if (facts := read_run(results / run))]
+    if not lines:
+        return None
+    frame = pd.DataFrame(lines).fillna("")
+    return Table("runs", "Runs", frame, ("Each model as its own run.json describes it.",))
 
 
 def result_tables(rows: pd.DataFrame, columns: Mapping[str, str] | None = None) -> list[Table]:
-    """Overview (from two datasets on), one table a dataset, and the paper's forms where our datasets fill columns."""
+    """Overview (from two datasets on), a table a dataset, the paper's forms where datasets fill columns."""
     columns = columns or {}
     datasets = sorted(set(rows["dataset"]))
     tables = [overview_table(rows)] if len(datasets) > 1 else []
@@ -223,7 +263,10 @@ def to_markdown(table: Table, made_by: str, level: int = 2) -> str:
     cells = [list(table.frame.columns), *table.frame.astype(str).to_numpy().tolist()]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(cells[0]))]
-    drawn = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    drawn = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
     drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     notes = "\n".join(f"- {note}" for note in (*table.notes, made_by))
     return f"{'#' * level} {table.title}\n\n" + "\n".join(drawn) + f"\n\n{notes}\n"
@@ -236,7 +279,7 @@ def to_csv(table: Table, made_by: str) -> str:
 
 
 def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: str = "Results") -> Path:
-    """results/tables.md and results/tables/<name>.csv; returns the Markdown file. Former CSV tables there are removed."""
+    """results/tables.md and results/tables/<name>.csv; returns the page. CSV tables of former calls go."""
     folder = results / "tables"
     names = {f"{table.name}.csv" for table in tables}
     for table in tables:
@@ -249,8 +292,19 @@ def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: 
     return page
 
 
+def _parse(text: str) -> pd.DataFrame:
+    # Names stay text, whatever they look like: a case '007' or a class 'NA' is no number and no gap.
+    names, numbers = COLUMNS[:7], COLUMNS[7:]
+    return pd.read_csv(
+        io.StringIO(text),
+        dtype=dict.fromkeys(names, "str") | dict.fromkeys(numbers, "float64"),
+        keep_default_na=False,
+        na_values={name: [""] for name in numbers},
+    )
+
+
 def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
-    """The rows of each run, split and strategy; the strategies in the order a reader thinks of, the baseline last."""
+    """The rows of each run, split and strategy; strategies in STRATEGY_ORDER, the baseline last."""
 
     def place(key: tuple[str, str, str]) -> tuple[bool, str, str, int, str]:
         run, split, strategy = key
@@ -259,6 +313,17 @@ def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame
 
     groups = {(str(k[0]), str(k[1]), str(k[2])): group for k, group in rows.groupby(ROW_KEY, sort=False)}
     return [(key, groups[key]) for key in sorted(groups, key=place)]
+
+
+def _mean_of_all(means: Mapping[Any, float], count: int) -> float | None:
+    """The mean of `count` numbers; None where one is missing or NaN, so that no mean hides a gap."""
+    known = [value for value in means.values() if not pd.isna(value)]
+    return sum(known) / count if len(known) == count else None
+
+
+def _count_note(key: tuple[str, str, str], rows: pd.DataFrame) -> list[str]:
+    """The line under a table about one of its rows; the baseline needs none."""
+    return [] if key[0] == BASELINE_RUN else [f"{_name(key)}: {count_pairs(rows).sentence()}."]
 
 
 def _shown(key: tuple[str, str, str]) -> tuple[str, str, str]:
@@ -274,7 +339,8 @@ def _table_of(dataset: str, column: str) -> int:
     if number is None:
         known = ", ".join(name for table in paper.DICE_TABLES for name in paper.columns_of(table))
         raise EvaluationError(
-            f"paper_column of dataset {dataset} must be one of {known}; it is '{column}': correct the specification."
+            f"paper_column of dataset {dataset} must be one of {known}; it is '{column}': correct the "
+            "specification."
         )
     return number
 

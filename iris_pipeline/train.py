@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -28,7 +28,7 @@ from iris_pipeline.episodes import (
 from iris_pipeline.losses import LossParts, episode_loss
 from iris_pipeline.memory_bank import MemoryBank, bank_key
 from iris_pipeline.metrics import dice
-from iris_pipeline.model import Iris, TaskTokens, build_config, build_iris, count_parameters
+from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_config, build_iris, count_parameters
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.run_log import RunLog
 from preprocessing.errors import CheckpointError, ModelError
@@ -125,7 +125,7 @@ def update_bank(bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens) -
 
 @torch.no_grad()
 def validate(model: Iris, episodes: list[Episode], device: torch.device, precision: str) -> dict[str, float]:
-    """Mean Dice per dataset over held fixed validation crops, one-shot; a class absent from truth and mask is left out."""
+    """Mean Dice per dataset over fixed validation crops, one-shot; a class absent from truth and mask is left out."""
     model.eval()
     scores: dict[str, list[float]] = {}
     for episode in episodes:
@@ -157,7 +157,9 @@ class _Groups(Dataset[list[Episode]]):
         return self.sampler.batch(group, self.settings.group_size)
 
 
-def group_stream(sampler: EpisodeSampler, settings: TrainSettings, first_group: int) -> Iterator[list[Episode]]:
+def group_stream(
+    sampler: EpisodeSampler, settings: TrainSettings, first_group: int
+) -> Iterator[list[Episode]]:
     """Groups first_group, first_group + 1, ... without end; prepared ahead by `settings.workers` processes."""
 
     def indices() -> Iterator[int]:
@@ -168,7 +170,7 @@ def group_stream(sampler: EpisodeSampler, settings: TrainSettings, first_group: 
 
     loader = DataLoader(
         _Groups(sampler, settings),
-        sampler=indices(),  # type: ignore[arg-type]  # an endless iterable is a valid sampler
+        sampler=indices(),
         batch_size=None,
         num_workers=settings.workers,
         multiprocessing_context="spawn" if settings.workers else None,
@@ -194,6 +196,17 @@ def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -
     return norm
 
 
+def _weights_of(run: Path, config: IrisConfig) -> Iris:
+    """The network of another run; ModelError if it is of another configuration."""
+    model = load_model(run).model
+    if model.config != config:
+        raise ModelError(
+            f"The run to start from, {run}, has another network than this one ({model.config} instead of {config}): "
+            "give the same --size and --task-levels."
+        )
+    return model
+
+
 def train(
     settings: TrainSettings,
     stores: Mapping[str, Store],
@@ -201,25 +214,29 @@ def train(
     *,
     device: torch.device | None = None,
     resume: bool = False,
+    start_from: Path | None = None,
     show_progress: bool = True,
     episode_config: EpisodeConfig | None = None,
 ) -> Path:
     """Train one model over several stores; returns the checkpoint folder.
 
-    Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing where it is.
+    start_from: a run whose weights (not its bank, not its optimiser) this one begins with. Raises CheckpointError
+    if `folder` holds a run already and `resume` is not set, or nothing where it is.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = folder / "checkpoint"
     exists = (checkpoint / "state.json").exists()
     if exists and not resume:
-        raise CheckpointError(f"{folder} holds a run already: add --resume to go on with it, or give another --name.")
+        raise CheckpointError(
+            f"{folder} holds a run already: add --resume to go on with it, or give another --name."
+        )
     if resume and not exists:
         raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
 
     config = build_config(settings.size)
     if settings.task_levels:
         config = type(config)(**{**asdict(config), "task_levels": settings.task_levels})
-    model = build_iris(config, seed=settings.seed)
+    model = build_iris(config, seed=settings.seed) if start_from is None else _weights_of(start_from, config)
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
     if resume:
@@ -232,7 +249,11 @@ def train(
         restore_optimizer(checkpoint, optimizer)
 
     sampler = EpisodeSampler(
-        stores, split=settings.split, part="train", seed=settings.seed, config=episode_config or EpisodeConfig()
+        stores,
+        split=settings.split,
+        part="train",
+        seed=settings.seed,
+        config=episode_config or EpisodeConfig(),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
     plans = {name: store.plan for name, store in stores.items()}
@@ -244,9 +265,17 @@ def train(
 
     with RunLog(folder, settings, list(stores), append=resume) as log:
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
+        if start_from is not None and not resume:
+            log.say(f"Starts from the weights of {start_from.name}.")
         log.say(f"{len(stores)} dataset(s): {', '.join(stores)}; {len(fixed)} validation episodes.")
         groups = group_stream(sampler, settings, iteration * settings.groups)
-        bar = tqdm(total=1000, unit="‰", disable=not show_progress, initial=int(1000 * progress_of(settings, iteration, seconds)))
+        bar = tqdm(
+            total=100,
+            initial=100 * progress_of(settings, iteration, seconds),
+            disable=not show_progress,
+            bar_format="{percentage:5.1f} %|{bar}| {elapsed} < {remaining}{postfix}",
+            mininterval=1.0,
+        )
         try:
             while (done := progress_of(settings, iteration, seconds)) < 1:
                 started = time.perf_counter()
@@ -267,8 +296,8 @@ def train(
                     best = validate(model, fixed, device, settings.precision)
                     log.validation(iteration, best)
                     save()
-                bar.update(int(1000 * progress_of(settings, iteration, seconds)) - bar.n)
-                bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}")
+                bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
+                bar.update(min(100.0, 100 * progress_of(settings, iteration, seconds)) - bar.n)
         except KeyboardInterrupt:
             save()
             log.say(f"Interrupted at iteration {iteration}; --resume goes on from here.")

@@ -46,7 +46,9 @@ def check_same_grid(image: Volume, labels: Volume) -> str | None:
             f"Image and label must have the same grid, but a corner lies {apart:.1f} mm elsewhere in the label: export the "
             "label on the image's grid."
         )
-    return None if apart < 1e-4 else f"label header differs by {apart:.2g} mm at a corner; the image's is used"
+    return (
+        None if apart < 1e-4 else f"label header differs by {apart:.2g} mm at a corner; the image's is used"
+    )
 
 
 def preprocess_case(

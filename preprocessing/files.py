@@ -31,7 +31,10 @@ def save_json(path: Path, model: BaseModel) -> None:
 
 
 def load_json(path: Path, kind: type[Model], error: type[IrisError], remedy: str) -> Model:
-    """Read what `save_json` wrote. `error` in one sentence where the file is missing, broken or of another schema."""
+    """What `save_json` wrote.
+
+    `error`, one sentence, where it is missing, broken or of another schema version.
+    """
     if not path.is_file():
         raise error(f"{path} does not exist: {remedy}.")
     try:
@@ -56,7 +59,7 @@ def text_digest(text: str) -> str:
 
 
 def file_digest(paths: Iterable[Path | None]) -> str:
-    """A short digest of the files' bytes (of all files inside, where a path is a folder). Missing files count as empty."""
+    """A short digest of the files' bytes (of all files inside a folder). A missing file counts as empty."""
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         inside = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path]

@@ -5,8 +5,9 @@ Shapes, spacings and extents are (z,y,x) after reorientation to RAS+; spacing an
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,9 +22,11 @@ from preprocessing.case import check_same_grid
 from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
 from preprocessing.geometry import Reorientation
-from preprocessing.parallel import default_workers, parallel_map
-from preprocessing.spec import DatasetSpec
-from preprocessing.volume import read_labels, read_volume
+from preprocessing.options import add_store_options, ending
+from preprocessing.parallel import parallel_map
+from preprocessing.paths import Root
+from preprocessing.spec import DatasetSpec, choose_specs
+from preprocessing.volume import orientation_conflict, read_labels, read_volume
 
 Verdict = Literal["ok", "repaired", "refused"]
 Triple = tuple[float, float, float]
@@ -65,7 +68,10 @@ class CasePrint(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """All cases of a dataset, sorted by id. `spec_digest` covers what of the specification the measuring used."""
+    """All cases of a dataset, sorted by id.
+
+    `spec_digest` covers what the measuring used of the specification.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,6 +83,16 @@ class Fingerprint(BaseModel):
     @property
     def accepted(self) -> list[CasePrint]:
         return [case for case in self.cases if case.accepted]
+
+
+@dataclass(frozen=True)
+class CaseVerdict:
+    """What became of one case: usable as it is (ok), after a repair, or refused; `why` in one sentence."""
+
+    dataset: str
+    case: str
+    verdict: Verdict
+    why: str
 
 
 @dataclass(frozen=True)
@@ -96,9 +112,10 @@ def fingerprint_dataset(
 ) -> Fingerprint:
     """Measure every case under `raw` (the dataset's own folder) over several processes.
 
-    With `folder` (preprocessed/<dataset>) the result is written to fingerprint.json there; cases whose files are
-    unchanged since the last, maybe broken, run are not read again. Without it nothing is written.
-    A case that cannot be used is a verdict, not an error; RawDataError or SpecError only where no case can be listed.
+    With `folder` (preprocessed/<dataset>) the result is written to fingerprint.json there; cases whose files
+    are unchanged since the last, maybe broken, run are not read again. Without it nothing is written. A case
+    that cannot be used is a verdict, not an error; RawDataError or SpecError only where no case can be
+    listed.
     """
     cases = find_cases(raw, spec)
     spec_digest = _spec_digest(spec)
@@ -106,9 +123,7 @@ def fingerprint_dataset(
     jobs = [_Job(case, spec, known.get(case.id)) for case in cases]
     results: dict[str, CasePrint] = {}
     remember = _partial_writer(folder, spec_digest) if folder else None
-    for result in parallel_map(
-        _measure, jobs, workers or default_workers(), f"{spec.name}: reading", progress
-    ):
+    for result in parallel_map(_measure, jobs, workers, f"{spec.name}: reading", progress):
         results[result.id] = result
         if remember:
             remember(result)
@@ -122,6 +137,23 @@ def fingerprint_dataset(
             if case.verdict != "ok":
                 append_log(folder / LOG, f"{case.id}: {case.verdict}: {case.why}")
     return fingerprint
+
+
+def verdicts_of(fingerprint: Fingerprint) -> list[CaseVerdict]:
+    """One verdict a case, in the order of the ids."""
+    return [CaseVerdict(fingerprint.dataset, case.id, case.verdict, case.why) for case in fingerprint.cases]
+
+
+def verdict_text(verdicts: Sequence[CaseVerdict]) -> str:
+    """One line a dataset with the counts, then one for each case about which there is something to say."""
+    lines = []
+    for dataset in dict.fromkeys(verdict.dataset for verdict in verdicts):
+        mine = [verdict for verdict in verdicts if verdict.dataset == dataset]
+        words: tuple[Verdict, ...] = ("ok", "repaired", "refused")
+        counts = [f"{sum(verdict.verdict == word for verdict in mine)} {word}" for word in words]
+        lines.append(f"{dataset}: {', '.join(counts)}")
+        lines += [f"  {each.case}: {each.verdict}: {each.why}" for each in mine if each.why]
+    return "\n".join(lines)
 
 
 def load_fingerprint(folder: Path) -> Fingerprint:
@@ -155,7 +187,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
     image, labels = read_volume(case.image), read_labels(case.labels)
-    repaired = check_same_grid(image, labels)
+    repairs = [text for text in (orientation_conflict(case.image), check_same_grid(image, labels)) if text]
     if not np.isfinite(image.array).all():
         raise RawDataError(
             f"{case.image} holds values that are not finite: only finite grey values can be used."
@@ -166,13 +198,11 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
-    notes = [repaired] if repaired else []
-    if not classes:
-        notes.append("no class of the specification has a voxel")
+    notes = repairs if classes else [*repairs, "no class of the specification has a voxel"]
     return CasePrint(
         id=case.id,
         subject=case.subject,
-        verdict="repaired" if repaired else "ok",
+        verdict="repaired" if repairs else "ok",
         why="; ".join(notes),
         digest=digest,
         shape=array.shape,
@@ -189,8 +219,8 @@ def check_label_values(labels: np.ndarray, path: Path, spec: DatasetSpec) -> Non
     if unknown:
         allowed = ", ".join(f"{value} ({name})" for name, value in spec.classes.items())
         raise LabelValueError(
-            f"{path} holds the value{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}: dataset "
-            f"{spec.name} allows 0 (background), {allowed}; correct the label map or the specification."
+            f"{path} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
+            f"0 (background), {allowed}; correct the label map or the specification."
         )
 
 
@@ -237,7 +267,7 @@ def _spec_digest(spec: DatasetSpec) -> str:
 
 
 def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
-    """Cases of the last fingerprint and of one that was broken off, where they were measured by the same rules."""
+    """Cases of the last fingerprint and of one that was broken off, if measured by the same rules."""
     known: dict[str, CasePrint] = {}
     try:
         finished = load_fingerprint(folder)
@@ -279,7 +309,29 @@ def _ends_with_newline(path: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-if __name__ == "__main__":
-    from preprocessing.stages import fingerprint_stage
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the raw cases of datasets; status 1 where a case was refused."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.fingerprint", description=main.__doc__)
+    add_store_options(parser)
+    arguments = parser.parse_args(argv)
+    return ending(lambda: _run(arguments))
 
-    raise SystemExit(fingerprint_stage())
+
+def _run(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    verdicts: list[CaseVerdict] = []
+    for spec in choose_specs(arguments.datasets, root.raw):
+        fingerprint = fingerprint_dataset(
+            root.raw / spec.name,
+            spec,
+            root.preprocessed / spec.name,
+            workers=arguments.workers,
+            progress=not arguments.quiet,
+        )
+        verdicts += verdicts_of(fingerprint)
+    print(verdict_text(verdicts))
+    return int(any(verdict.verdict == "refused" for verdict in verdicts))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -78,7 +78,9 @@ def cubic_matrix(n_in: int, n_out: int) -> np.ndarray:
     Mirror boundaries (whole-sample symmetric) and clamped positions, as SimpleITK's sitkBSpline inside the image.
     """
     centres = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    return (_spline_basis(centres, n_in) @ np.linalg.inv(_spline_basis(np.arange(n_in, dtype=float), n_in))).astype(np.float32)
+    return (
+        _spline_basis(centres, n_in) @ np.linalg.inv(_spline_basis(np.arange(n_in, dtype=float), n_in))
+    ).astype(np.float32)
 
 
 def _spline_basis(positions: np.ndarray, n: int) -> np.ndarray:
@@ -111,7 +113,9 @@ def along_axes(array: np.ndarray, matrices: tuple[np.ndarray, np.ndarray, np.nda
     result = np.asarray(array, dtype=np.float32)
     for axis in sorted(range(3), key=lambda a: matrices[a].shape[0] / matrices[a].shape[1]):
         matrix = matrices[axis]
-        if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix), dtype=np.float32)):
+        if matrix.shape[0] == matrix.shape[1] and np.array_equal(
+            matrix, np.eye(len(matrix), dtype=np.float32)
+        ):
             continue
         if axis == 0:
             result = (matrix @ result.reshape(len(result), -1)).reshape(-1, *result.shape[1:])

@@ -31,7 +31,9 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """Clip, then z-score over the whole volume -> float32; zeros for a constant one. RawDataError for NaN or inf."""
     values = np.asarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise RawDataError("Grey values must be finite, but the image holds NaN or infinity: mend or leave out the scan.")
+        raise RawDataError(
+            "Grey values must be finite, but the image holds NaN or infinity: mend or leave out the scan."
+        )
     if normalisation.clip is not None:
         values = values.clip(*normalisation.clip)
     elif normalisation.percentiles is not None:

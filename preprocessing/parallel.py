@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -28,15 +30,17 @@ def default_workers() -> int:
 def parallel_map(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    workers: int,
+    workers: int | None,
     label: str,
     progress: bool = True,
 ) -> Iterator[Result]:
     """`function(item)` of every item, in the order of completion. One worker: in this process, in order.
 
-    `function` must be importable (processes are spawned, never forked: forking with threads may hang). An exception in
-    `function` comes through. RawDataError where a process is ended from outside, mostly for want of memory.
+    `workers` None: `default_workers()`. `function` must be importable (processes are spawned, never forked:
+    forking with threads may hang). An exception in `function` comes through. RawDataError where a process is
+    ended from outside, mostly for want of memory.
     """
+    workers = workers or default_workers()
     bar = tqdm(total=len(items), desc=label, unit="case", disable=not progress, dynamic_ncols=True)
     with bar:
         if workers <= 1 or len(items) <= 1:
@@ -46,7 +50,7 @@ def parallel_map(
             return
         with (
             _single_threaded_children(),
-            ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool,
+            ProcessPoolExecutor(min(workers, len(items)), get_context("spawn"), _start_child) as pool,
         ):
             futures = [pool.submit(function, item) for item in items]
             try:
@@ -55,17 +59,30 @@ def parallel_map(
                     bar.update()
             except BrokenProcessPool:
                 raise RawDataError(
-                    f"A worker process was ended during '{label}', mostly for want of memory: run again with fewer "
-                    "workers (finished cases are kept)."
+                    f"A worker process was ended during '{label}', mostly for want of memory: run again with "
+                    "fewer workers (finished cases are kept)."
                 ) from None
             finally:
                 for future in futures:
                     future.cancel()
 
 
+def _start_child() -> None:
+    """Ctrl-C is the parent's to handle: running cases are finished and kept. A child ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Children read these variables at their start: N processes with N threads each would fight for N cores."""
+    """Children read these variables at their start: N processes of N threads each would fight for N cores."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:

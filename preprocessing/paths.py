@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Root:
-    """The three folders of a working place. Nothing is created here; each writer makes the folder it needs."""
+    """The three folders of a working place. Each writer makes the folder it needs."""
 
     raw: Path
     preprocessed: Path
@@ -17,7 +17,7 @@ class Root:
 
     @staticmethod
     def resolve(root: str | None = None, raw: str | None = None) -> Root:
-        """`root`, else the environment variable IRIS_ROOT, else the current folder; `raw` overrides <root>/raw."""
+        """`root`, else the variable IRIS_ROOT, else the current folder; `raw` overrides <root>/raw."""
         base = Path(root or os.environ.get("IRIS_ROOT") or ".").expanduser()
         return Root(
             raw=Path(raw).expanduser() if raw else base / "raw",

@@ -1,11 +1,13 @@
-"""Plan: from a fingerprint to the spacing, patch and intensities of the unified store. Pure, frozen, versioned.
+"""Plan: from a fingerprint to spacing, patch and intensities of the unified store. Pure, frozen, versioned.
 
 Spacings, shapes and patches are (z,y,x), spacings in mm.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +15,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from preprocessing.errors import PlanError
-from preprocessing.files import load_json, text_digest
-from preprocessing.fingerprint import CasePrint, Fingerprint
+from preprocessing.files import append_log, load_json, save_json, text_digest
+from preprocessing.fingerprint import LOG, CasePrint, Fingerprint, load_fingerprint
 from preprocessing.normalise import Normalisation
-from preprocessing.spec import DatasetSpec, Modality
+from preprocessing.options import add_plan_options, add_store_options, ending
+from preprocessing.paths import Root
+from preprocessing.spec import DatasetSpec, Modality, choose_specs
 from preprocessing.splits import subjects_of_test
 
 Policy = Literal["paper", "fit"]
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 FILE = "plan.json"
+MANIFEST = "manifest.json"  # of the store: another plan makes it unfinished
 
 STRIDE = 16  # the network halves four times
 PAPER_SPACING_MM = 1.5
@@ -33,7 +38,10 @@ FIT_SHARE = 52 / 64  # of the crop's edge that a large object of a class may spa
 
 
 class Plan(BaseModel):
-    """How a dataset's scans become arrays. `reasons` says in words why; it is no part of the plan's identity."""
+    """How a dataset's scans become arrays.
+
+    `reasons` says in words why and is no part of the plan's identity.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,9 +66,9 @@ def make_plan(
 ) -> Plan:
     """The plan of one dataset. Subjects of the paper split's test part have no say in it.
 
-    `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so that the
-    objects of the median class fill 52/64 of the crop. `crop`: the largest patch (z,y,x), multiples of 16.
-    PlanError where no accepted case is left or the crop is not possible.
+    `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so
+    that the objects of the median class fill 52/64 of the crop. `crop`: the largest patch (z,y,x), multiples
+    of 16. PlanError where no accepted case is left or the crop is not possible.
     """
     if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
         raise PlanError(
@@ -69,8 +77,8 @@ def make_plan(
     accepted = fingerprint.accepted
     if not accepted:
         raise PlanError(
-            f"No case of dataset {spec.name} can be used (all {len(fingerprint.cases)} were refused): read the verdicts "
-            "of iris_check."
+            f"No case of dataset {spec.name} can be used, all {len(fingerprint.cases)} were refused: mend "
+            "them by what their verdicts say."
         )
     unseen = subjects_of_test(spec, {case.id: case.subject for case in fingerprint.cases})
     cases = [case for case in accepted if case.subject not in unseen] or accepted
@@ -97,11 +105,29 @@ def make_plan(
     )
 
 
-def paper_spacing(cases: list[CasePrint]) -> tuple[float, str]:
-    """1.5 mm (the paper's), or the finest native edge where the smallest class would be too few voxels of 1.5 mm.
+def settle_plan(folder: Path, plan: Plan, overwrite: bool = False) -> Plan:
+    """Write plan.json, or keep the one there if it gives the same arrays; PlanError if it gives others."""
+    path = folder / FILE
+    if path.is_file() and not overwrite:
+        old = load_plan(folder)
+        if old.digest != plan.digest:
+            raise PlanError(
+                f"{path} is of another plan ({_in_short(old)}) than the one asked for ({_in_short(plan)}): "
+                "give the same options, another --root, or --overwrite to make the store anew."
+            )
+    if overwrite:
+        (folder / MANIFEST).unlink(missing_ok=True)
+    save_json(path, plan)
+    append_log(folder / LOG, "plan: " + " ".join(plan.reasons))
+    return plan
 
-    "Smallest": the class with the least median volume over cases. "Too few": under 500 voxels, or under 12 voxels
-    along the median of its three edges. Never under 0.5 mm, never coarser than 1.5 mm. Returns (mm, reason).
+
+def paper_spacing(cases: list[CasePrint]) -> tuple[float, str]:
+    """1.5 mm (the paper's), or the finest native edge where the smallest class would be too few voxels.
+
+    "Smallest": the class with the least median volume over cases. "Too few": under 500 voxels, or under 12
+    voxels along the median of its three edges. Never under 0.5 mm, never coarser than 1.5 mm. Returns (mm,
+    reason).
     """
     classes = _class_cases(cases)
     if not classes:
@@ -123,24 +149,25 @@ def paper_spacing(cases: list[CasePrint]) -> tuple[float, str]:
         return PAPER_SPACING_MM, f"Spacing {PAPER_SPACING_MM:g} mm isotropic, as in the paper: {sizes}."
     native = finest_native_spacing(cases)
     edge = min(PAPER_SPACING_MM, max(FINEST_SPACING_MM, native))
-    few = f"{sizes}, fewer than {FEW_VOXELS} or than {FEW_VOXELS_ACROSS} across"
+    few = f"{sizes}, too few (at least {FEW_VOXELS} and {FEW_VOXELS_ACROSS} are wanted)"
     if edge == PAPER_SPACING_MM:
         return edge, (
-            f"Spacing {edge:g} mm isotropic, as in the paper: {few}, but the scans' finest edge is {native:g} mm, so a "
-            "finer grid would show nothing more."
+            f"Spacing {edge:g} mm isotropic, as in the paper: {few}, but the scans' finest edge is "
+            f"{native:g} mm, so a finer grid would show nothing more."
         )
     limit = f", not under {FINEST_SPACING_MM:g} mm" if native < FINEST_SPACING_MM else ""
     return edge, (
-        f"Spacing {edge:g} mm isotropic, finer than the paper's {PAPER_SPACING_MM:g} mm: {few}; {edge:g} mm is the "
-        f"scans' finest edge{limit}."
+        f"Spacing {edge:g} mm isotropic, finer than the paper's {PAPER_SPACING_MM:g} mm: {few}; {edge:g} mm "
+        f"is the scans' finest edge{limit}."
     )
 
 
 def fit_spacing(cases: list[CasePrint], crop: Shape) -> tuple[float, str]:
     """The isotropic spacing at which the objects of a task fit the crop. Returns (mm, reason).
 
-    Per class the 95th percentile over cases of the edge that its largest extent needs to span 52/64 of the crop; of
-    these the median over classes; never finer than the scans' finest native edge (median over cases).
+    Per class the 95th percentile over cases of the edge that its largest extent needs to span 52/64 of the
+    crop; of these the median over classes; never finer than the scans' finest native edge (median over
+    cases).
     """
     native = finest_native_spacing(cases)
     room = np.array(crop) * FIT_SHARE
@@ -156,7 +183,10 @@ def fit_spacing(cases: list[CasePrint], crop: Shape) -> tuple[float, str]:
     wanted = float(np.median(list(needs.values())))
     edge = round(max(wanted, native), 2)
     objects = ", ".join(f"{name} {need * room.min():.0f} mm" for name, need in needs.items())
-    why = f"large objects ({objects}) fill {FIT_SHARE:.0%} of a crop of {_text(crop)} at {wanted:.2f} mm (median class)"
+    why = (
+        f"large objects ({objects}) fill {FIT_SHARE:.0%} of a crop of {_text(crop)} at {wanted:.2f} mm "
+        "(the median class)"
+    )
     if wanted >= native:
         return edge, f"Spacing {edge:g} mm isotropic, fitted to the crop: {why}."
     return (
@@ -175,6 +205,11 @@ def load_plan(folder: Path) -> Plan:
     return load_json(
         folder / FILE, Plan, PlanError, f"run iris_plan_and_preprocess -d {folder.name} --overwrite"
     )
+
+
+def _in_short(plan: Plan) -> str:
+    edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
+    return f"policy {plan.policy}, {edges} mm, patch {' x '.join(map(str, plan.patch_size))}"
 
 
 def _class_cases(cases: list[CasePrint]) -> dict[str, list[CasePrint]]:
@@ -211,7 +246,8 @@ def _intensity_reasons(normalisation: Normalisation, spec: DatasetSpec) -> list[
     if normalisation.percentiles is not None:
         low, high = normalisation.percentiles
         reasons.append(
-            f"Grey values clipped to each volume's percentiles {low:g} and {high:g}, then z-score: {spec.modality}."
+            f"Grey values clipped to each volume's percentiles {low:g} and {high:g}, then z-score: "
+            f"{spec.modality}."
         )
     return reasons
 
@@ -220,7 +256,24 @@ def _text(values: tuple[float, ...]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-if __name__ == "__main__":
-    from preprocessing.stages import plan_stage
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make plan.json from the fingerprints that are there, and say why."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.plan", description=main.__doc__)
+    add_store_options(parser)
+    add_plan_options(parser)
+    arguments = parser.parse_args(argv)
+    return ending(lambda: _run(arguments))
 
-    raise SystemExit(plan_stage())
+
+def _run(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    for spec in choose_specs(arguments.datasets, root.raw):
+        folder = root.preprocessed / spec.name
+        plan = make_plan(load_fingerprint(folder), spec, arguments.policy, tuple(arguments.crop))
+        settle_plan(folder, plan, arguments.overwrite)
+        print("\n  ".join([f"{spec.name}:", *plan.reasons]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,24 +1,34 @@
 """The stage runner: fingerprint, plan, unified store. Parallel over cases, resumable, one verdict a case.
 
-A store is finished when its manifest exists; that file is written last. A run that was killed goes on where it
-stopped and ends with the same bytes as one that was not.
+A store is finished when its manifest exists; that file is written last. A run that was killed goes on where
+it stopped and ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.errors import IrisError, PlanError, RawDataError, SpecError
-from preprocessing.files import append_log, save_json
-from preprocessing.fingerprint import LOG, CasePrint, Fingerprint, Verdict, fingerprint_dataset
-from preprocessing.parallel import default_workers, parallel_map
-from preprocessing.plan import FILE as PLAN_FILE
-from preprocessing.plan import Plan, Policy, Shape, load_plan, make_plan
-from preprocessing.spec import DatasetSpec, list_specs, load_spec, unknown_name
+from preprocessing.files import append_log, save_json, text_digest
+from preprocessing.fingerprint import (
+    LOG,
+    CasePrint,
+    CaseVerdict,
+    Fingerprint,
+    fingerprint_dataset,
+    verdict_text,
+    verdicts_of,
+)
+from preprocessing.options import add_plan_options, add_store_options, ending
+from preprocessing.parallel import parallel_map
+from preprocessing.paths import Root
+from preprocessing.plan import Plan, Policy, Shape, make_plan, settle_plan
+from preprocessing.spec import DatasetSpec, choose_specs
 from preprocessing.splits import make_splits
 from preprocessing.store import (
     CASES,
@@ -33,19 +43,6 @@ from preprocessing.store import (
 from preprocessing.volume import read_labels, read_volume
 
 
-GROUPS = ("all", "upstream", "held-out", "phantom")
-
-
-@dataclass(frozen=True)
-class CaseVerdict:
-    """What became of one case: stored as it is (ok), stored after a repair, or refused with the reason."""
-
-    dataset: str
-    case: str
-    verdict: Verdict
-    why: str
-
-
 @dataclass(frozen=True)
 class _Job:
     case: Case
@@ -53,29 +50,6 @@ class _Job:
     spec: DatasetSpec
     plan: Plan
     folder: Path
-
-
-def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
-    """The specifications behind `-d`: names, paths of YAML files, or `all`, `upstream`, `held-out`, `phantom`.
-
-    The four words stand for every dataset of that role with a folder under `raw_root`. SpecError for an unknown name
-    (with the nearest known one) or for a word that no dataset there fits.
-    """
-    chosen: dict[str, DatasetSpec] = {}
-    for name in names:
-        if name in GROUPS:
-            specs = [load_spec(known) for known in list_specs() if (raw_root / known).is_dir()]
-            specs = [spec for spec in specs if name in ("all", spec.role)]
-            if not specs:
-                raise SpecError(
-                    f"'{name}' fits no dataset under {raw_root}: known are {', '.join(list_specs())}."
-                )
-        elif name.endswith((".yaml", ".yml")) or name in list_specs():
-            specs = [load_spec(name)]
-        else:
-            raise SpecError(unknown_name(name, list_specs()))
-        chosen |= {spec.name: spec for spec in specs}
-    return list(chosen.values())
 
 
 def plan_and_preprocess(
@@ -88,53 +62,46 @@ def plan_and_preprocess(
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    report: Callable[[list[CaseVerdict]], None] | None = None,
 ) -> list[CaseVerdict]:
     """All stages for the datasets that `names` choose (see `choose_specs`); returns one verdict a case.
 
-    A refused case stops nothing; neither does a dataset that cannot be done at all while others can: the first such
-    error is raised at the end. PlanError where a store of another plan is there and `overwrite` is not set.
+    A refused case stops nothing, and neither does an unknown name or a dataset that cannot be done: the
+    others are finished first, then the error is raised (all sentences, where there are several). PlanError
+    where a store of another plan is there and `overwrite` is not set. `report` gets the verdicts of each
+    dataset as it ends.
     """
     verdicts: list[CaseVerdict] = []
     failures: list[IrisError] = []
-    for spec in choose_specs(names, raw_root):
-        folder = preprocessed_root / spec.name
+    for spec in _known_specs(names, raw_root, failures):
+        raw, folder = raw_root / spec.name, preprocessed_root / spec.name
+        mine: list[CaseVerdict] = []
         try:
-            fingerprint = fingerprint_dataset(
-                raw_root / spec.name, spec, folder, workers=workers, progress=progress
-            )
+            fingerprint = fingerprint_dataset(raw, spec, folder, workers=workers, progress=progress)
+            mine = verdicts_of(fingerprint)
             plan = settle_plan(folder, make_plan(fingerprint, spec, policy, crop), overwrite)
-            verdicts += fill_store(
-                raw_root / spec.name, folder, spec, fingerprint, plan, workers=workers, progress=progress
-            )
+            mine = fill_store(raw, folder, spec, fingerprint, plan, workers=workers, progress=progress)
         except (PlanError, RawDataError, SpecError) as error:
-            append_log(folder / LOG, f"failed: {error}")
             failures.append(error)
+            if folder.is_dir():
+                append_log(folder / LOG, f"failed: {error}")
+        verdicts += mine
+        if report and mine:
+            report(mine)
     if failures:
-        first, others = failures[0], len(failures) - 1
-        more = (
-            f" ({others} more dataset{'s' * (others > 1)} failed: see {preprocessed_root}/*/{LOG}.)"
-            if others
-            else ""
-        )
-        raise type(first)(f"{first}{more}")
+        raise type(failures[0])("\n".join(str(failure) for failure in failures))
     return verdicts
 
 
-def settle_plan(folder: Path, plan: Plan, overwrite: bool = False) -> Plan:
-    """Write plan.json, or keep the one there if it gives the same arrays; PlanError if it gives others."""
-    path = folder / PLAN_FILE
-    if path.is_file() and not overwrite:
-        old = load_plan(folder)
-        if old.digest != plan.digest:
-            raise PlanError(
-                f"{path} is of another plan ({_in_short(old)}) than the one asked for ({_in_short(plan)}): give the same "
-                "options, another --root, or --overwrite to make the store anew."
-            )
-    if overwrite:
-        (folder / MANIFEST).unlink(missing_ok=True)
-    save_json(path, plan)
-    append_log(folder / LOG, "plan: " + " ".join(plan.reasons))
-    return plan
+def _known_specs(names: Sequence[str], raw_root: Path, failures: list[IrisError]) -> list[DatasetSpec]:
+    """The specifications of the known names; what is said about the others is added to `failures`."""
+    chosen: dict[str, DatasetSpec] = {}
+    for name in names:
+        try:
+            chosen |= {spec.name: spec for spec in choose_specs([name], raw_root)}
+        except SpecError as error:
+            failures.append(error)
+    return list(chosen.values())
 
 
 def fill_store(
@@ -147,13 +114,13 @@ def fill_store(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[CaseVerdict]:
-    """Write what is missing of preprocessed/<dataset>, then the manifest. Whole case files of the same plan are kept."""
+    """Write what is missing of preprocessed/<dataset>, then the manifest; whole files of this plan stay."""
     cases = {case.id: case for case in find_cases(raw, spec)}
     entries: dict[str, CaseEntry] = {}
     refused = {found.id: found.why for found in fingerprint.cases if not found.accepted}
     jobs = []
     for found in fingerprint.accepted:
-        record = valid_record(folder, found.id, plan, found.digest)
+        record = valid_record(folder, found.id, plan, _source_digest(found, spec))
         if record is not None:
             entries[found.id] = record.entry
         else:
@@ -164,9 +131,7 @@ def fill_store(
             folder / LOG,
             f"{len(entries)} of {len(fingerprint.accepted)} usable cases are there, {len(jobs)} to do",
         )
-    for job_id, result in parallel_map(
-        _store_case, jobs, workers or default_workers(), f"{spec.name}: storing", progress
-    ):
+    for job_id, result in parallel_map(_store_case, jobs, workers, f"{spec.name}: storing", progress):
         if isinstance(result, str):
             refused[job_id] = result
             append_log(folder / LOG, f"{job_id}: refused: {result}")
@@ -188,10 +153,8 @@ def fill_store(
     save_json(folder / MANIFEST, manifest)
     append_log(folder / LOG, f"finished: {len(entries)} cases stored, {len(refused)} refused")
     return [
-        CaseVerdict(spec.name, found.id, "refused", refused[found.id])
-        if found.id in refused
-        else CaseVerdict(spec.name, found.id, found.verdict, found.why)
-        for found in fingerprint.cases
+        replace(each, verdict="refused", why=refused[each.case]) if each.case in refused else each
+        for each in verdicts_of(fingerprint)
     ]
 
 
@@ -213,17 +176,27 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
     if prepared.labels is None:
         raise RuntimeError("preprocess_case gave no labels although it got some")
     depth, height, width = prepared.image.shape
+    z, y, x = prepared.spacing_mm
+    spacing_mm = (round(z, 6), round(y, 6), round(x, 6))  # headers hold float32
     entry = CaseEntry(
         id=case.id,
         subject=case.subject,
         shape=(depth, height, width),
-        spacing_mm=prepared.spacing_mm,
+        spacing_mm=spacing_mm,
         native_shape=job.found.shape,
-        classes=describe_labels(prepared.labels, prepared.spacing_mm, job.spec.classes),
+        classes=describe_labels(prepared.labels, spacing_mm, job.spec.classes),
         verdict=job.found.verdict,
         why=job.found.why,
     )
-    return case.id, write_case(job.folder, entry, prepared.image, prepared.labels, plan, job.found.digest)
+    return case.id, write_case(
+        job.folder, entry, prepared.image, prepared.labels, plan, _source_digest(job.found, job.spec)
+    )
+
+
+def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
+    """What a stored case depends on beside the plan: raw bytes, whose scan it is, names of classes."""
+    names = sorted(spec.classes.items())
+    return text_digest(f"{found.digest} {found.subject} {found.verdict} {found.why} {names}")
 
 
 def _remove_strangers(folder: Path, known: set[str]) -> None:
@@ -236,12 +209,32 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
             path.unlink()
 
 
-def _in_short(plan: Plan) -> str:
-    edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
-    return f"policy {plan.policy}, {edges} mm, patch {' x '.join(map(str, plan.patch_size))}"
+def run_stages(arguments: argparse.Namespace) -> int:
+    """The stages behind parsed options (options.py): prints verdicts; 0 where every case could be used."""
+    root = Root.resolve(arguments.root, arguments.raw)
+    verdicts = plan_and_preprocess(
+        root.raw,
+        root.preprocessed,
+        arguments.datasets,
+        policy=arguments.policy,
+        crop=tuple(arguments.crop),
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+        overwrite=arguments.overwrite,
+        report=lambda mine: print(verdict_text(mine), flush=True),
+    )
+    print(f"The stores and their logs are in {root.preprocessed}.")
+    return int(any(verdict.verdict == "refused" for verdict in verdicts))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fingerprint, plan and unified store of datasets: what is missing; status 1 where a case was refused."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.run", description=main.__doc__)
+    add_store_options(parser)
+    add_plan_options(parser)
+    arguments = parser.parse_args(argv)
+    return ending(lambda: run_stages(arguments))
 
 
 if __name__ == "__main__":
-    from preprocessing.stages import run_stage
-
-    raise SystemExit(run_stage())
+    raise SystemExit(main())

@@ -1,14 +1,15 @@
 """DatasetSpec: what a dataset is, read from dataset_specs/<name>.yaml and validated.
 
-A specification says what no file of the dataset says by itself: which value is which class, who is one person, what
-the grey values mean and which cases may be trained on. Every key is documented in dataset_specs/README.md.
+A specification says what no file of the dataset says by itself: which value is which class, who is one
+person, what the grey values mean and which cases may be trained on. Every key is documented in
+dataset_specs/README.md.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from preprocessing.errors import SpecError
 
 Modality = Literal["CT", "MR", "PET"]
 Role = Literal["upstream", "held-out", "phantom"]
+GROUPS = ("all", "upstream", "held-out", "phantom")
 FOLDS = 5
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -27,8 +29,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 class SplitSpec(BaseModel):
     """How subjects are divided. With lists the lists decide; without them a 75/5/20 draw from `seed` does.
 
-    `folds` (five lists of subjects, none of them a test subject) is needed only where the same people are in several
-    datasets and must therefore lie in the same fold of each.
+    `folds` (five lists of subjects, none of them a test subject) is needed only where the same people are in
+    several datasets and must therefore lie in the same fold of each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +56,7 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value (openkbp: -1000)."""
+    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,6 +128,14 @@ class DatasetSpec(BaseModel):
             raise ValueError(f"sides names {unknown}, which are not among the classes")
         return self
 
+    @model_validator(mode="after")
+    def _shared_people_have_lists(self) -> DatasetSpec:
+        # A draw of one dataset knows nothing of the others: the same person could train here and test there.
+        lists = self.split.test_subjects is not None and self.split.folds is not None
+        if self.people != self.name and self.role != "held-out" and not lists:
+            raise ValueError("a shared subject_group needs the lists of split: validation, test and folds")
+        return self
+
     @property
     def people(self) -> str:
         """The namespace of the subject ids: datasets with the same one share people."""
@@ -154,7 +164,7 @@ def list_specs() -> list[str]:
 
 
 def load_spec(name_or_path: str | Path) -> DatasetSpec:
-    """The specification of that name, or the YAML file at that path. SpecError, one sentence, where it is not valid."""
+    """The specification of that name, or the YAML file at that path. SpecError where it is not valid."""
     text_form = str(name_or_path)
     if text_form.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
@@ -171,6 +181,26 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
             f"dataset_specs/{text_form}.yaml names itself '{spec.name}': file and name must agree."
         )
     return spec
+
+
+def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
+    """The specifications behind `-d`: names, YAML files, or `all`, `upstream`, `held-out`, `phantom`.
+
+    The four words stand for the datasets (of that role) with a folder under `raw_root`. SpecError for an
+    unknown name, with the nearest known one, and for a word that no dataset there fits.
+    """
+    chosen: dict[str, DatasetSpec] = {}
+    for name in names:
+        if name in GROUPS:
+            known = list_specs()
+            specs = [load_spec(each) for each in known if (raw_root / each).is_dir()]
+            specs = [spec for spec in specs if name in ("all", spec.role)]
+            if not specs:
+                raise SpecError(f"'{name}' fits no dataset under {raw_root}: known are {', '.join(known)}.")
+        else:
+            specs = [load_spec(name)]
+        chosen |= {spec.name: spec for spec in specs}
+    return list(chosen.values())
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
@@ -217,7 +247,7 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice: YAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise yaml.YAMLError(f"key {', '.join(twice)} is given twice")

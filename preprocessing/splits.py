@@ -18,11 +18,12 @@ def make_splits(
 ) -> dict[str, Split]:
     """Splits "paper", "0".."4" and "all", each {"train","validation","test"} of sorted case ids.
 
-    `subjects`: case id -> subject, of every case that was found; `usable`: the ids that the splits may hold (default:
-    all). The draw sees refused cases too, so that mending one later moves nobody else. "paper" is 75/5/20 of the subjects, drawn from the specification's seed, or its
-    lists. "0".."4" are cross-validation folds of the subjects outside the paper's test part, which stays the test.
-    "all" trains on everybody, except test subjects that the specification lists by name (they may be people of a
-    held-out dataset). A held-out dataset is test everywhere.
+    `subjects`: case id -> subject, of every case that was found; `usable`: the ids that the splits may hold
+    (default: all). The draw sees refused cases too, so that mending one later moves nobody else. "paper" is
+    75/5/20 of the subjects, drawn from the specification's seed, or its lists. "0".."4" are cross-validation
+    folds of the subjects outside the paper's test part, which stays the test. "all" trains on everybody,
+    except test subjects that the specification lists by name (they may be people of a held-out dataset). A
+    held-out dataset is test everywhere.
     """
     listed = {case: subject for case, subject in subjects.items() if usable is None or case in usable}
     if spec.role == "held-out":
@@ -70,8 +71,8 @@ def _folds(spec: DatasetSpec, rest: list[str]) -> list[set[str]]:
         missing = sorted(set(rest) - {subject for fold in spec.split.folds for subject in fold})
         if missing:
             raise SpecError(
-                f"The folds of dataset {spec.name} lack the subjects {', '.join(missing)}: write each of them into "
-                "one of the five lists."
+                f"The folds of dataset {spec.name} lack the subjects {', '.join(missing)}: write each "
+                "of them into one of the five lists."
             )
         return [set(fold) for fold in spec.split.folds]
     if len(rest) < FOLDS:

@@ -4,7 +4,8 @@ Arrays are [D,H,W] = (z,y,x) in RAS+; shapes, spacings (mm) and boxes have the s
 ((z0,z1),(y0,y1),(x0,x1)), half-open, inside the volume.
 
     preprocessed/<dataset>/  fingerprint.json  plan.json  manifest.json (last)  preprocess.log
-                             cases/<id>.b2nd (float16)  cases/<id>.seg.b2nd (uint8)  cases/<id>.json (what was written)
+                             cases/<id>.b2nd (float16)  cases/<id>.seg.b2nd (uint8)  cases/<id>.json (what was
+                             written)
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from scipy import ndimage
 from preprocessing.errors import StoreError
 from preprocessing.files import load_json, save_json
 from preprocessing.fingerprint import Verdict
-from preprocessing.plan import Plan, Shape, Triple
+from preprocessing.plan import MANIFEST, Plan, Shape, Triple
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
 from preprocessing.splits import Split
 
-MANIFEST = "manifest.json"
 CASES = "cases"
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -57,20 +57,20 @@ class CaseEntry(BaseModel):
 
 
 class CaseRecord(BaseModel):
-    """cases/<id>.json, written after both arrays: proof that they are whole and belong to this plan and raw file."""
+    """cases/<id>.json, written after both arrays: proof that they are whole and of this plan and source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = 1
     plan_digest: str
-    raw_digest: str
+    source_digest: str
     image_bytes: int
     labels_bytes: int
     entry: CaseEntry
 
 
 class Manifest(BaseModel):
-    """The class manifest. `classes`: name -> value in the label arrays. `refused`: case id -> why. `splits`: see splits.py."""
+    """The class manifest. `classes`: name -> value in the labels. `refused`: case id -> why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -142,7 +142,7 @@ class Store:
 
 
 def open_stores(preprocessed: Path, names: Iterable[str] | None = None) -> dict[str, Store]:
-    """The stores of these names, or every finished one under `preprocessed`, by name. StoreError where one is missing."""
+    """The stores of these names, or every finished one, by name. StoreError where one is missing."""
     finished = sorted(path.parent.name for path in preprocessed.glob(f"*/{MANIFEST}"))
     wanted = finished if names is None else list(dict.fromkeys(names))
     if not wanted:
@@ -170,9 +170,9 @@ def record_path(folder: Path, case_id: str) -> Path:
 
 
 def write_case(
-    folder: Path, entry: CaseEntry, image: np.ndarray, labels: np.ndarray, plan: Plan, raw_digest: str
+    folder: Path, entry: CaseEntry, image: np.ndarray, labels: np.ndarray, plan: Plan, source_digest: str
 ) -> CaseRecord:
-    """Image (float16), labels (uint8) and then the record that says both are whole. The same input, the same bytes."""
+    """Image (float16), labels (uint8), then the record that says both are whole. Same input, same bytes."""
     (folder / CASES).mkdir(parents=True, exist_ok=True)
     record_path(folder, entry.id).unlink(missing_ok=True)
     sizes = [
@@ -181,7 +181,7 @@ def write_case(
     ]
     record = CaseRecord(
         plan_digest=plan.digest,
-        raw_digest=raw_digest,
+        source_digest=source_digest,
         image_bytes=sizes[0],
         labels_bytes=sizes[1],
         entry=entry,
@@ -190,15 +190,15 @@ def write_case(
     return record
 
 
-def valid_record(folder: Path, case_id: str, plan: Plan, raw_digest: str) -> CaseRecord | None:
-    """The record of a case that is whole and was made from these raw bytes by this plan; otherwise None."""
+def valid_record(folder: Path, case_id: str, plan: Plan, source_digest: str) -> CaseRecord | None:
+    """The record of a case that is whole and was made from this source by this plan; otherwise None."""
     path = record_path(folder, case_id)
     try:
         record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
         sizes = (image_path(folder, case_id).stat().st_size, labels_path(folder, case_id).stat().st_size)
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
-    same = (record.plan_digest, record.raw_digest) == (plan.digest, raw_digest)
+    same = (record.plan_digest, record.source_digest) == (plan.digest, source_digest)
     whole = sizes == (record.image_bytes, record.labels_bytes)
     known_schema = record.schema_version == CaseRecord.model_fields["schema_version"].default
     return record if same and whole and known_schema else None

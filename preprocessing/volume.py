@@ -74,7 +74,9 @@ def read_labels(path: Path) -> Volume:
     if not np.issubdtype(array.dtype, np.integer):
         rounded = np.rint(array)
         if not np.isfinite(array).all() or np.abs(array - rounded).max(initial=0) > 1e-3:
-            raise RawDataError(f"A label map holds whole numbers, but {path} holds fractions: export it as integers.")
+            raise RawDataError(
+                f"A label map holds whole numbers, but {path} holds fractions: export it as integers."
+            )
         array = rounded.astype(np.int64)
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
     kind = np.int16 if low < 0 else np.uint8 if high < 256 else np.uint16 if high < 65536 else np.int64
@@ -131,7 +133,9 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
         return _read_nifti(path)
     if path.name.lower().endswith(ITK):
         return (*_from_itk(path, [str(path)]), None)
-    raise RawDataError(f"{path} is of no format that can be read: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
+    raise RawDataError(
+        f"{path} is of no format that can be read: give {', '.join(NIFTI + ITK)} or a DICOM folder."
+    )
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
@@ -143,7 +147,9 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3:
-        raise RawDataError(f"A scan has three axes, but {path} has shape {data.shape}: extract one frame or channel.")
+        raise RawDataError(
+            f"A scan has three axes, but {path} has shape {data.shape}: extract one frame or channel."
+        )
     affine = np.asarray(image.affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise RawDataError(f"The affine of {path} is singular, so its voxels have no place: mend the header.")
@@ -154,7 +160,9 @@ def _dicom_series(folder: Path) -> list[str]:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = f"{len(series)} series" if series else "no DICOM series"
-        raise RawDataError(f"A DICOM folder must hold exactly one series, but {folder} holds {found}: give one a folder.")
+        raise RawDataError(
+            f"A DICOM folder must hold exactly one series, but {folder} holds {found}: give one a folder."
+        )
     return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
 
 
@@ -163,7 +171,9 @@ def _from_itk(path: Path, files: list[str]) -> tuple[np.ndarray, np.ndarray]:
         image = sitk.ReadImage(files[0] if len(files) == 1 else files)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.") from error
+        raise RawDataError(
+            f"{path} cannot be read ({reason}): the file is damaged, copy it again."
+        ) from error
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:

@@ -27,7 +27,9 @@ def trained(seed: int = 0) -> tuple[Iris, torch.optim.Optimizer, MemoryBank]:
     optimizer = build_lamb(model, 1e-3, 1e-5)
     for step in range(2):
         torch.manual_seed(step)
-        model(torch.randn(1, 1, 16, 16, 32), torch.ones(1, 1, 16, 16, 32), torch.randn(1, 1, 16, 16, 32)).sum().backward()
+        model(
+            torch.randn(1, 1, 16, 16, 32), torch.ones(1, 1, 16, 16, 32), torch.randn(1, 1, 16, 16, 32)
+        ).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     bank = MemoryBank(0.99)
@@ -38,7 +40,9 @@ def trained(seed: int = 0) -> tuple[Iris, torch.optim.Optimizer, MemoryBank]:
 def write(folder: Path, seed: int = 0, iteration: int = 2) -> tuple[Iris, torch.optim.Optimizer, MemoryBank]:
     model, optimizer, bank = trained(seed)
     state = RunState(iteration, 12.5, seed, {"size": "tiny"}, {"ct": 0.5})
-    save_checkpoint(folder, model, bank, state, plans={}, specs={"ct": {"classes": {"liver": 1}}}, optimizer=optimizer)
+    save_checkpoint(
+        folder, model, bank, state, plans={}, specs={"ct": {"classes": {"liver": 1}}}, optimizer=optimizer
+    )
     return model, optimizer, bank
 
 
@@ -56,7 +60,9 @@ def test_round_trip(tmp_path: Path) -> None:
     # The next step of the restored pair is the next step of the original pair, bit for bit.
     for m, o in ((model, optimizer), (loaded.model, again)):
         torch.manual_seed(9)
-        m.train()(torch.randn(1, 1, 16, 16, 32), torch.ones(1, 1, 16, 16, 32), torch.randn(1, 1, 16, 16, 32)).sum().backward()
+        m.train()(
+            torch.randn(1, 1, 16, 16, 32), torch.ones(1, 1, 16, 16, 32), torch.randn(1, 1, 16, 16, 32)
+        ).sum().backward()
         o.step()
     assert hash_weights(model) == hash_weights(loaded.model)
 
@@ -74,9 +80,13 @@ def test_a_new_checkpoint_replaces_the_old_and_leaves_nothing_behind(tmp_path: P
     ]
 
 
-def test_a_save_that_dies_half_way_leaves_the_former_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_dies_half_way_leaves_the_former_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _, _ = write(tmp_path, iteration=2)
-    monkeypatch.setattr("iris_pipeline.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "iris_pipeline.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, seed=1, iteration=30)
     loaded = load_model(tmp_path)
@@ -112,7 +122,9 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_foreign_versions(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="state.json is missing; train one with iris_train or give another -m"):
+    with pytest.raises(
+        CheckpointError, match="state.json is missing; train one with iris_train or give another -m"
+    ):
         load_model(tmp_path)
     write(tmp_path)
     state = json.loads((tmp_path / "state.json").read_text())

@@ -4,6 +4,7 @@ Arrays are [D,H,W] = (z,y,x). The stores here live in memory; image voxels carry
 patch tells where it came from.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from iris_pipeline import episodes as module
+from iris_pipeline.augment import AugmentationRanges
 from iris_pipeline.crops import (
     CasePool,
     bounds,
@@ -26,6 +28,7 @@ from iris_pipeline.crops import (
     inside,
     joint_box,
     roaming_start,
+    voxel_of_class,
 )
 from iris_pipeline.episodes import (
     Episode,
@@ -35,6 +38,7 @@ from iris_pipeline.episodes import (
     validation_episodes,
 )
 from preprocessing.errors import EpisodeError
+from preprocessing.store import Store
 
 CLASSES = {"liver": 1, "spleen": 2, "tumour": 5}
 PLAIN = EpisodeConfig(augment=False)
@@ -146,6 +150,10 @@ def test_another_seed_gives_other_episodes() -> None:
     pairs = zip(range(20), range(20), strict=True)
     one, two = EpisodeSampler(stores, seed=0), EpisodeSampler(stores, seed=1)
     assert sum(torch.equal(one[i].query.image, two[j].query.image) for i, j in pairs) == 0
+    alone = EpisodeConfig(
+        augment=False, max_classes=1, full_set_probability=0.0
+    )  # the anchor and nothing else
+    one, two = (EpisodeSampler(stores, seed=seed, config=alone) for seed in (0, 1))
     assert [one[i].class_names for i in range(20)] != [two[i].class_names for i in range(20)]
 
 
@@ -188,6 +196,18 @@ def test_shapes_types_and_values(config: EpisodeConfig) -> None:
             assert int(s.masks.sum(0).max()) <= 1, "the labels of one map never overlap"
             assert torch.isfinite(s.image).all()
         assert set(e.class_names) <= set(CLASSES) and len(set(e.class_names)) == k >= 1
+
+
+def test_each_side_is_augmented_by_its_own_ranges() -> None:
+    off = AugmentationRanges(p_spatial=0, p_brightness=0, p_gamma=0, p_contrast=0, p_blur=0, p_noise=0)
+    on = dataclasses.replace(off, p_brightness=1.0, brightness=(2.0, 2.0), brightness_shift_sd=0.0)
+    for first, second in ((on, off), (off, on), (off, off)):
+        config = EpisodeConfig(reference_ranges=first, query_ranges=second, foreground_probability=1.0)
+        e = EpisodeSampler({"a": make_store(8)}, split="all", config=config).episode(1)
+        for s, ranges in ((e.reference, first), (e.query, second)):
+            values = s.image[0][s.masks[0] > 0].unique().tolist()
+            plain = 10 * int(s.case_id.removeprefix("case")) + CLASSES[e.class_names[0]]
+            assert values == [2.0 * plain if ranges is on else plain]
 
 
 def test_masks_belong_to_their_class_and_case() -> None:
@@ -290,7 +310,7 @@ def test_the_reference_shows_every_class_that_is_asked(config: EpisodeConfig) ->
 
 
 def test_where_every_draw_loses_the_mask_the_reference_falls_back_to_the_identity() -> None:
-    wild = module.AugmentationRanges(translation=3.0, p_spatial=1.0)  # far outside, nearly always
+    wild = AugmentationRanges(translation=3.0, p_spatial=1.0)  # far outside, nearly always
     config = EpisodeConfig(reference_ranges=wild, max_classes=1, full_set_probability=0.0)
     store = make_store(8)
     sampler = EpisodeSampler({"a": store}, config=config)
@@ -349,6 +369,19 @@ def test_an_object_larger_than_the_patch_is_shown_where_it_has_voxels() -> None:
     starts = [centred_start(rng, pool, entry, "liver", box, jitter=0.1) for _ in range(40)]
     shown = [np.count_nonzero(labels[z : z + 16, y : y + 16, x : x + 16]) for z, y, x in starts]
     assert min(shown) > 100 and len(set(starts)) > 30
+
+
+def test_a_voxel_of_a_class_is_found_wherever_the_class_lies() -> None:
+    labels = np.zeros((30, 30, 30), dtype=np.uint8)
+    labels[10, 13, 15] = labels[10, 17, 11] = labels[20, 13, 16] = 1  # slices 11 to 19 are empty
+    labels[10:21, 16, 12] = 2  # another class inside the box
+    pool, entry = pool_with(labels, (16, 16, 16))
+    rng = np.random.default_rng(0)
+    found = Counter(tuple(voxel_of_class(rng, pool, entry, "liver").tolist()) for _ in range(60))
+    assert set(found) == {(10, 13, 15), (10, 17, 11), (20, 13, 16)}
+    pool.classes["liver"] = 9  # a manifest that is not true of the arrays
+    with pytest.raises(EpisodeError, match=r"'liver' must have voxels in case 'one'.*none was found"):
+        voxel_of_class(rng, pool, entry, "liver")
 
 
 def test_the_densest_patch_is_found() -> None:
@@ -509,3 +542,47 @@ def test_a_dataset_whose_classes_are_each_in_one_subject_is_refused() -> None:
     store.volumes["case1"][2][4:8, 4:8, 4:8] = 2
     with pytest.raises(EpisodeError, match="No class of dataset 'a' is present in two subjects"):
         EpisodeSampler({"a": store}, split="all")
+
+
+# --- a store made by the real stages -----------------------------------------------------------------------
+
+
+def test_episodes_of_a_real_store_show_its_own_voxels(tiny_store: Store) -> None:
+    sampler = EpisodeSampler({"tiny": tiny_store}, split="all", config=PLAIN)
+    size = tiny_store.plan.patch_size
+    for i in range(12):
+        e = sampler.episode(i)
+        for s in (e.reference, e.query):
+            image, labels = tiny_store.image(s.case_id), tiny_store.labels(s.case_id)
+            assert s.subject == tiny_store.entry(s.case_id).subject and s.image.shape == (1, *size)
+            offsets = [
+                range(min(0, n - p), max(0, n - p) + 1) for n, p in zip(image.shape, size, strict=True)
+            ]
+            padded = np.pad(image, [(-min(o), -min(o) + 1) for o in offsets], constant_values=image.min())
+            marks = np.pad(labels, [(-min(o), -min(o) + 1) for o in offsets])
+            places = [
+                part
+                for start in np.ndindex(*(len(o) for o in offsets))
+                if np.array_equal(padded[part := _window(start, size)], s.image[0].numpy())
+            ]
+            assert places, "the patch must be found in the case, voxel by voxel"
+            for name, mask in zip(e.class_names, s.masks, strict=True):
+                value = tiny_store.manifest.classes[name]
+                assert any(np.array_equal(marks[part] == value, mask.numpy() > 0) for part in places)
+
+
+def test_augmented_episodes_of_a_real_store_keep_the_references_mask(tiny_store: Store) -> None:
+    sampler = EpisodeSampler({"tiny": tiny_store}, split="all", seed=4)
+    seen = Counter()
+    for i in range(40):
+        e = sampler.episode(i)
+        assert e.reference.subject != e.query.subject
+        classes = tiny_store.entry(e.reference.case_id).classes
+        for name, mask in zip(e.class_names, e.reference.masks, strict=True):
+            assert int(mask.sum()) >= min(classes[name].voxels, 50)
+            seen[name] += 1
+    assert set(seen) == {"left", "right", "core"} and min(seen.values()) >= 10
+
+
+def _window(start: tuple[int, ...], size: tuple[int, int, int]) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))

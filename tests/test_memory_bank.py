@@ -65,7 +65,9 @@ def test_bank_holds_no_graph() -> None:
 def test_unseen_class_is_named() -> None:
     bank = MemoryBank()
     bank.update("ct/liver", tokens(1.0))
-    with pytest.raises(TaskError, match="holds ct/liver, but ct/spleen was asked for: give references with -r"):
+    with pytest.raises(
+        TaskError, match="holds ct/liver, but ct/spleen was asked for: give references with -r"
+    ):
         bank.get(["ct/liver", "ct/spleen"])
     with pytest.raises(TaskError, match="must lie between 0 and 1; got 1"):
         MemoryBank(1.0)

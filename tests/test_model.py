@@ -76,7 +76,9 @@ def test_adjoint_by_its_definition() -> None:
     # <U x, y> = <x, U^T y> for every x and y.
     x, y = torch.randn(1, 1, 2, 3, 2), torch.randn(1, 1, 8, 12, 8)
     up = F.interpolate(x, scale_factor=4, mode="trilinear", align_corners=False)
-    torch.testing.assert_close((up * y).sum(), (x * downsample_mask_adjoint(y, 4)).sum(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        (up * y).sum(), (x * downsample_mask_adjoint(y, 4)).sum(), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_empty_mask_gives_a_zero_token() -> None:
@@ -144,7 +146,9 @@ def test_sizes_have_the_stated_parameters(size: str, low: float, high: float) ->
 
 def test_every_parameter_gets_a_gradient() -> None:
     model = build_iris(TINY, seed=0)
-    model(torch.randn(1, 1, 32, 32, 32), random_masks(1, 2, 32, 32, 32), torch.randn(1, 1, 32, 32, 32)).sum().backward()
+    model(
+        torch.randn(1, 1, 32, 32, 32), random_masks(1, 2, 32, 32, 32), torch.randn(1, 1, 32, 32, 32)
+    ).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == []
 
@@ -192,7 +196,9 @@ def test_the_mask_changes_the_task() -> None:
 
 def test_seed_fixes_the_weights() -> None:
     a, b, c = build_iris(TINY, seed=3), build_iris(TINY, seed=3), build_iris(TINY, seed=4)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
     assert not torch.equal(a.encoder.stem.weight, c.encoder.stem.weight)
 
 
@@ -206,12 +212,16 @@ def test_config_round_trip_and_unknown_keys() -> None:
 def test_errors_name_what_was_allowed() -> None:
     with pytest.raises(ModelError, match="must be one of tiny, small, paper; got 'huge'"):
         build_config("huge")
-    with pytest.raises(ModelError, match=r"task_levels must fall, as in \(4, 3\), without repeats; got \(3, 4\)"):
+    with pytest.raises(
+        ModelError, match=r"task_levels must fall, as in \(4, 3\), without repeats; got \(3, 4\)"
+    ):
         IrisConfig.from_dict(TINY.to_dict() | {"task_levels": [3, 4]})
     with pytest.raises(ModelError, match="five stages"):
         IrisConfig.from_dict(TINY.to_dict() | {"widths": [8, 16]})
     model = build_iris(TINY)
-    with pytest.raises(ModelError, match=r"multiples of 16 and one of them above 16; got \(1, 1, 20, 16, 16\)"):
+    with pytest.raises(
+        ModelError, match=r"multiples of 16 and one of them above 16; got \(1, 1, 20, 16, 16\)"
+    ):
         model.encode_image(torch.zeros(1, 1, 20, 16, 16))
     with pytest.raises(ModelError, match="on the image's grid"):
         model.encode_task(torch.zeros(1, 1, 16, 16, 32), torch.zeros(1, 2, 32, 16, 16))

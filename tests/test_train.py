@@ -36,7 +36,9 @@ def test_both_ways_is_two_episodes_with_reference_and_query_swapped(tiny_store: 
     result = group_forward(model, episodes, CPU, both_ways=True)
     torch.testing.assert_close(result.loss.total, expected.total, rtol=1e-4, atol=1e-5)
     one_way = group_forward(model, episodes, CPU, both_ways=False)
-    torch.testing.assert_close(one_way.loss.total, episode_loss(forward, q.masks[None]).total, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        one_way.loss.total, episode_loss(forward, q.masks[None]).total, rtol=1e-4, atol=1e-5
+    )
     for a, b in zip(result.tokens, model.encode_task(r.image[None], r.masks[None]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -119,8 +121,29 @@ def test_a_run_leaves_weights_plans_curve_and_log(tiny_store: Store, tmp_path: P
     assert "Finished: 4 iterations" in (tmp_path / "train.log").read_text()
 
 
+def test_start_from_takes_the_weights_and_nothing_else(tiny_store: Store, tmp_path: Path) -> None:
+    stores = {"tiny": tiny_store}
+    train(SHORT, stores, tmp_path / "first", device=CPU, show_progress=False)
+    # One step at the foot of the warm-up moves the weights by a hair: what is left is where they began.
+    one = TrainSettings(
+        size="tiny", iterations=1, learning_rate=1e-9, validation_episodes=1, precision="fp32"
+    )
+    train(one, stores, tmp_path / "second", device=CPU, start_from=tmp_path / "first", show_progress=False)
+    first, second = load_model(tmp_path / "first"), load_model(tmp_path / "second")
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert second.state.iteration == 1 and all(n == 1 for n in second.bank.counts().values())
+    with pytest.raises(ModelError, match="has another network than this one"):
+        small = TrainSettings(size="small", iterations=1)
+        train(
+            small, stores, tmp_path / "third", device=CPU, start_from=tmp_path / "first", show_progress=False
+        )
+
+
 def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
-    settings = TrainSettings(size="tiny", iterations=40, validate_every=1000, validation_episodes=1, precision="fp32")
+    settings = TrainSettings(
+        size="tiny", iterations=40, validate_every=1000, validation_episodes=1, precision="fp32"
+    )
     train(settings, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
     losses = [float(r["loss"]) for r in csv.DictReader((tmp_path / "train.csv").open()) if r["loss"]]
     assert losses[-1] < losses[0] - 0.05

@@ -23,23 +23,42 @@ DEFAULT_ITERATIONS = {"tiny": 3_000, "small": 20_000, "paper": 80_000}
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="iris_train", description=__doc__)
     parser.add_argument("fold", choices=["paper", "all", "0", "1", "2", "3", "4"], help="which split trains")
-    parser.add_argument("-d", "--datasets", nargs="+", metavar="NAME", help="default: every upstream store there is")
+    parser.add_argument(
+        "-d", "--datasets", nargs="+", metavar="NAME", help="default: every upstream store there is"
+    )
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--iterations", type=int, help="optimiser steps (default by size, unless --minutes)")
-    parser.add_argument("--minutes", type=float, help="stop after this much training time; the schedule follows it")
-    parser.add_argument("--groups", type=int, default=1, help="groups of episodes whose gradients make one step")
-    parser.add_argument("--group-size", type=int, default=1, help="episodes of one dataset run together (GPU)")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after this much training time; the schedule follows it"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=1, help="groups of episodes whose gradients make one step"
+    )
+    parser.add_argument(
+        "--group-size", type=int, default=1, help="episodes of one dataset run together (GPU)"
+    )
     parser.add_argument("--learning-rate", type=float, default=TrainSettings.learning_rate)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--one-way", action="store_true", help="references segment queries only, as in the paper")
-    parser.add_argument("--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded")
+    parser.add_argument(
+        "--one-way", action="store_true", help="references segment queries only, as in the paper"
+    )
+    parser.add_argument(
+        "--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded"
+    )
     parser.add_argument("--validate-every", type=int, default=TrainSettings.validate_every, metavar="N")
-    parser.add_argument("--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)")
+    parser.add_argument(
+        "--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--name", help="name of the run under results/ (default: datasets_size_fold)")
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, as it was set")
+    parser.add_argument(
+        "--start-from", metavar="RUN", help="begin with the weights of this run under results/"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped, as it was set"
+    )
     return parser
 
 
@@ -94,7 +113,8 @@ def _command(arguments: argparse.Namespace) -> int:
     print(f"Training {arguments.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
     if settings.precision == "bf16" and not native_bfloat16(device):
         print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")
-    checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume)
+    start = root.results / arguments.start_from if arguments.start_from else None
+    checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume, start_from=start)
     print(f"Finished. Checkpoint: {checkpoint}; curve: {folder / 'curve.png'}")
     return 0
 

@@ -49,9 +49,13 @@ class IrisConfig:
     def __post_init__(self) -> None:
         stages = len(self.widths)
         if 2 ** (stages - 1) != STRIDE or len(self.encoder_blocks) != stages:
-            raise ModelError(f"Iris has five stages, so widths and encoder_blocks need 5 entries, not {self}.")
+            raise ModelError(
+                f"Iris has five stages, so widths and encoder_blocks need 5 entries, not {self}."
+            )
         if len(self.decoder_blocks) != stages - 1 or len(self.join) != stages - 1:
-            raise ModelError(f"The decoder has four stages, so decoder_blocks and join need 4 entries, not {self}.")
+            raise ModelError(
+                f"The decoder has four stages, so decoder_blocks and join need 4 entries, not {self}."
+            )
         if not self.task_levels or list(self.task_levels) != sorted(set(self.task_levels), reverse=True):
             raise ModelError(f"task_levels must fall, as in (4, 3), without repeats; got {self.task_levels}.")
         if not set(self.task_levels) <= set(range(1, stages)):
@@ -66,8 +70,11 @@ class IrisConfig:
         """Inverse of `to_dict`; ModelError names keys this version does not know."""
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
-            raise ModelError(f"This version knows no model setting {sorted(unknown)}; use the version that wrote it.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            raise ModelError(
+                f"This version knows no model setting {sorted(unknown)}; use the version that wrote it."
+            )
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
 
 
 SIZES: dict[str, IrisConfig] = {
@@ -144,7 +151,8 @@ class Iris(nn.Module):
         """Features of the reference and its masks [B,K,D,H,W] (0/1) -> task tokens of each level."""
         if masks.ndim != 5 or masks.shape[2:] != features[0].shape[2:]:
             raise ModelError(
-                f"Masks must be [B,K,D,H,W] on the image's grid {tuple(features[0].shape[2:])}; got {tuple(masks.shape)}."
+                f"Masks must be [B,K,D,H,W] on the image's grid {tuple(features[0].shape[2:])}; "
+                f"got {tuple(masks.shape)}."
             )
         return tuple(
             level(features[stage], masks)

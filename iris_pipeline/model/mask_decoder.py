@@ -13,7 +13,7 @@ from iris_pipeline.model.blocks import Attention, FeedForward, ResidualBlock, Se
 
 
 class Fusion(nn.Module):
-    """(F', T') = CrossAttn(F, T) in both directions, `depth` times: features [B,C,d,h,w], tokens [B,N,C], N = K(m+1)."""
+    """(F', T') = CrossAttn(F, T) both ways, `depth` times: features [B,C,d,h,w], tokens [B,N,C], N = K(m+1)."""
 
     def __init__(self, channels: int, depth: int):
         super().__init__()

@@ -1,7 +1,8 @@
-"""The paper's own result tables (Gao et al., CVPR 2025, arXiv 2503.19359), as published: facts to stand beside ours.
+"""Result tables of the paper (Gao et al., CVPR 2025, arXiv 2503.19359) as published, to stand beside ours.
 
-table1.csv: Dice in %, in-distribution, 12 datasets. table2.csv: Dice in %, held-out datasets. table3.csv: efficiency.
-They are the paper's data and splits; a row of theirs is marked as such and never averaged with a row of ours.
+table1.csv: Dice in %, in-distribution, 12 datasets. table2.csv: Dice in %, held-out datasets. table3.csv:
+efficiency. They are the paper's data and splits; a row of theirs is marked as such and never averaged with a
+row of ours.
 """
 
 from __future__ import annotations

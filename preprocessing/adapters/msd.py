@@ -1,7 +1,7 @@
 """The Medical Segmentation Decathlon's folder form: imagesTr/<id>.nii.gz, labelsTr/<id>.nii.gz.
 
-nnU-Net's raw folders are the same with `_0000` behind the id of an image; `dataset.json` is not needed, since the
-specification says all that matters here.
+nnU-Net's raw folders are the same with `_0000` behind the id of an image; `dataset.json` is not needed, since
+the specification says all that matters here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ IMAGES, LABELS = "imagesTr", "labelsTr"
 
 
 def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
-    """All cases under `raw`, sorted by id. A missing partner keeps its path or None, so that intake can refuse it.
+    """All cases under `raw`, sorted by id. A missing label is None, a missing image stays a path.
 
     RawDataError where there is no imagesTr or nothing in it.
     """
@@ -51,7 +51,7 @@ def _by_id(folder: Path) -> dict[str, Path]:
         case_id = case_id_of(path)
         if case_id in found:
             raise RawDataError(
-                f"{folder} holds two files of case '{case_id}' ({found[case_id].name} and {path.name}): keep one."
+                f"{folder} holds case '{case_id}' twice, {found[case_id].name} and {path.name}: keep one."
             )
         found[case_id] = path
     return found

@@ -1,0 +1,290 @@
+"""iris_evaluate: predictions against truth. iris_tables: tables of all runs. iris_report: a run's page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from iris_pipeline.cli._common import run
+from iris_pipeline.evaluate import (
+    BASELINE_STRATEGY,
+    Evaluation,
+    Origin,
+    TruthCase,
+    dataset_spec,
+    evaluate_folder,
+    read_classes,
+    read_origin,
+    truth_cases,
+    write_rows,
+)
+from iris_pipeline.provenance import made_by
+from iris_pipeline.report import write_report
+from iris_pipeline.tables import (
+    EVALUATION,
+    collect_rows,
+    dataset_table,
+    frame_of,
+    result_tables,
+    runs_table,
+    to_markdown,
+    write_tables,
+)
+from preprocessing.adapters import find_cases
+from preprocessing.errors import EvaluationError, IrisError, SpecError
+from preprocessing.parallel import default_workers
+from preprocessing.paths import Root
+from preprocessing.spec import DatasetSpec
+from preprocessing.store import open_stores
+
+ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
+
+
+def _evaluate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iris_evaluate", description="Predicted label maps against the truth: Dice per case and class."
+    )
+    parser.add_argument(
+        "-p", required=True, metavar="PRED", help="folder of predictions, or a run with predictions/"
+    )
+    parser.add_argument(
+        "-g", metavar="TRUTH", help="folder of label maps (default: the raw labels of the dataset)"
+    )
+    parser.add_argument("-d", metavar="NAME", help="the dataset (default: what PRED says)")
+    parser.add_argument(
+        "--split", metavar="SPLIT", help="only the cases of this split (default: what PRED says)"
+    )
+    parser.add_argument(
+        "--part", choices=["test", "validation"], default="test", help="of --split (default: test)"
+    )
+    parser.add_argument("--cases", nargs="+", metavar="ID", help="only these cases")
+    parser.add_argument(
+        "-o",
+        metavar="FILE",
+        help="CSV to write (default: in the run's evaluation/, else PRED/evaluation.csv)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=default_workers(), help="processes (default: one a core)"
+    )
+    parser.add_argument("--root", help=ROOT_HELP)
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    return parser
+
+
+def evaluate_main(argv: list[str] | None = None) -> int:
+    """`iris_evaluate -p PRED [-g TRUTH]`; returns the exit status, 1 if a case could not be scored."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _evaluate_parser().parse_args(argv)
+    return run(lambda: _evaluate_command(arguments, made_by("iris_evaluate", argv)))
+
+
+def _evaluate_command(arguments: argparse.Namespace, line: str) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    folders = _prediction_folders(arguments, root)
+    if len(folders) > 1 and (arguments.g or arguments.o):
+        raise EvaluationError(
+            f"-g and -o go with one folder of predictions, and {arguments.p} has {len(folders)}: name one of "
+            "them."
+        )
+    failed = 0
+    for folder in folders:
+        try:
+            evaluation, origin, out = _evaluate_one(folder, arguments, root, line)
+        except IrisError as error:
+            if len(folders) == 1:
+                raise
+            # One dataset of a run that cannot be compared must not hide the others.
+            print(f"{folder}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        _tell(evaluation, origin, out, line)
+        failed += len(evaluation.failures)
+    if failed:
+        raise EvaluationError(f"{failed} could not be scored (named above); what could be is written.")
+    return 0
+
+
+def _evaluate_one(
+    folder: Path, arguments: argparse.Namespace, root: Root, line: str
+) -> tuple[Evaluation, Origin, Path]:
+    """Score one folder and write its rows; in a run's folder the baseline's rows too."""
+    if not folder.is_dir():
+        raise EvaluationError(f"Predictions are a folder of label maps, and {folder} is none: check -p.")
+    origin = read_origin(folder)
+    origin = replace(origin, dataset=arguments.d or origin.dataset)
+    spec = _spec(origin.dataset, root, needed=arguments.d is not None or arguments.g is None)
+    truths, truth_classes = _truth(arguments, spec, root)
+    if arguments.split:
+        origin = replace(origin, split=f"{arguments.split}/{arguments.part}")
+    wanted = arguments.cases or _split_cases(origin, root)
+    if wanted is not None:
+        absent = sorted(set(wanted) - {truth.id for truth in truths})
+        if absent:
+            raise EvaluationError(
+                f"There is no truth for {', '.join(absent)}: check --cases, --split and -g."
+            )
+        truths = [truth for truth in truths if truth.id in wanted]
+    evaluation = evaluate_folder(
+        folder,
+        truths,
+        origin,
+        truth_classes=truth_classes,
+        partly_labelled=spec is not None and spec.partly_labelled,
+        workers=min(arguments.workers, max(1, len(truths) // 16)),
+    )
+    # results/<run>/predictions/<dataset>/<strategy>: the run's folder is three levels up.
+    whole = folder if len(folder.parts) > 3 else folder.resolve()
+    in_run = whole.parents[2] / EVALUATION if origin.run else None
+    if arguments.o:
+        out = Path(arguments.o)
+    elif in_run:
+        out = in_run / f"{origin.dataset}__{origin.strategy}.csv"
+        write_rows(in_run / f"{origin.dataset}__{BASELINE_STRATEGY}.csv", evaluation.baseline, line)
+    else:
+        out = folder / "evaluation.csv"
+    write_rows(out, evaluation.rows, line)
+    return evaluation, origin, out
+
+
+def _prediction_folders(arguments: argparse.Namespace, root: Root) -> list[Path]:
+    """-p itself, or every <dataset>/<strategy> in the predictions/ of the run it names, of -d only."""
+    given = Path(arguments.p).expanduser()
+    run_folder = given if given.is_dir() else root.results / arguments.p
+    if not (run_folder / "predictions").is_dir():
+        return [given]
+    folders = sorted(path for path in run_folder.glob(f"predictions/{arguments.d or '*'}/*") if path.is_dir())
+    if not folders:
+        raise EvaluationError(
+            f"{run_folder} holds no predictions to evaluate: run iris_predict --split first."
+        )
+    return folders
+
+
+def _spec(name: str, root: Root, needed: bool) -> DatasetSpec | None:
+    """The dataset's specification; a folder of somebody's own with -g needs none."""
+    if not name:
+        if needed:
+            raise EvaluationError(
+                "The truth is needed: give its folder with -g, or the dataset's name with -d."
+            )
+        return None
+    try:
+        return dataset_spec(name, root.preprocessed)
+    except SpecError:
+        if needed:
+            raise
+        return None
+
+
+def _truth(
+    arguments: argparse.Namespace, spec: DatasetSpec | None, root: Root
+) -> tuple[list[TruthCase], dict[str, int] | None]:
+    """The label files and what their values mean (None: the same as in the predictions)."""
+    if arguments.g:
+        folder = Path(arguments.g).expanduser()
+        truths = truth_cases(folder)
+        if spec is None:
+            return truths, read_classes(folder) or read_classes(folder.parent)
+        return [replace(truth, subject=spec.subject_of(truth.id)) for truth in truths], spec.classes
+    assert spec is not None
+    cases = find_cases(root.raw / spec.name, spec)
+    return [TruthCase(c.id, c.labels, c.subject) for c in cases if c.labels is not None], spec.classes
+
+
+def _split_cases(origin: Origin, root: Root) -> list[str] | None:
+    """The ids of the origin's split, from the store's manifest; None without a split."""
+    if not origin.split:
+        return None
+    name, _, part = origin.split.partition("/")
+    splits = open_stores(root.preprocessed, [origin.dataset])[origin.dataset].manifest.splits
+    if part not in splits.get(name, {}):
+        raise EvaluationError(
+            f"{origin.dataset} has the splits {', '.join(splits)}; got '{origin.split}': check --split."
+        )
+    return splits[name][part]
+
+
+def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
+    rows = pd.concat([frame_of(evaluation.rows), frame_of(evaluation.baseline)], ignore_index=True)
+    print(to_markdown(dataset_table(rows, origin.dataset), line))
+    for note in evaluation.notes:
+        print(f"Note: {note}")
+    for case, reason in evaluation.failures.items():
+        print(f"{case}: {reason}", file=sys.stderr)
+    print(f"Written: {out}")
+
+
+def tables_main(argv: list[str] | None = None) -> int:
+    """`iris_tables`: the evaluations of all runs, or of those named, as results/tables.md and CSV files."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_tables", description="Result tables of all runs under results/, as Markdown and CSV."
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="only these runs (default: all that were evaluated)"
+    )
+    parser.add_argument("--root", help=ROOT_HELP)
+    arguments = parser.parse_args(argv)
+    return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
+
+
+def _tables_command(arguments: argparse.Namespace, line: str) -> int:
+    root = Root.resolve(arguments.root)
+    rows = collect_rows(root.results, arguments.runs or None)
+    columns = {}
+    for name in sorted(set(rows["dataset"])):
+        spec = _spec(name, root, needed=False)
+        if spec is not None and spec.paper_column is not None:
+            columns[name] = spec.paper_column
+    tables = result_tables(rows, columns)
+    trained = runs_table(root.results, list(dict.fromkeys(rows["run"])))
+    page = write_tables([*tables, *([trained] if trained else [])], root.results, line)
+    print(page.read_text(encoding="utf-8"))
+    print(f"Written: {page} and {len(tables) + bool(trained)} tables as CSV in {page.parent / 'tables'}")
+    return 0
+
+
+def report_main(argv: list[str] | None = None) -> int:
+    """`iris_report RUN`: one HTML page about a run, pictures included."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_report",
+        description="One HTML page about a run: tables, training curve, pictures of its cases.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
+    parser.add_argument(
+        "-o", metavar="FILE", help="the page to write (default: report.html in the run's folder)"
+    )
+    parser.add_argument(
+        "--strategy", metavar="NAME", help="the one that is pictured (default: one-shot if it is there)"
+    )
+    parser.add_argument("--root", help=ROOT_HELP)
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    arguments = parser.parse_args(argv)
+    return run(lambda: _report_command(arguments, made_by("iris_report", argv)))
+
+
+def _report_command(arguments: argparse.Namespace, line: str) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    folder = _run_folder(arguments.run, root)
+    out = Path(arguments.o) if arguments.o else None
+    path, left_out = write_report(folder, root, line, out=out, strategy=arguments.strategy)
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _run_folder(name: str, root: Root) -> Path:
+    """A run under results/ by name, or the folder itself."""
+    candidates: Sequence[Path] = (root.results / name, Path(name).expanduser())
+    for folder in candidates:
+        if (folder / EVALUATION).is_dir():
+            return folder if folder.name else folder.resolve()  # "." has no name
+    known = ", ".join(sorted(path.parent.name for path in root.results.glob(f"*/{EVALUATION}"))) or "none"
+    raise EvaluationError(f"'{name}' is no evaluated run; under {root.results} there are: {known}.")

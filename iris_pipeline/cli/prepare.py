@@ -1,0 +1,93 @@
+"""iris_check, iris_datasets, iris_plan_and_preprocess: from raw scans to the unified store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from iris_pipeline.cli._common import run
+from preprocessing.check import check_dataset, dataset_folder
+from preprocessing.errors import IrisError
+from preprocessing.files import write_text
+from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
+from preprocessing.paths import Root
+from preprocessing.plan import MANIFEST
+from preprocessing.run import run_stages
+from preprocessing.spec import GROUPS, choose_specs, list_specs, load_spec
+
+
+def check_main(argv: Sequence[str] | None = None) -> int:
+    """Read every raw file and change nothing: one verdict a case (ok, repaired, refused) and why."""
+    parser = argparse.ArgumentParser(prog="iris_check", description=check_main.__doc__)
+    parser.add_argument("raw", metavar="RAW", help="folder of the raw datasets, or of the one dataset")
+    parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="NAME", help=DATASETS_HELP)
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the verdicts as JSON too ('-': print only the JSON)"
+    )
+    add_speed_options(parser)
+    arguments = parser.parse_args(argv)
+    return run(lambda: _check(arguments))
+
+
+def datasets_main(argv: Sequence[str] | None = None) -> int:
+    """List the datasets that have a specification, and whether they are under raw/ and in the store."""
+    parser = argparse.ArgumentParser(prog="iris_datasets", description=datasets_main.__doc__)
+    parser.add_argument("--root", help="root folder (default: IRIS_ROOT, else the current folder)")
+    parser.add_argument("--raw", help="folder of the raw datasets (default: ROOT/raw)")
+    arguments = parser.parse_args(argv)
+    return run(lambda: _datasets(Root.resolve(arguments.root, arguments.raw)))
+
+
+def plan_and_preprocess_main(argv: Sequence[str] | None = None) -> int:
+    """Fingerprint, plan and unified store of datasets. Resumes; status 1 where a case was refused."""
+    parser = argparse.ArgumentParser(
+        prog="iris_plan_and_preprocess", description=plan_and_preprocess_main.__doc__
+    )
+    add_store_options(parser)
+    add_plan_options(parser)
+    arguments = parser.parse_args(argv)
+    return run(lambda: run_stages(arguments))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    raw_root = Path(arguments.raw)
+    reports, failures = [], []
+    for name in arguments.datasets:
+        try:
+            for spec in choose_specs([name], raw_root):
+                folder = raw_root / spec.name if name in GROUPS else dataset_folder(raw_root, spec.name)
+                report = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
+                reports.append(report)
+                if arguments.json != "-":
+                    print(report.text(), flush=True)
+        except IrisError as error:
+            failures.append(str(error))
+    text = json.dumps([report.model_dump(mode="json") for report in reports], indent=1) + "\n"
+    if arguments.json == "-":
+        print(text, end="")
+    elif arguments.json:
+        write_text(Path(arguments.json), text)
+    for failure in failures:
+        print(f"Error: {failure}", file=sys.stderr)
+    return int(bool(failures) or not all(report.usable for report in reports))
+
+
+def _datasets(root: Root) -> int:
+    rows = [("name", "role", "modality", "classes", "raw", "store")]
+    for name in list_specs():
+        spec = load_spec(name)
+        raw = "yes" if (root.raw / name).is_dir() else "-"
+        folder = root.preprocessed / name
+        store = "finished" if (folder / MANIFEST).is_file() else "unfinished" if folder.is_dir() else "-"
+        rows.append((name, spec.role, spec.modality, str(len(spec.classes)), raw, store))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if root.raw.is_dir():
+        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - set(list_specs()))
+        if strangers:
+            print(f"Under {root.raw} without a specification: {', '.join(strangers)}.")
+    return 0

@@ -1,0 +1,101 @@
+"""What a path given by a user means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from iris_pipeline.inputs import InputCase, find_inputs
+from preprocessing.errors import RawDataError
+from preprocessing.volume import read_volume
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def write_dicom(folder: Path, array: np.ndarray) -> None:
+    """A CT series, one slice a file."""
+    folder.mkdir(parents=True)
+    image = sitk.GetImageFromArray(array.astype(np.int16))
+    image.SetSpacing((0.5, 0.7, 2.0))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(array.shape[0]):
+        piece = image[:, :, k]
+        tags = {
+            "0008|0060": "CT",
+            "0020|000e": "1.2.826.0.1.3680043.2.1125.1",
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(k),
+        }
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        writer.Execute(piece)
+
+
+def test_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.nii.gz")
+    assert find_inputs(tmp_path / "a_0000.nii.gz") == ([InputCase("a", tmp_path / "a_0000.nii.gz")], [])
+
+
+def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "c.nrrd", "b.mha", "a_0000.nii.gz", "d.nii", "._a.nii.gz", ".hidden.nii.gz", "dataset.json"
+    )
+    cases, notes = find_inputs(tmp_path)
+    assert [(case.id, case.path.name if case.path else "") for case in cases] == [
+        ("a", "a_0000.nii.gz"),
+        ("b", "b.mha"),
+        ("c", "c.nrrd"),
+        ("d", "d.nii"),
+    ]
+    assert notes == []
+
+
+def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0002.nii.gz", "scan_2001.nii.gz")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["a", "b_0002", "scan_2001"], (
+        "only beside a first channel is it a channel"
+    )
+    assert notes == ["a_0001.nii.gz left out: the model reads one channel, a_0000."]
+
+
+def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a_0000.mha")
+    with pytest.raises(RawDataError, match=r"'a' has a\.nii\.gz and a_0000\.mha: take one of them away"):
+        find_inputs(tmp_path)
+
+
+def test_dicom_series(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 8))
+    write_dicom(tmp_path / "patients" / "p2", array)
+    write_dicom(tmp_path / "patients" / "p1", array)
+    (tmp_path / "patients" / "notes").mkdir()
+    (tmp_path / "patients" / "list.txt").write_text("p1 p2")
+    assert find_inputs(tmp_path / "patients" / "p1")[0] == [InputCase("p1", tmp_path / "patients" / "p1")]
+    cases, _ = find_inputs(tmp_path / "patients")
+    assert [case.id for case in cases] == ["p1", "p2"]
+    assert cases[0].path is not None
+    assert np.array_equal(read_volume(cases[0].path).array, array)
+
+
+def test_nothing_to_segment(tmp_path: Path) -> None:
+    with pytest.raises(
+        RawDataError, match=r"The input .*nowhere does not exist; give a scan or a folder of scans"
+    ):
+        find_inputs(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RawDataError, match=r"The folder .*empty holds no scan: put NIfTI"):
+        find_inputs(tmp_path / "empty")
+    touch(tmp_path, "photo.png")
+    with pytest.raises(RawDataError, match=r"NIfTI, mha, mhd or nrrd file or a folder; .*photo\.png is none"):
+        find_inputs(tmp_path / "photo.png")

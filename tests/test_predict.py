@@ -1,0 +1,275 @@
+"""Whole scans: the mask comes back on the file's own grid where it belongs; one bad case spoils no other."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scans import ORDERS, affine_of, load, paint, save, volume
+from stub_model import GreyModel, loaded_with, make_task
+from torch import Tensor
+
+from iris_pipeline.inputs import InputCase
+from iris_pipeline.predict import (
+    InferenceOptions,
+    modality_warning,
+    predict_case,
+    predict_folder,
+    raise_for_refused,
+)
+from iris_pipeline.references import image_hash
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.normalise import Normalisation, normalise
+
+BLOCKS = {1: np.s_[2:6, 6:18, 8:22], 2: np.s_[2:10, 24:36, 12:30]}
+
+
+def grey_task(image: np.ndarray, labels: np.ndarray, **changes: Any) -> tuple[GreyModel, TaskEmbedding]:
+    """The grey model and a task, both set to the z-scores that this image's blocks will have."""
+    scores = normalise(image, Normalisation.for_modality("MR"))
+    means = [float(scores[labels == value].mean()) for value in sorted(set(labels.ravel().tolist()) - {0})]
+    width = 0.5 * min(
+        abs(a - b) for a in [*means, float(scores[labels == 0].mean())] for b in means if a != b
+    )
+    return GreyModel(width), make_task(means, **changes)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_masks_come_back_exactly_from_a_finer_grid(order: str) -> None:
+    # Three prepared voxels for each native one: native centres are prepared centres again.
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    query = volume(image, affine_of(order, (3.0, 1.0, 1.0), degrees=11.0))
+    found = predict_case(loaded_with(model), task, query)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, labels)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_masks_come_back_from_a_coarser_grid_but_for_corners(order: str) -> None:
+    # A block on whole prepared voxels (2 x 2 x 2 native ones); one class, as blurred edges pass through other
+    # greys. Linear scores are 0.75 at the outer native voxels: 0.75^2 on an edge, 0.75^3 < 0.5 at a corner.
+    image, labels = paint((12, 40, 34), {1: np.s_[2:10, 6:26, 8:22]})
+    model, task = grey_task(image, labels, spacing_mm=(2.0, 2.0, 2.0))
+    query = volume(image, affine_of(order, (1.0, 1.0, 1.0), degrees=11.0))
+    found = predict_case(loaded_with(model), task, query)
+    lost = np.argwhere(found != labels).tolist()
+    assert lost == [[z, y, x] for z in (2, 9) for y in (6, 25) for x in (8, 21)]
+    assert len(model.images) == 4, "6 x 20 x 17 prepared voxels are four windows of 16"
+
+
+def test_the_task_spacing_is_that_of_the_turned_axes() -> None:
+    # In a PSR file the array's axes (z,y,x) run along R, S, P: 2, 3, 4 mm are S 3, A 4, R 2 in RAS+ (z,y,x).
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels, spacing_mm=(3.0, 4.0, 2.0))
+    predict_case(loaded_with(model), task, volume(image, affine_of("PSR", (2.0, 3.0, 4.0))))
+    inside = np.concatenate([i.numpy().ravel() for i in model.images])
+    expected = normalise(image, task.normalisation)
+    assert set(np.round(inside, 4).tolist()) == set(np.round(expected, 4).ravel().tolist()), (
+        "nothing was interpolated"
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 7), (16, 16, 16), (17, 16, 45), (40, 33, 20)])
+def test_volumes_smaller_and_larger_than_the_window(shape: tuple[int, int, int]) -> None:
+    z, y, x = (slice(n // 4, n // 4 + max(2, n // 2)) for n in shape)
+    image, labels = paint(shape, {1: (z, y, x)})
+    model, task = grey_task(image, labels)
+    found = predict_case(loaded_with(model), task, volume(image, affine_of("LPS", (1.0, 1.0, 1.0))))
+    assert np.array_equal(found, labels)
+
+
+def test_the_most_probable_class_wins_and_values_are_the_tasks() -> None:
+    image, labels = paint((16, 16, 16), {1: np.s_[:8], 2: np.s_[8:]}, grey={1: 40.0, 2: 60.0})
+    # z-scores -1 and 1; both classes are above 0.5 at -1 (0.6 and 1.0 away, width 1.2), the nearer one wins
+    task = make_task([-0.4, -2.0], ("near", "far"), class_values=(7, 200))
+    found = predict_case(loaded_with(GreyModel(1.2)), task, volume(image, np.eye(4)))
+    assert found[labels == 1].tolist() == [7] * int((labels == 1).sum())
+    assert found[labels == 2].tolist() == [0] * int((labels == 2).sum())
+
+
+def test_the_intensity_offset_comes_before_clipping() -> None:
+    image = np.full((16, 16, 16), 400.0, np.float32)
+    image[5:9], image[9:] = 1000.0, 1700.0
+    ct = Normalisation.for_modality("CT")
+    model = GreyModel()
+    task = make_task([1.0], normalisation=ct, modality="CT", intensity_offset=-1000.0)
+    predict_case(loaded_with(model), task, volume(image, np.eye(4)))
+    # -600, 0 and (clipped) 500 HU: three levels; without the offset all but the first would be clipped to 500
+    assert np.array_equal(model.images[0][0, 0].numpy(), normalise(image - 1000, ct))
+    assert len(np.unique(model.images[0])) == 3 and len(np.unique(normalise(image, ct))) == 2
+
+
+def test_a_reference_is_never_its_own_query() -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    reference = volume(image, affine_of("RAS", (3.0, 1.0, 1.0)))
+    model, task = grey_task(image, labels, reference_hashes=("other", image_hash(reference)))
+    with pytest.raises(ReferenceCaseError, match="never its own query; this scan is one of the references"):
+        predict_case(loaded_with(model), task, reference)
+    # the same scan stored as LPS: x and y reversed
+    turned = volume(image[:, ::-1, ::-1].copy(), affine_of("LPS", (3.0, 1.0, 1.0)))
+    with pytest.raises(ReferenceCaseError, match="never its own query"):
+        predict_case(loaded_with(model), task, turned)
+    image[0, 0, 0] += 1
+    predict_case(loaded_with(model), task, volume(image, reference.affine))
+
+
+def test_a_task_of_another_model_is_refused() -> None:
+    with pytest.raises(TaskError, match="serves only the model that encoded it"):
+        predict_case(
+            loaded_with(GreyModel(), model_hash="f" * 16),
+            make_task([1.0]),
+            volume(np.zeros((4, 4, 4)), np.eye(4)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("modality", "minimum", "offset", "text"),
+    [
+        ("MR", -1000.0, 0.0, "the task is of MR, but values down to -1000 look like CT"),
+        ("PET", -900.0, 0.0, "the task is of PET, but values down to -900"),
+        ("MR", -3.0, 0.0, ""),
+        ("CT", -1000.0, 0.0, ""),
+        ("CT", 0.0, 0.0, "the task is of CT, but no value is below -200 HU"),
+        ("CT", 0.0, -1000.0, ""),
+    ],
+)
+def test_another_modality_is_said_aloud(modality: Any, minimum: float, offset: float, text: str) -> None:
+    array = np.array([minimum, 100.0], np.float32).reshape(1, 1, 2)
+    warning = modality_warning(
+        make_task([1.0], modality=modality, intensity_offset=offset), volume(array, np.eye(4))
+    )
+    assert warning.startswith(text) and bool(warning) == bool(text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good scans of different grids, b of them obliquely permuted, and two bad files."""
+    image, _ = paint((12, 40, 34), BLOCKS)
+    save(tmp_path / "in" / "a.nii.gz", image, affine_of("RAS", (3.0, 1.0, 1.0)))
+    save(tmp_path / "in" / "b.nii.gz", image, affine_of("PSR", (1.0, 1.0, 1.0), degrees=14.0))
+    save(tmp_path / "in" / "e.nii", image.astype(np.int16), affine_of("LPS", (3.0, 1.0, 1.0)))
+    content = (tmp_path / "in" / "a.nii.gz").read_bytes()
+    (tmp_path / "in" / "c.nii.gz").write_bytes(content[: len(content) // 2])
+    return tmp_path
+
+
+def cases_of(folder: Path) -> list[InputCase]:
+    paths = [folder / "in" / name for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz", "e.nii")]
+    return [InputCase(path.name.split(".")[0], path) for path in paths]
+
+
+def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels, class_values=(1, 9), names=("ball", "doll"))
+    verdicts = predict_folder(loaded_with(model), task, cases_of(folder), folder / "out", progress=False)
+    assert [(v.id, v.status) for v in verdicts] == [
+        ("a", "done"),
+        ("b", "done"),
+        ("c", "refused"),
+        ("d", "refused"),
+        ("e", "done"),
+    ]
+    assert "c.nii.gz cannot be read" in verdicts[2].why and "d.nii.gz does not exist" in verdicts[3].why
+    expected = np.where(labels == 2, 9, labels)
+    for name, original in (("a", "a.nii.gz"), ("b", "b.nii.gz"), ("e", "e.nii")):
+        found, affine = load(folder / "out" / f"{name}.nii.gz")
+        assert found.dtype == np.uint8 and np.array_equal(found, expected)
+        source = nib.load(folder / "in" / original)
+        assert np.allclose(affine, source.affine, atol=1e-5)
+        result = nib.load(folder / "out" / f"{name}.nii.gz").header
+        for code in ("qform_code", "sform_code", "xyzt_units"):
+            assert result[code] == source.header[code], code
+    assert json.loads((folder / "out" / "classes.json").read_text()) == {"ball": 1, "doll": 9}
+    names = sorted(path.name for path in (folder / "out").iterdir())
+    assert names == ["a.nii.gz", "b.nii.gz", "classes.json", "e.nii.gz", "predict.json", "predict.log"]
+    log = (folder / "out" / "predict.log").read_text()
+    assert "a: done (" in log and "c: refused: " in log
+    with pytest.raises(
+        PredictionError, match=r"2 of 5 cases could not be segmented \(c, d\); the others were"
+    ):
+        raise_for_refused(verdicts)
+    raise_for_refused(verdicts[:2])
+
+
+def test_existing_results_are_skipped_unless_overwritten(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    cases = [case for case in cases_of(folder) if case.id in "ab"]
+    predict_folder(loaded_with(model), task, cases[:1], folder / "out", progress=False)
+    before = (folder / "out" / "a.nii.gz").stat().st_mtime_ns
+    verdicts = predict_folder(loaded_with(model), task, cases, folder / "out", progress=False)
+    assert [v.status for v in verdicts] == ["skipped", "done"] and "--overwrite" in verdicts[0].why
+    assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns == before
+    verdicts = predict_folder(loaded_with(model), task, cases, folder / "out", overwrite=True, progress=False)
+    assert [v.status for v in verdicts] == ["done", "done"]
+    assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns > before
+
+
+def test_results_of_two_tasks_or_settings_are_not_mixed(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    cases = [case for case in cases_of(folder) if case.id in "ab"]
+    predict_folder(loaded_with(model), task, cases[:1], folder / "out", progress=False)
+    other = grey_task(image, labels, class_values=(2, 1))[1]
+    with pytest.raises(
+        PredictionError, match=r"those in .*out were made otherwise .*: give another -o, or --overwrite"
+    ):
+        predict_folder(loaded_with(model), other, cases, folder / "out", progress=False)
+    uniform = InferenceOptions(weighting="uniform")
+    with pytest.raises(PredictionError, match="were made otherwise"):
+        predict_folder(loaded_with(model), task, cases, folder / "out", uniform, progress=False)
+    # what only changes the speed may change
+    predict_folder(
+        loaded_with(model), task, cases, folder / "out", InferenceOptions(batch_size=2), progress=False
+    )
+    verdicts = predict_folder(
+        loaded_with(model), other, cases, folder / "out", overwrite=True, progress=False
+    )
+    assert [v.status for v in verdicts] == ["done", "done"]
+    assert set(np.unique(load(folder / "out" / "a.nii.gz")[0])) == {0, 1, 2}
+
+
+def test_results_never_land_among_the_inputs(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    with pytest.raises(
+        PredictionError, match=r"a folder of their own; .*in holds the input: give another -o"
+    ):
+        predict_folder(
+            loaded_with(model), task, cases_of(folder), folder / "out" / ".." / "in", progress=False
+        )
+    with pytest.raises(PredictionError, match="no case to segment"):
+        predict_folder(loaded_with(model), task, [], folder / "out", progress=False)
+
+
+def test_a_defect_in_one_case_is_reported_with_its_traceback(folder: Path) -> None:
+    class Broken(GreyModel):
+        def segment(self, image: Tensor, tokens: tuple[Tensor, ...]) -> Tensor:
+            if not self.images:
+                self.images.append(image)
+                raise torch.OutOfMemoryError("no memory left")
+            return super().segment(image, tokens)
+
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    broken = Broken(model.width)
+    verdicts = predict_folder(loaded_with(broken), task, cases_of(folder)[:2], folder / "out", progress=False)
+    assert [v.status for v in verdicts] == ["refused", "done"]
+    assert verdicts[0].why == "OutOfMemoryError: no memory left (where, says predict.log)"
+    assert "Traceback" in (folder / "out" / "predict.log").read_text()
+
+
+def test_a_compressed_text_is_no_scan(folder: Path) -> None:
+    (folder / "in" / "c.nii.gz").write_bytes(gzip.compress(b"no scan"))
+    verdicts = predict_folder(
+        loaded_with(GreyModel()), make_task([1.0]), cases_of(folder)[2:3], folder / "out", progress=False
+    )
+    assert verdicts[0].status == "refused" and "c.nii.gz" in verdicts[0].why

@@ -1,0 +1,147 @@
+"""Specifications: what is accepted, what is refused and with which sentence; the real ones agree with the brief."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preprocessing.errors import SpecError
+from preprocessing.spec import choose_specs, list_specs, load_spec, parse_spec
+
+UPSTREAM = {"msd_hippocampus", "acdc_mini", "la2018", "chaos_t2", "ibsr18", "openkbp", "sts_pet", "sts_t1"}
+HELD_OUT = {"mscmr", "sts_ct", "lung_mr"}
+GOOD = {
+    "name": "x",
+    "title": "X",
+    "modality": "MR",
+    "role": "upstream",
+    "source": "here",
+    "licence": "none",
+    "classes": {"a": 1, "b": 3},
+}
+
+
+def spec_of(**changes: object) -> str:
+    return yaml.safe_dump(GOOD | changes)
+
+
+def test_the_defaults_are_filled_in() -> None:
+    spec = parse_spec(spec_of(), "x.yaml")
+    assert (spec.layout, spec.intensity_offset, spec.partly_labelled, spec.split.seed) == (
+        "msd",
+        0.0,
+        False,
+        0,
+    )
+    assert spec.people == "x"
+    assert spec.subject_of("case_7") == "case_7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"clases": {"a": 1}}, r"x\.yaml is not valid: key 'clases' is unknown \(did you mean 'classes'\?\)"),
+        ({"split": {"sed": 1}}, r"key 'split\.sed' is unknown \(did you mean 'seed'\?\)"),
+        ({"modality": "US"}, "modality: Input should be 'CT', 'MR' or 'PET', not 'US'"),
+        ({"role": "test"}, "role: Input should be 'upstream', 'held-out' or 'phantom'"),
+        ({"classes": {"a": 1, "b": 1}}, "classes: two classes have the same value"),
+        (
+            {"classes": {"a": 0}},
+            r"classes: class values are 1 to 255 \(0 is the background\), not \{'a': 0\}",
+        ),
+        ({"classes": {"a": 256}}, "class values are 1 to 255"),
+        ({"classes": {}}, "at least one class is needed"),
+        ({"name": "My Data"}, "lower-case letters"),
+        ({"subject_pattern": "p([0-9]+)"}, r"needs a group \(\?P<subject>"),
+        ({"subject_pattern": "p(?P<subject>"}, "is no regular expression"),
+        ({"sides": {"left": ["c"]}}, r"sides names \['c'\], which are not among the classes"),
+        ({"spacing_mm": [1, 0, 1]}, "spacings are millimetres above 0"),
+        ({"split": {"test_subjects": ["1"]}}, "given together or not at all"),
+        ({"split": {"test_subjects": ["1"], "validation_subjects": ["1"]}}, r"subjects \['1'\] stand in"),
+        ({"split": {"folds": [["1"], ["1"], [], [], []]}}, "5 disjoint lists"),
+        ({"split": {"folds": [["1"]]}}, "5 disjoint lists"),
+        ({"subject_group": "people"}, "a shared subject_group needs the lists of split"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence) as caught:
+        parse_spec(spec_of(**changes), "x.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(SpecError, match="key 'classes' is missing"):
+        parse_spec(yaml.safe_dump({key: value for key, value in GOOD.items() if key != "classes"}), "x.yaml")
+
+
+def test_a_key_given_twice_and_broken_yaml_are_refused() -> None:
+    with pytest.raises(SpecError, match="key a is given twice"):
+        parse_spec(spec_of() + "split: {}\n" + "sides:\n  left: [a]\n  ? a\n  : 1\n  a: 2\n", "x.yaml")
+    with pytest.raises(SpecError, match=r"x\.yaml is no valid YAML"):
+        parse_spec("name: [", "x.yaml")
+    with pytest.raises(SpecError, match="must hold keys and values"):
+        parse_spec("- a\n", "x.yaml")
+
+
+def test_an_unquoted_subject_number_is_refused_and_not_read_as_octal() -> None:
+    text = spec_of() + "split:\n  test_subjects: [012]\n  validation_subjects: ['003']\n"
+    with pytest.raises(SpecError, match=r"split\.test_subjects\.0: Input should be a valid string, not 10"):
+        parse_spec(text, "x.yaml")
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
+    with pytest.raises(
+        SpecError, match=r"Unknown dataset 'hipocampus': known are acdc_mini, .*'msd_hippocampus'\?"
+    ):
+        load_spec("hipocampus")
+    with pytest.raises(SpecError, match=r"nowhere\.yaml does not exist"):
+        load_spec("nowhere.yaml")
+
+
+def test_the_subject_is_taken_from_the_case_id() -> None:
+    assert load_spec("acdc_mini").subject_of("patient023_frame09") == "patient023"
+    assert load_spec("sts_ct").subject_of("STS_012") == "012"
+    with pytest.raises(SpecError, match="does not match the case 'x_1'"):
+        load_spec("acdc_mini").subject_of("x_1")
+
+
+def test_words_stand_for_the_datasets_that_are_there(tmp_path: Path) -> None:
+    for name in ("sts_ct", "la2018", "ibsr18", "unknown_folder"):
+        (tmp_path / name).mkdir()
+    names = {
+        word: [spec.name for spec in choose_specs([word], tmp_path)]
+        for word in ("all", "upstream", "held-out")
+    }
+    assert names == {
+        "all": ["ibsr18", "la2018", "sts_ct"],
+        "upstream": ["ibsr18", "la2018"],
+        "held-out": ["sts_ct"],
+    }
+    assert [spec.name for spec in choose_specs(["la2018", "upstream"], tmp_path)] == ["la2018", "ibsr18"]
+    with pytest.raises(SpecError, match="'phantom' fits no dataset under"):
+        choose_specs(["phantom"], tmp_path)
+
+
+def test_every_specification_in_the_package_is_valid() -> None:
+    specs = {name: load_spec(name) for name in list_specs()}
+    assert {name for name, spec in specs.items() if spec.role == "upstream"} == UPSTREAM
+    assert {name for name, spec in specs.items() if spec.role == "held-out"} == HELD_OUT
+    assert specs["openkbp"].intensity_offset == -1000 and specs["openkbp"].partly_labelled
+    assert specs["acdc_mini"].classes["LV cavity"] == 3 and specs["mscmr"].classes["LV cavity"] == 2
+
+
+@pytest.mark.parametrize("name", sorted(UPSTREAM | HELD_OUT))
+def test_the_specification_agrees_with_the_real_dataset(name: str, shared_data: Path) -> None:
+    import json
+
+    spec = load_spec(name)
+    given = json.loads((shared_data / name / "dataset.json").read_text(encoding="utf-8"))
+    assert set(spec.classes.values()) == set(given["labels"].values()) - {0}
+    assert spec.expected_cases == given["numCases"]
+    assert (spec.role, spec.modality) == (given["role"], given["modality"])
+    simplified = {value: label.lower()[:2] for label, value in given["labels"].items() if value}
+    ours = {value: label.lower().replace(" ", "")[:2] for label, value in spec.classes.items()}
+    if name not in ("openkbp",):  # there the spelling was made British and side and organ were parted
+        assert ours == simplified
