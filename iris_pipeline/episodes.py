@@ -97,13 +97,20 @@ class EpisodeConfig:
     query_jitter: float = 0.25
     """the query's crop moves this far beyond where its object is wholly inside"""
     minimum_voxels: int = 50
-    """a class is kept where the reference's crop shows min(this, the class's voxels in the case)"""
+    """a class is kept where the reference's crop shows min(this, half of the class's voxels in the case) ..."""
+    minimum_share: float = 0.2
+    """... and no less than this share of them: a sliver of an organ is a poor reference for the whole"""
     augment: bool = True
     reference_ranges: AugmentationRanges = REFERENCE_RANGES
     query_ranges: AugmentationRanges = QUERY_RANGES
 
     def __post_init__(self) -> None:
-        for name in ("full_set_probability", "empty_query_probability", "foreground_probability"):
+        for name in (
+            "full_set_probability",
+            "empty_query_probability",
+            "foreground_probability",
+            "minimum_share",
+        ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise EpisodeError(f"{name} must lie between 0 and 1, but is {getattr(self, name)}.")
         for name in ("max_classes", "minimum_voxels"):
@@ -316,17 +323,23 @@ def _reference_crop(
         start = centred_start(rng, pool, entry, anchor, box, config.reference_jitter)
         params = draw_augmentation(rng, pool.patch_size, config.reference_ranges)
         crop = pool.crop(entry, start, params if config.augment else IDENTITY)
-        kept = _kept(crop, pool, asked, config.minimum_voxels)
+        kept = _kept(crop, pool, asked, config)
         if anchor in kept:
             return crop, kept
     crop = pool.crop(entry, densest_start(pool, entry, anchor), IDENTITY)
-    kept = _kept(crop, pool, asked, config.minimum_voxels)
+    kept = _kept(crop, pool, asked, config)
     # A class strewn so thinly that no patch holds enough of it: this patch shows the most there is.
     return crop, kept if anchor in kept else [c for c in asked if c == anchor or c in kept]
 
 
-def _kept(crop: Crop, pool: CasePool, asked: Sequence[str], minimum: int) -> list[str]:
-    return [c for c in asked if crop.voxels(pool.classes[c]) >= min(voxels_of(crop.entry, c), minimum)]
+def _kept(crop: Crop, pool: CasePool, asked: Sequence[str], config: EpisodeConfig) -> list[str]:
+    kept = []
+    for name in asked:
+        whole = voxels_of(crop.entry, name)
+        needed = max(min(config.minimum_voxels, whole / 2), config.minimum_share * whole)
+        if crop.voxels(pool.classes[name]) >= needed:
+            kept.append(name)
+    return kept
 
 
 def _query_crop(

@@ -356,7 +356,7 @@ def _notes(
     notes = []
     if without_truth:
         shown = ", ".join(sorted(without_truth)[:5]) + (" ..." if len(without_truth) > 5 else "")
-        notes.append(f"{len(without_truth)} predictions have no truth here and are not scored: {shown}.")
+        notes.append(f"Predictions without a truth here are not scored ({len(without_truth)}): {shown}.")
     for name in (name for name in truth_classes if name not in classes):
         notes.append(f"Class '{name}' of the truth is not among the predicted classes and is not scored.")
     for name in (name for name in classes if name not in truth_classes):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.references import CT_MINIMUM_HU, image_hash
-from iris_pipeline.sliding_window import Weighting, segment_volume
+from iris_pipeline.sliding_window import Weighting, check_options, segment_volume
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.case import preprocess_case
 from preprocessing.errors import IrisError, PredictionError, RawDataError, ReferenceCaseError
@@ -42,6 +42,9 @@ class InferenceOptions:
     batch_size: int = 1
     device: str = "cpu"
     autocast: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self.overlap, self.weighting, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -225,12 +228,15 @@ def _predict_one(
 
 
 def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
-    """PredictionError naming the refused cases, if any."""
-    refused = [v.id for v in verdicts if v.status == "refused"]
+    """PredictionError naming the refused cases, if any, and the reason where it is one case."""
+    refused = [v for v in verdicts if v.status == "refused"]
+    if len(refused) == 1:
+        raise PredictionError(f"Case '{refused[0].id}' could not be segmented: {refused[0].why}")
     if refused:
+        names = ", ".join(v.id for v in refused[:5]) + (", ..." if len(refused) > 5 else "")
         raise PredictionError(
-            f"{len(refused)} of {len(verdicts)} cases could not be segmented ({', '.join(refused[:5])}"
-            f"{', ...' if len(refused) > 5 else ''}); the others were: {LOG} beside the results says why."
+            f"{len(refused)} of {len(verdicts)} cases could not be segmented ({names}): {LOG} beside the results "
+            "says why."
         )
 
 

@@ -6,10 +6,11 @@ dataset's other subjects. Equal references are encoded once: k references and m 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.predict import InferenceOptions, Verdict, predict_cases
 from iris_pipeline.references import (
@@ -31,7 +32,10 @@ from preprocessing.store import Store
 
 STRATEGIES = ("one-shot", "ensemble", "bank")
 DEFAULT_REFERENCES = 5
+REFERENCES = "references.json"
 TaskOf = Callable[[InputCase], TaskEmbedding]
+Note = Callable[[str, Sequence[Draw]], None]
+"""Is told the references of each query."""
 
 
 def predict_split(
@@ -53,9 +57,9 @@ def predict_split(
 
     cases: the dataset's raw cases (`find_cases`). strategy: "bank" needs no reference, "one-shot" draws one
     and "ensemble" `references` by `seed`. For a held-out dataset the plan, too, is made from the drawn
-    references alone. A query without reference or raw file is a verdict. StoreError if there is no such
-    split, if the store's plan is not the model's, or if the model was trained on cases that are to be
-    segmented.
+    references alone. OUT/references.json says which references each query had. A query without reference or
+    raw file is a verdict. StoreError if there is no such split, if the store's plan is not the model's, or if
+    the model was trained on cases that are to be segmented.
     """
     options = options or InferenceOptions()
     if strategy not in STRATEGIES:
@@ -67,9 +71,10 @@ def predict_split(
         task = bank(loaded, store.manifest.dataset)
         task_of: TaskOf = lambda _: task  # noqa: E731
     elif store.manifest.role == "held-out":
-        task_of = held_out_tasks(loaded, store, raw, wanted, count, seed, options)
+        task_of = held_out_tasks(loaded, store, raw, wanted, count, seed, options, _notes(out))
     else:
-        task_of = stored_tasks(loaded, store, store.manifest.splits[split]["train"], count, seed, options)
+        train = store.manifest.splits[split]["train"]
+        task_of = stored_tasks(loaded, store, train, count, seed, options, note=_notes(out))
     return predict_cases(
         loaded,
         task_of,
@@ -88,6 +93,17 @@ def predict_split(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _notes(out: Path) -> Note:
+    """Keeps OUT/references.json: query -> {reference: its classes}."""
+
+    def note(case_id: str, draws: Sequence[Draw]) -> None:
+        path = out / REFERENCES
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        write_json(path, known | {case_id: {draw.id: list(draw.classes) for draw in draws}})
+
+    return note
 
 
 def split_cases(loaded: LoadedModel, store: Store, split: str, part: str) -> list[str]:
@@ -133,6 +149,7 @@ def stored_tasks(
     seed: int,
     options: InferenceOptions,
     raw: Mapping[str, Case] | None = None,
+    note: Note | None = None,
 ) -> TaskOf:
     """Tasks from the store's cases `ids`, at the store's plan. raw: for the references' content hashes."""
 
@@ -142,7 +159,7 @@ def stored_tasks(
     def encode(draws: Sequence[Draw]) -> TaskEmbedding:
         return _encode(loaded, store, draws, prepare, store.plan, count, options)
 
-    return _drawn_tasks(store, ids, count, seed, encode)
+    return _drawn_tasks(store, ids, count, seed, encode, note)
 
 
 def held_out_tasks(
@@ -153,6 +170,7 @@ def held_out_tasks(
     count: int,
     seed: int,
     options: InferenceOptions,
+    note: Note | None = None,
 ) -> TaskOf:
     """Tasks from raw cases of a held-out dataset: the plan is made from the drawn references alone."""
     spec = store.manifest.spec
@@ -170,7 +188,7 @@ def held_out_tasks(
 
         return _encode(loaded, store, draws, prepare, plan, count, options)
 
-    return _drawn_tasks(store, ids, count, seed, encode)
+    return _drawn_tasks(store, ids, count, seed, encode, note)
 
 
 def _encode(
@@ -200,6 +218,7 @@ def _drawn_tasks(
     count: int,
     seed: int,
     encode: Callable[[Sequence[Draw]], TaskEmbedding],
+    note: Note | None,
 ) -> TaskOf:
     """For each query, references of other subjects; queries with the same references share one task."""
     entries = [store.entry(case_id) for case_id in ids]
@@ -216,6 +235,8 @@ def _drawn_tasks(
             raise ReferenceCaseError(f"A reference is never its own query; '{case.id}' was drawn for itself.")
         if draws not in encoded:
             encoded[draws] = encode(draws)
+        if note is not None:
+            note(case.id, draws)
         return encoded[draws]
 
     return task_of

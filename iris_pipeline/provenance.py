@@ -25,7 +25,7 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
 
 def without_machine(command: str) -> str:
     """A command line as it was logged, with absolute paths shortened as in `command_line`."""
-    return re.sub(r"(?<![\w.~-])/[^\s'\"]+", lambda found: _without_machine(found.group()), command)
+    return re.sub(r"(?:^|(?<=[\s'\"=]))/[^\s'\"]+", lambda found: _without_machine(found.group()), command)
 
 
 def revision(folder: Path = SOURCE_ROOT) -> str:
@@ -50,13 +50,15 @@ def made_by(program: str, arguments: Sequence[str]) -> str:
 
 
 def _without_machine(argument: str) -> str:
-    path = Path(argument)
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
     if not path.is_absolute():
         return argument
     try:
-        return str(path.relative_to(Path.cwd()))
+        short = str(path.relative_to(Path.cwd()))
     except ValueError:
-        return os.path.join("...", path.name)
+        short = os.path.join("...", path.name)
+    return f"{option}{equals}{short}"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

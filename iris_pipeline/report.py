@@ -210,7 +210,12 @@ def training_curve(run: Path) -> str:
             for spine in axes.spines.values():
                 spine.set_color(_INK)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            text,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
         plt.close(figure)
     drawing = text.getvalue()
     return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")

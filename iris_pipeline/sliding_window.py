@@ -71,7 +71,11 @@ def segment_volume(
     probabilities ("overlaps averaged", Sec. 4 of the paper); overlap 0.5 is the paper's. autocast: bfloat16.
     ModelError if overlap, weighting or the image's shape is not usable.
     """
-    _check(image, overlap, weighting, batch_size)
+    check_options(overlap, weighting, batch_size)
+    if image.ndim != 3 or 0 in image.shape:
+        raise ModelError(
+            f"A volume to segment must be [D,H,W] with voxels on each axis; got shape {list(image.shape)}."
+        )
     device = torch.device(device)
     window = task.patch_size
     padded, inner = _pad_to_window(image, window)
@@ -107,11 +111,8 @@ def segment_volume(
     return result[(slice(None), *inner)]
 
 
-def _check(image: np.ndarray, overlap: float, weighting: str, batch_size: int) -> None:
-    if image.ndim != 3 or 0 in image.shape:
-        raise ModelError(
-            f"A volume to segment must be [D,H,W] with voxels on each axis; got shape {list(image.shape)}."
-        )
+def check_options(overlap: float, weighting: str, batch_size: int) -> None:
+    """ModelError if one of them is not usable."""
     if not 0 <= overlap < 1:
         raise ModelError(
             f"The overlap of windows must be 0 or more and under 1 (0.5 is half a window); got {overlap}."

@@ -1,6 +1,11 @@
-"""`preprocess_case`: the one function that prepares a scan, for the store and for prediction.
+"""`preprocess_case`: the one function that prepares a scan, for the store and for prediction alike.
 
-Arrays are [D,H,W] = (z,y,x) in RAS+; spacings in mm in the same order.
+Arrays are [D,H,W] = (z,y,x), prepared ones in RAS+; spacings in mm in the same order. Affines map (x,y,z,1) to mm.
+
+>>> scan = Volume(np.arange(8.0).reshape(2, 2, 2), np.diag([-0.5, 1.0, 1.0, 1.0]))  # a file in LAS+
+>>> case = preprocess_case(scan, (1.0, 1.0, 1.0), Normalisation(modality="MR"))
+>>> case.image.shape, case.trace.native_shape, case.spacing_mm
+((2, 2, 1), (2, 2, 2), (1.0, 1.0, 1.0))
 """
 
 from __future__ import annotations
@@ -12,14 +17,15 @@ import numpy as np
 from preprocessing.errors import GridMismatchError, LabelValueError
 from preprocessing.geometry import GridTrace, Reorientation, Resampling
 from preprocessing.normalise import Normalisation, normalise
-from preprocessing.volume import Volume
+from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift
 
-SAME_GRID_VOXELS = 0.5
+EQUAL_MM = 1e-3  # headers hold float32: what is nearer than this is the same
+HIGHEST_LABEL = 255
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """image float32, labels uint8 or None, both [D,H,W]; `trace` leads back to the file's grid."""
+    """image float32, labels uint8 or None, both [D,H,W]; `trace` leads back to the file's own grid."""
 
     image: np.ndarray
     labels: np.ndarray | None
@@ -29,26 +35,24 @@ class PreparedCase:
 
 
 def check_same_grid(image: Volume, labels: Volume) -> str | None:
-    """None where both grids are equal, a phrase where a tiny difference is repaired by the image's geometry.
+    """None where both grids are equal; a phrase where a small difference is mended by the image's geometry.
 
-    GridMismatchError for other shapes or where a corner lies more than half a voxel elsewhere.
+    GridMismatchError where shapes differ or a corner lies more than half a voxel elsewhere.
     """
     if image.shape != labels.shape:
         raise GridMismatchError(
-            f"Image and label must have the same grid, but the image has {image.shape} and the label {labels.shape} voxels "
-            "(z,y,x): export the label on the image's grid."
+            f"Image and label must have the same grid, but the image has {_times(image.shape)} voxels and the "
+            f"label {_times(labels.shape)} (z,y,x): export the label on the image's grid."
         )
-    x, y, z = image.shape[2] - 1, image.shape[1] - 1, image.shape[0] - 1
-    corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], dtype=float)
-    apart = float(np.linalg.norm((corners @ (image.affine - labels.affine).T)[:, :3], axis=1).max())
-    if apart > SAME_GRID_VOXELS * min(image.spacing_mm):
+    voxels, millimetres = corner_shift(image.shape, image.affine, labels.affine)
+    if voxels > CORNER_VOXELS:
         raise GridMismatchError(
-            f"Image and label must have the same grid, but a corner lies {apart:.1f} mm elsewhere in the label: export the "
-            "label on the image's grid."
+            f"Image and label must have the same grid, but a corner of the label lies {voxels:.1f} voxels "
+            f"({millimetres:.1f} mm) from the image's: export the label on the image's grid."
         )
-    return (
-        None if apart < 1e-4 else f"label header differs by {apart:.2g} mm at a corner; the image's is used"
-    )
+    if millimetres <= EQUAL_MM:
+        return None
+    return f"the label's corners lie up to {millimetres:.2g} mm from the image's, whose geometry is used"
 
 
 def preprocess_case(
@@ -58,25 +62,41 @@ def preprocess_case(
     labels: Volume | None = None,
     intensity_offset: float = 0.0,
 ) -> PreparedCase:
-    """Offset, reorient to RAS+, normalise the native voxels, resample to `spacing_mm` (mm, z,y,x).
+    """Add the offset, reorient to RAS+, normalise the native voxels, resample to `spacing_mm` (z,y,x; mm).
 
-    Raises GridMismatchError, LabelValueError (values above 255) and RawDataError (NaN).
+    The prepared spacing is the nearest to the wanted one that keeps the field of view. Raises
+    GridMismatchError, LabelValueError (fractions, or values outside 0..255) and RawDataError (NaN, infinity).
     """
     reorientation = Reorientation.to_ras(image.affine)
-    affine = reorientation.apply_affine(image.affine, image.shape)
-    grid = Volume(reorientation.apply(image.array), affine)
-    resampling = Resampling.to_spacing(grid.shape, grid.spacing_mm, spacing_mm)
+    upright = Volume(reorientation.apply(image.array), reorientation.apply_affine(image.affine, image.shape))
+    resampling = Resampling.to_spacing(upright.shape, upright.spacing_mm, spacing_mm)
     prepared_labels = None
     if labels is not None:
         check_same_grid(image, labels)
-        if labels.array.max(initial=0) > 255 or labels.array.min(initial=0) < 0:
-            raise LabelValueError("Label values must lie in 0..255, but others came: renumber them.")
-        prepared_labels = resampling.apply_labels(reorientation.apply(labels.array.astype(np.uint8)))
-    values = normalise(grid.array + np.float32(intensity_offset), normalisation)
+        prepared_labels = resampling.apply_labels(reorientation.apply(_small(labels.array)))
+    shifted = upright.array + np.float32(intensity_offset) if intensity_offset else upright.array
     return PreparedCase(
-        image=resampling.apply_image(values),
+        image=resampling.apply_image(normalise(shifted, normalisation)),
         labels=prepared_labels,
-        spacing_mm=resampling.out_spacing(grid.spacing_mm),
+        spacing_mm=resampling.out_spacing(upright.spacing_mm),
         trace=GridTrace(reorientation, resampling, image.shape, image.affine),
-        affine=resampling.apply_affine(affine),
+        affine=resampling.apply_affine(upright.affine),
     )
+
+
+def _small(labels: np.ndarray) -> np.ndarray:
+    """As uint8."""
+    if labels.dtype.kind not in "biu":
+        raise LabelValueError(
+            f"Label maps must hold whole numbers, but {labels.dtype} came: read them as labels."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > HIGHEST_LABEL:
+        raise LabelValueError(
+            f"Labels must lie in 0..{HIGHEST_LABEL}, but {low}..{high} came: renumber them."
+        )
+    return labels.astype(np.uint8)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,8 +1,17 @@
 """Reorient, resample, crop and pad: each step is a value that applies itself and undoes itself.
 
-Arrays are [D,H,W] = (z,y,x); after `Reorientation` the index grows towards Superior, Anterior, Right (RAS+).
-Shapes, spacings (mm) and starts are (z,y,x). Affines map (x,y,z,1) to mm. Resampling aligns fields of view: the outer
-faces of the first and last voxel stay where they were, so coarse voxel i has its centre at (i + 0.5) * n_in / n_out - 0.5.
+Arrays are [D,H,W] = (z,y,x); after `Reorientation` the index grows toward Superior, Anterior, Right (RAS+).
+Shapes, spacings (mm) and starts are (z,y,x). Affines map (x,y,z,1) to RAS+ mm. Resampling aligns fields of view:
+the outer faces of the first and last voxel stay where they were, so voxel j of the new grid has its centre
+at (j + 0.5) * n_in / n_out - 0.5 of the old one.
+
+>>> upright = Reorientation.to_ras(np.diag([-1.0, -1.0, 1.0, 1.0]))  # a file in LPS+
+>>> upright.apply(np.arange(4).reshape(1, 2, 2)).tolist()
+[[[3, 2], [1, 0]]]
+>>> Resampling.to_spacing((30, 256, 256), (7.7, 1.25, 1.25), (1.5, 1.5, 1.5)).shape_out
+(154, 213, 213)
+>>> CropPad((1, 1, 3), start=(0, 0, -1), shape_out=(1, 1, 3)).apply(np.array([[[7, 8, 9]]])).tolist()
+[[[0, 7, 8]]]
 """
 
 from __future__ import annotations
@@ -18,11 +27,14 @@ from scipy.interpolate import BSpline
 
 Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
+Box = tuple[slice, slice, slice]
+Matrices = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]  # (z,y,x); None: axis as it is
+TIE = 1e-5  # shares closer than this are equal: the lower label has the voxel, whatever the rounding
 
 
 @dataclass(frozen=True)
 class Reorientation:
-    """A permutation of axes and flips; loses nothing. `axes[a]` is the file's axis that becomes axis a (z,y,x)."""
+    """A permutation of axes, then flips; loses nothing. axes[a]: the file's axis that becomes axis a (z,y,x)."""
 
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
@@ -30,206 +42,148 @@ class Reorientation:
     @classmethod
     def to_ras(cls, affine: np.ndarray) -> Reorientation:
         """To the nearest RAS+ axes; an oblique rotation stays in the affine, nothing is interpolated."""
-        orientation = nib.io_orientation(affine)  # row i: file axis i (x,y,z) -> (RAS axis, direction)
         axes, flips = [0, 0, 0], [False, False, False]
-        for source, (target, direction) in enumerate(orientation):
+        # row i: to which world axis (x,y,z) the file's axis i (x,y,z) is nearest, and its direction
+        for source, (target, direction) in enumerate(nib.io_orientation(affine)):
             axes[2 - int(target)] = 2 - source
-            flips[2 - int(target)] = direction < 0
+            flips[2 - int(target)] = bool(direction < 0)
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """File's order -> RAS+ order."""
-        moved = array.transpose(self.axes)
-        return np.ascontiguousarray(np.flip(moved, [a for a in range(3) if self.flips[a]]))
+        """The file's order -> RAS+ order, contiguous."""
+        return np.ascontiguousarray(np.flip(array.transpose(self.axes), self._flipped))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
-        """RAS+ order -> file's order; `undo(apply(a))` is `a`."""
-        unflipped = np.flip(array, [a for a in range(3) if self.flips[a]])
-        return np.ascontiguousarray(unflipped.transpose(np.argsort(self.axes)))
+        """RAS+ order -> the file's order, contiguous: `undo(apply(a))` is `a`."""
+        back = np.argsort(self.axes)
+        return np.ascontiguousarray(np.flip(array, self._flipped).transpose(back))
 
     def apply_affine(self, affine: np.ndarray, shape: Shape) -> np.ndarray:
-        """The affine of the RAS+ array, for a file's affine and array shape (z,y,x)."""
-        step = np.zeros((4, 4))
+        """The affine of the RAS+ array, from the file's affine and array shape (z,y,x)."""
+        step = np.zeros((4, 4))  # RAS+ index (x,y,z,1) -> the file's index
         step[3, 3] = 1
-        for target in range(3):  # in (z,y,x); matrices are in (x,y,z)
-            source = self.axes[target]
-            step[2 - source, 2 - target] = -1 if self.flips[target] else 1
-            if self.flips[target]:
-                step[2 - source, 3] = shape[source] - 1
+        for target, (source, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            step[2 - source, 2 - target] = -1 if flip else 1
+            step[2 - source, 3] = shape[source] - 1 if flip else 0
         return affine @ step
 
-
-@lru_cache(maxsize=256)
-def linear_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Linear interpolation of one axis, [n_out, n_in], float32; borders repeat the last sample."""
-    centres = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    low = np.minimum(np.floor(centres).astype(int), max(n_in - 2, 0))
-    matrix = np.zeros((n_out, n_in))
-    matrix[np.arange(n_out), low] = 1 - (centres - low)
-    if n_in > 1:
-        matrix[np.arange(n_out), low + 1] += centres - low
-    return matrix.astype(np.float32)
-
-
-@lru_cache(maxsize=256)
-def cubic_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Cubic B-spline interpolation of one axis, [n_out, n_in], float32: prefilter and evaluation in one product.
-
-    Mirror boundaries (whole-sample symmetric) and clamped positions, as SimpleITK's sitkBSpline inside the image.
-    """
-    centres = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    return (
-        _spline_basis(centres, n_in) @ np.linalg.inv(_spline_basis(np.arange(n_in, dtype=float), n_in))
-    ).astype(np.float32)
-
-
-def _spline_basis(positions: np.ndarray, n: int) -> np.ndarray:
-    """Cubic B-splines centred on the samples 0..n-1, mirrored at both ends, at the positions: [len(positions), n]."""
-    basis = np.zeros((len(positions), n))
-    if n == 1:
-        return np.ones((len(positions), 1))
-    first = np.floor(positions).astype(int) - 1
-    bump = BSpline.basis_element(np.arange(-2.0, 3.0), extrapolate=False)
-    period = 2 * (n - 1)
-    for k in range(4):
-        index = first + k
-        weight = np.nan_to_num(bump(positions - index))
-        mirrored = np.abs(((index + n - 1) % period) - (n - 1))
-        np.add.at(basis, (np.arange(len(positions)), mirrored), weight)
-    return basis
-
-
-@lru_cache(maxsize=256)
-def smoothing_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Gaussian anti-aliasing of one axis before going coarser, [n_in, n_in]: sigma = (n_in / n_out - 1) / 2 voxels."""
-    sigma = max(0.0, (n_in / n_out - 1) / 2)
-    if sigma == 0:
-        return np.eye(n_in, dtype=np.float32)
-    return ndimage.gaussian_filter1d(np.eye(n_in), sigma, axis=0, mode="mirror").astype(np.float32)
-
-
-def along_axes(array: np.ndarray, matrices: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    """Multiply each axis of [D,H,W] by its matrix [out, in]; axes that shrink most go first."""
-    result = np.asarray(array, dtype=np.float32)
-    for axis in sorted(range(3), key=lambda a: matrices[a].shape[0] / matrices[a].shape[1]):
-        matrix = matrices[axis]
-        if matrix.shape[0] == matrix.shape[1] and np.array_equal(
-            matrix, np.eye(len(matrix), dtype=np.float32)
-        ):
-            continue
-        if axis == 0:
-            result = (matrix @ result.reshape(len(result), -1)).reshape(-1, *result.shape[1:])
-        elif axis == 1:
-            result = matrix @ result
-        else:
-            result = result @ matrix.T
-    return result
+    @property
+    def _flipped(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(3) if self.flips[axis])
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """Between two grids over the same field of view, as three small matrix products."""
+    """Between two grids over the same field of view, axis by axis, as small matrix products."""
 
     shape_in: Shape
     shape_out: Shape
 
     @staticmethod
     def to_spacing(shape: Shape, spacing_mm: Triple, target_mm: Triple) -> Resampling:
-        """The nearest whole number of voxels at the target spacing, at least one."""
+        """To the nearest whole number of voxels of the target spacing, at least one an axis."""
         d, h, w = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
-        return Resampling(shape, (d, h, w))
+        return Resampling((shape[0], shape[1], shape[2]), (d, h, w))
 
     @property
     def is_identity(self) -> bool:
         return self.shape_in == self.shape_out
 
     def out_spacing(self, spacing_mm: Triple) -> Triple:
-        """Exact spacing (z,y,x) of the new grid in mm."""
+        """The new grid's spacing (z,y,x) in mm: near the target, exact for whole voxels."""
         z, y, x = (s * i / o for s, i, o in zip(spacing_mm, self.shape_in, self.shape_out, strict=True))
         return z, y, x
 
     def apply_affine(self, affine: np.ndarray) -> np.ndarray:
-        """Affine of the new grid."""
-        ratio = np.array([i / o for i, o in zip(self.shape_in, self.shape_out, strict=True)][::-1])
+        """The new grid's affine: voxels n_in / n_out times as large, the outer faces in place."""
+        ratio = np.divide(self.shape_in, self.shape_out)[::-1]
         step = np.diag([*ratio, 1.0])
         step[:3, 3] = (ratio - 1) / 2
         return affine @ step
 
     def apply_image(self, array: np.ndarray, antialias: bool = True) -> np.ndarray:
-        """Cubic B-spline -> float32; smoothed first along axes that become coarser, unless antialias=False."""
-        if self.is_identity:
-            return np.asarray(array, dtype=np.float32)
-        matrices = []
-        for n_in, n_out in zip(self.shape_in, self.shape_out, strict=True):
-            matrix = np.eye(n_in, dtype=np.float32) if n_in == n_out else cubic_matrix(n_in, n_out)
-            matrices.append(matrix @ smoothing_matrix(n_in, n_out) if antialias and n_out < n_in else matrix)
-        return along_axes(array, (matrices[0], matrices[1], matrices[2]))
+        """Cubic B-spline -> float32 [shape_out], as SimpleITK's sitkBSpline gives on the same two grids.
+
+        With `antialias`, axes that become coarser are smoothed first (see `smoothing_matrix`).
+        """
+        _expect(array, self.shape_in)
+        z, y, x = (_image_matrix(i, o, antialias) for i, o in zip(self.shape_in, self.shape_out, strict=True))
+        return _along_axes(array, (z, y, x))
 
     def apply_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Linear on each label's indicator, the largest share wins; one label at a time, so memory stays small."""
-        return _resample_labels(labels, self.shape_in, self.shape_out)
+        """Labels (whole numbers from 0) [shape_in] -> [shape_out], of the same type.
 
-    def undo_scores(self, scores: np.ndarray) -> np.ndarray:
-        """Linear back to `shape_in`, float32."""
-        if self.is_identity:
-            return np.asarray(scores, dtype=np.float32)
-        z, y, x = (linear_matrix(o, i) for i, o in zip(self.shape_in, self.shape_out, strict=True))
-        return along_axes(scores, (z, y, x))
+        Coarser axes: linear on each label's indicator, the largest share wins, the lower label at a tie; one
+        label at a time and inside its box, so memory does not grow with their number. Other axes: nearest;
+        `undo_labels` then gives back every voxel.
+        """
+        _expect(labels, self.shape_in)
+        coarse = self._coarse(labels, self.shape_in, self.shape_out)
+        return _select(coarse, self.shape_out)
 
     def undo_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Like `apply_labels`, back to `shape_in`."""
-        return _resample_labels(labels, self.shape_out, self.shape_in)
+        """[shape_out] -> [shape_in] by the rules of `apply_labels`: exact where no axis was made coarser."""
+        _expect(labels, self.shape_out)
+        finest = np.minimum(self.shape_in, self.shape_out)
+        return self._coarse(_select(labels, (finest[0], finest[1], finest[2])), self.shape_out, self.shape_in)
 
+    def undo_scores(self, scores: np.ndarray) -> np.ndarray:
+        """Linear, [shape_out] -> float32 [shape_in]."""
+        _expect(scores, self.shape_out)
+        return _along_axes(scores, self.undo_matrices())
 
-def _resample_labels(labels: np.ndarray, shape_in: Shape, shape_out: Shape) -> np.ndarray:
-    if shape_in == shape_out:
-        return labels
-    pairs = list(zip(shape_in, shape_out, strict=True))
-    z, y, x = (linear_matrix(i, o) @ smoothing_matrix(i, o) for i, o in pairs)
-    best = np.zeros(shape_out, dtype=np.float32)
-    result = np.zeros(shape_out, dtype=labels.dtype)
-    for value in np.unique(labels):
-        share = along_axes(labels == value, (z, y, x))
-        wins = share > best
-        best[wins], result[wins] = share[wins], value
-    return result
+    def undo_matrices(self) -> Matrices:
+        """What `undo_scores` multiplies each axis by."""
+        z, y, x = (_linear_or_none(o, i) for i, o in zip(self.shape_in, self.shape_out, strict=True))
+        return z, y, x
+
+    def _coarse(self, labels: np.ndarray, source: Shape, target: Shape) -> np.ndarray:
+        """The part of a label resampling along axes of which `shape_out` has fewer voxels."""
+        loses = np.greater(self.shape_in, self.shape_out)
+        z, y, x = (
+            linear_matrix(i, o) if lost else None for i, o, lost in zip(source, target, loses, strict=True)
+        )
+        return _resample_labels(labels, (z, y, x))
 
 
 @dataclass(frozen=True)
 class CropPad:
-    """The box of `shape_out` voxels that begins at `start`; parts outside the array are filled. Exact both ways."""
+    """The box of `shape_out` voxels from `start` on; what lies outside the array is filled. Exact both ways."""
 
     shape_in: Shape
     start: tuple[int, int, int]
     shape_out: Shape
 
-    def _slices(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        inner, outer = [], []
-        for n, begin, size in zip(self.shape_in, self.start, self.shape_out, strict=True):
-            low, high = max(begin, 0), min(begin + size, n)
-            high = max(high, low)
-            inner.append(slice(low, high))
-            outer.append(slice(low - begin, high - begin))
-        return tuple(inner), tuple(outer)
-
     def apply(self, array: np.ndarray, fill: float = 0) -> np.ndarray:
         """[shape_in] -> [shape_out]."""
+        _expect(array, self.shape_in)
+        inner, outer = self._overlap()
         result = np.full(self.shape_out, fill, dtype=array.dtype)
-        inner, outer = self._slices()
         result[outer] = array[inner]
         return result
 
     def undo(self, array: np.ndarray, fill: float = 0) -> np.ndarray:
-        """[shape_out] -> [shape_in]; what was cropped away is `fill`."""
+        """[shape_out] -> [shape_in]; what was cropped away becomes `fill`."""
+        _expect(array, self.shape_out)
+        inner, outer = self._overlap()
         result = np.full(self.shape_in, fill, dtype=array.dtype)
-        inner, outer = self._slices()
         result[inner] = array[outer]
         return result
+
+    def _overlap(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The shared voxels, as slices of the array and of the box."""
+        inner, outer = [], []
+        for n, begin, size in zip(self.shape_in, self.start, self.shape_out, strict=True):
+            low = min(max(begin, 0), n)
+            high = max(min(begin + size, n), low)
+            inner.append(slice(low, high))
+            outer.append(slice(low - begin, high - begin) if high > low else slice(0, 0))
+        return tuple(inner), tuple(outer)
 
 
 @dataclass(frozen=True)
 class GridTrace:
-    """How a prepared grid came from a file's own, and the way back."""
+    """How a prepared grid came from a file's own, and the way back; `native_*` are the file's."""
 
     reorientation: Reorientation
     resampling: Resampling
@@ -245,15 +199,171 @@ class GridTrace:
         return self.reorientation.undo(self.resampling.undo_scores(scores))
 
     def undo_argmax(self, scores: Iterable[tuple[int, np.ndarray]], threshold: float = 0.5) -> np.ndarray:
-        """(value, scores [D,H,W]) class by class -> uint8 label map on the file's own grid.
+        """(value, scores [D,H,W] of that class) after another -> uint8 label map on the file's own grid.
 
-        Each voxel takes the class of the highest score above `threshold`, else 0. Streaming: memory does not grow with
-        the number of classes.
+        A voxel takes the class of its highest score above `threshold` (the first one of equals), else 0.
+        Memory does not grow with the number of classes. A linear mean is never above its largest part, so
+        only the surroundings of scores above the threshold are computed.
         """
+        matrices = self.resampling.undo_matrices()
         result = np.zeros(self.resampling.shape_in, dtype=np.uint8)
         best = np.full(self.resampling.shape_in, threshold, dtype=np.float32)
         for value, prepared in scores:
-            native = self.resampling.undo_scores(prepared)
-            wins = native > best
-            best[wins], result[wins] = native[wins], value
+            _expect(prepared, self.resampling.shape_out)
+            box = _bounding_box(prepared > threshold)
+            reached = _reach(box, matrices) if box is not None else None
+            if reached is None:
+                continue
+            source, target, parts = reached
+            native = _along_axes(prepared[source], parts)
+            wins = native > best[target]
+            np.copyto(best[target], native, where=wins)
+            result[target][wins] = value
         return self.reorientation.undo(result)
+
+
+@lru_cache(maxsize=256)
+def linear_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """Linear interpolation of one axis, float32 [n_out, n_in]; beyond the outermost centres their value holds."""
+    positions = np.clip(_positions(n_in, n_out), 0, n_in - 1)
+    return _frozen(np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(n_in))))
+
+
+@lru_cache(maxsize=256)
+def cubic_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """Cubic B-spline interpolation of one axis, float64 [n_out, n_in]: prefilter and evaluation in one.
+
+    Coefficients are mirrored at the outermost centres (Unser 1999; ITK's BSplineInterpolateImageFunction).
+    """
+    at_samples = _spline_basis(np.arange(n_in, dtype=float), n_in)
+    return np.linalg.solve(at_samples.T, _spline_basis(_positions(n_in, n_out), n_in).T).T
+
+
+@lru_cache(maxsize=256)
+def smoothing_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """Gaussian against aliasing of one axis that becomes coarser, float64 [n_in, n_in].
+
+    sigma = (n_in / n_out - 1) / 2 voxels of the input, mirrored at the outermost centres: the rule of
+    skimage.transform.resize.
+    """
+    sigma = max(0.0, (n_in / n_out - 1) / 2)
+    return ndimage.gaussian_filter1d(np.eye(n_in), sigma, axis=0, mode="mirror") if sigma else np.eye(n_in)
+
+
+@lru_cache(maxsize=256)
+def _image_matrix(n_in: int, n_out: int, antialias: bool) -> np.ndarray | None:
+    if n_in == n_out:
+        return None
+    matrix = cubic_matrix(n_in, n_out)
+    return _frozen(matrix @ smoothing_matrix(n_in, n_out) if antialias else matrix)
+
+
+def _linear_or_none(n_in: int, n_out: int) -> np.ndarray | None:
+    return None if n_in == n_out else linear_matrix(n_in, n_out)
+
+
+def _positions(n_in: int, n_out: int) -> np.ndarray:
+    """Centres of the new voxels in indices of the old ones."""
+    return (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+
+
+def _spline_basis(positions: np.ndarray, n: int) -> np.ndarray:
+    """Cubic B-splines centred on the samples 0..n-1, mirrored at both ends, at the positions: [positions, n]."""
+    if n == 1:
+        return np.ones((len(positions), 1))
+    bump = BSpline.basis_element(np.arange(-2.0, 3.0), extrapolate=False)
+    basis = np.zeros((len(positions), n))
+    first = np.floor(positions).astype(int) - 1
+    for index in (first, first + 1, first + 2, first + 3):
+        weight = np.nan_to_num(bump(positions - index))
+        mirrored = np.abs((index + n - 1) % (2 * n - 2) - (n - 1))
+        np.add.at(basis, (np.arange(len(positions)), mirrored), weight)
+    return basis
+
+
+def _along_axes(array: np.ndarray, matrices: Matrices) -> np.ndarray:
+    """Multiply each axis of [D,H,W] by its matrix [out, in] -> float32; axes that shrink most go first."""
+    result = np.asarray(array, dtype=np.float32)
+    present = [(axis, matrix) for axis, matrix in enumerate(matrices) if matrix is not None]
+    for axis, matrix in sorted(present, key=lambda item: item[1].shape[0] / item[1].shape[1]):
+        d, h, w = result.shape
+        if axis == 0:
+            result = (matrix @ result.reshape(d, h * w)).reshape(len(matrix), h, w)
+        elif axis == 1:
+            result = matrix @ result
+        else:
+            result = (result.reshape(d * h, w) @ matrix.T).reshape(d, h, len(matrix))
+    return result
+
+
+def _resample_labels(labels: np.ndarray, matrices: Matrices) -> np.ndarray:
+    """The label with the largest share at each voxel; background has what the others leave."""
+    if all(matrix is None for matrix in matrices):
+        return labels
+    shape = [n if matrix is None else len(matrix) for n, matrix in zip(labels.shape, matrices, strict=True)]
+    result = np.zeros(shape, dtype=labels.dtype)
+    best, background = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
+    whole = labels.view(np.uint8) if labels.dtype == bool else labels
+    for value, box in enumerate(ndimage.find_objects(whole), start=1):
+        reached = _reach(box, matrices) if box is not None else None
+        if reached is None:  # no such label, or it slips between the new voxels
+            continue
+        source, target, parts = reached
+        share = _along_axes(whole[source] == value, parts)
+        background[target] -= share
+        wins = share > best[target] + TIE
+        np.copyto(best[target], share, where=wins)
+        result[target][wins] = value
+    result[background >= best - TIE] = 0
+    return result
+
+
+def _select(labels: np.ndarray, shape: Shape) -> np.ndarray:
+    """Nearest neighbour along axes that become finer, or that come back from finer ones."""
+    index = [((2 * np.arange(o) + 1) * i) // (2 * o) for i, o in zip(labels.shape, shape, strict=True)]
+    return labels if labels.shape == shape else labels[np.ix_(*index)]
+
+
+def _bounding_box(mask: np.ndarray) -> Box | None:
+    """The smallest box that holds all of a mask [D,H,W]."""
+    z = _span(np.any(mask, axis=(1, 2)))
+    if z.start == z.stop:
+        return None
+    plane = np.any(mask[z], axis=0)
+    return z, _span(np.any(plane, axis=1)), _span(np.any(plane, axis=0))
+
+
+def _reach(box: Box, matrices: Matrices) -> tuple[Box, Box, Matrices] | None:
+    """The input that is needed for all output voxels in which a box of the input has a part; these; the matrices.
+
+    None where there is no such voxel.
+    """
+    sources, targets, parts = list(box), list(box), list(matrices)
+    for axis, matrix in enumerate(matrices):
+        if matrix is None:
+            continue
+        targets[axis] = _span(np.any(matrix[:, box[axis]], axis=1))
+        if targets[axis].start == targets[axis].stop:
+            return None
+        sources[axis] = _span(np.any(matrix[targets[axis]], axis=0))
+        parts[axis] = matrix[targets[axis], sources[axis]]
+    (z, y, x), (to_z, to_y, to_x), (by_z, by_y, by_x) = sources, targets, parts
+    return (z, y, x), (to_z, to_y, to_x), (by_z, by_y, by_x)
+
+
+def _span(hit: np.ndarray) -> slice:
+    """From the first to the last True; empty where there is none."""
+    where = np.flatnonzero(hit)
+    return slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0)
+
+
+def _frozen(matrix: np.ndarray) -> np.ndarray:
+    """float32, and safe from its users: the caches hand out the same array again and again."""
+    result = np.ascontiguousarray(matrix, dtype=np.float32)
+    result.setflags(write=False)
+    return result
+
+
+def _expect(array: np.ndarray, shape: Shape) -> None:
+    if array.shape != tuple(shape):
+        raise ValueError(f"An array of shape {tuple(shape)} (z,y,x) is needed, but {array.shape} came.")

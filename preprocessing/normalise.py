@@ -1,26 +1,50 @@
-"""Grey values of CT, MR and PET made comparable (Sec. 4.1 of the paper). Arrays are [D,H,W] = (z,y,x)."""
+"""Grey values of CT, MR and PET made comparable (paper, Sec. 4.1). Arrays are [D,H,W] = (z,y,x).
+
+>>> Normalisation.for_modality("CT").clip
+(-990.0, 500.0)
+>>> normalise(np.array([[[-2000.0, -990.0], [500.0, 3000.0]]]), Normalisation.for_modality("CT")).tolist()
+[[[-1.0, -1.0], [1.0, 1.0]]]
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from preprocessing.errors import RawDataError
 
+Modality = Literal["CT", "MR", "PET"]
+FLAT = 1e-6  # a spread below this share of the largest value is rounding, not contrast
+
 
 class Normalisation(BaseModel):
-    """CT is clipped to `clip` (HU), MR and PET to `percentiles` of the volume; then every volume is z-scored."""
+    """CT is clipped to `clip` (HU), MR and PET to `percentiles` of the volume; then every volume is z-scored.
+
+    pydantic's ValidationError for a range whose ends are not in order, for percentiles outside 0..100, and
+    where both ranges are given.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    modality: Literal["CT", "MR", "PET"]
+    modality: Modality
     clip: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Normalisation:
+        for name, ends in (("clip", self.clip), ("percentiles", self.percentiles)):
+            if ends is not None and not ends[0] < ends[1]:
+                raise ValueError(f"{name} must be (low, high) with low < high, but {ends} came")
+        if self.percentiles is not None and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
+            raise ValueError(f"percentiles must lie in 0..100, but {self.percentiles} came")
+        if self.clip is not None and self.percentiles is not None:
+            raise ValueError("clip and percentiles exclude each other: give one of them")
+        return self
+
     @classmethod
-    def for_modality(cls, modality: Literal["CT", "MR", "PET"]) -> Normalisation:
+    def for_modality(cls, modality: Modality) -> Normalisation:
         """The paper's ranges: CT [-990, 500] HU, MR and PET 2nd to 98th percentile."""
         if modality == "CT":
             return cls(modality=modality, clip=(-990.0, 500.0))
@@ -28,18 +52,23 @@ class Normalisation(BaseModel):
 
 
 def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Clip, then z-score over the whole volume -> float32; zeros for a constant one. RawDataError for NaN or inf."""
+    """Clip, then z-score over the whole volume -> float32 of the same shape; zeros for a constant one.
+
+    The input is left as it is. RawDataError where it holds NaN or infinity.
+    """
     values = np.asarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
         raise RawDataError(
-            "Grey values must be finite, but the image holds NaN or infinity: mend or leave out the scan."
+            "Grey values must be finite, but the image holds NaN or infinity: leave out or mend it."
         )
-    if normalisation.clip is not None:
-        values = values.clip(*normalisation.clip)
-    elif normalisation.percentiles is not None:
+    ends = normalisation.clip
+    if normalisation.percentiles is not None:
         low, high = np.percentile(values, normalisation.percentiles)
-        values = values.clip(low, high)
-    spread = float(values.std(dtype=np.float64))
-    if spread < 1e-6:
+        ends = float(low), float(high)
+    values = values.clip(*ends) if ends is not None else values.copy()
+    mean, spread = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    if spread <= FLAT * float(np.abs(values).max()):
         return np.zeros_like(values)
-    return ((values - float(values.mean(dtype=np.float64))) / spread).astype(np.float32)
+    values -= np.float32(mean)
+    values /= np.float32(spread)
+    return values

@@ -172,7 +172,9 @@ def _vary(organ: Organ, rng: np.random.Generator) -> Organ:
     def vary(shape: Shape) -> Shape:
         if isinstance(shape, Tube):
             return shape
-        return replace(shape, centre=_triple(shape.centre + shift), radii=_triple(shape.radii * scale))
+        return replace(
+            shape, centre=_triple(np.add(shape.centre, shift)), radii=_triple(np.multiply(shape.radii, scale))
+        )
 
     return replace(organ, shapes=tuple(vary(shape) for shape in organ.shapes))
 

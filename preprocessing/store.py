@@ -226,18 +226,16 @@ def _write_array(path: Path, array: np.ndarray, patch: Shape) -> int:
     chunks = tuple(min(edge, size) for edge, size in zip(patch, array.shape, strict=True))
     # Blocks are what is decompressed at least: a quarter of the patch's edge wastes little at a box's border.
     blocks = tuple(min(chunk, max(8, edge // 4)) for chunk, edge in zip(chunks, patch, strict=True))
-    parameters: dict[str, Any] = {
-        "codec": blosc2.Codec.ZSTD,
-        "clevel": 5,
-        "nthreads": 1,
-    }  # one thread: stable bytes
+    # The order of the blocks and a byte of the header depend on numbers of threads: one gives stable bytes.
+    compression: dict[str, Any] = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1}
     blosc2.asarray(
         np.ascontiguousarray(array),
         urlpath=str(temporary),
         mode="w",
         chunks=chunks,
         blocks=blocks,
-        cparams=parameters,
+        cparams=compression,
+        dparams={"nthreads": 1},
     )
     os.replace(temporary, path)
     return path.stat().st_size

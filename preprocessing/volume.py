@@ -1,22 +1,30 @@
 """Volume = array + affine, and the one seam to file formats.
 
-Arrays are [D,H,W] = (z,y,x): `array[k, j, i]` is the voxel (i, j, k) of the file. `affine` is 4x4, nibabel's
-convention: it maps the voxel index (i, j, k, 1) to mm in the RAS+ world. `spacing_mm` is (z,y,x) like the array.
+Arrays are [D,H,W] = (z,y,x): `array[k, j, i]` is the voxel (i, j, k) of the file, in the file's own orientation.
+`affine` is 4x4, nibabel's convention: it maps the voxel index (i, j, k, 1) to mm in the RAS+ world. Shapes and
+`spacing_mm` are (z,y,x) like the array.
+
+>>> scan = Volume(np.zeros((30, 256, 200), np.float32), np.diag([1.25, 1.25, 7.7, 1.0]))
+>>> scan.shape, scan.spacing_mm
+((30, 256, 200), (7.7, 1.25, 1.25))
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-# Files with cosines that are not quite orthonormal (M&Ms, TotalSegmentator) are read, not refused; ITK reads it once.
+# ITK reads it at its start: cosines that are not quite orthonormal (M&Ms, TotalSegmentator) are then no error.
 os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
 import SimpleITK as sitk
 
@@ -25,11 +33,19 @@ from preprocessing.errors import RawDataError
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+GZIP_MAGIC = b"\x1f\x8b"
+NIFTI2_HEADER_BYTES = 540
+FRACTION = 1e-3  # of a label value: below it a float is a whole number that was scaled and stored
+CORNER_VOXELS = 0.5  # two geometries whose corners lie no farther apart count as one
+PLACE = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header the file came with, if it was one."""
+    """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header of the file it came from, if any."""
 
     array: np.ndarray
     affine: np.ndarray
@@ -42,126 +58,218 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Edge lengths of a voxel, (z,y,x): the norms of the affine's columns."""
-        x, y, z = (float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
+        """Edge lengths of a voxel (z,y,x) in mm: the norms of the affine's columns."""
+        x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
         return z, y, x
 
 
 def is_image_path(path: Path) -> bool:
-    """Whether the name is of a format that can be read; macOS' `._` shadows are not."""
+    """Whether the name is of a format that can be read; the `._` shadows that macOS leaves are not."""
     return not path.name.startswith("._") and path.name.lower().endswith(NIFTI + ITK)
 
 
 def case_id_of(path: Path) -> str:
-    """File name without its ending and without nnU-Net's channel suffix `_0000`."""
-    name = path.name
-    for ending in NIFTI + ITK:
-        if name.lower().endswith(ending):
-            name = name[: -len(ending)]
-            break
-    return name.removesuffix("_0000")
+    """The name without its ending and without nnU-Net's channel suffix.
+
+    >>> case_id_of(Path("scans/liver_004_0000.nii.gz"))
+    'liver_004'
+    """
+    ending = next((each for each in NIFTI + ITK if path.name.lower().endswith(each)), "")
+    return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
 
 
 def read_volume(path: Path) -> Volume:
-    """A scan as float32: NIfTI, mha, mhd, nrrd, or a folder with one DICOM series. RawDataError in one sentence."""
+    """A scan as float32 [D,H,W]: NIfTI, mha, mhd, nrrd, or a folder with one DICOM series.
+
+    RawDataError, one sentence with the file's name, where it is missing, damaged or no single 3D image.
+    """
     array, affine, header = _read(Path(path))
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header)
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which normalise refuses
+        return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header)
 
 
 def read_labels(path: Path) -> Volume:
-    """A label map in the smallest unsigned integer type (int16 where negative); RawDataError for fractions."""
+    """A label map [D,H,W] in the smallest unsigned type that holds it, a signed one if it has negatives.
+
+    Formats and errors as `read_volume`; RawDataError too where values are not whole numbers.
+    """
     array, affine, header = _read(Path(path))
-    if not np.issubdtype(array.dtype, np.integer):
-        rounded = np.rint(array)
-        if not np.isfinite(array).all() or np.abs(array - rounded).max(initial=0) > 1e-3:
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if not np.isfinite(whole).all() or np.abs(array - whole).max() > FRACTION:
             raise RawDataError(
-                f"A label map holds whole numbers, but {path} holds fractions: export it as integers."
+                f"Label maps hold whole numbers, but {path} holds others: export it as integers."
             )
-        array = rounded.astype(np.int64)
-    low, high = int(array.min(initial=0)), int(array.max(initial=0))
-    kind = np.int16 if low < 0 else np.uint8 if high < 256 else np.uint16 if high < 65536 else np.int64
-    return Volume(np.ascontiguousarray(array, dtype=kind), affine, header)
+        array = whole
+    low, high = int(array.min()), int(array.max())
+    kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+    kind = np.promote_types(kind, np.int16) if low < 0 else kind
+    return Volume(np.ascontiguousarray(array.astype(kind, copy=False)), affine, header)
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """NIfTI (.nii.gz or .nii) in the array's type; codes of qform and sform and units as in `volume.header`."""
-    if not str(path).endswith(NIFTI):
-        raise RawDataError(f"Volumes are written as .nii.gz or .nii, not as {path}: change the name.")
-    image = nib.Nifti1Image(volume.array.transpose(2, 1, 0), volume.affine)
-    image.header.set_data_dtype(volume.array.dtype)
-    image.header.set_xyzt_units("mm")
-    if volume.header is not None:
-        qform, qcode = volume.header.get_qform(coded=True)
-        _, scode = volume.header.get_sform(coded=True)
-        image.set_sform(volume.affine, int(scode))
-        image.set_qform(qform if qcode else volume.affine, int(qcode))
-        image.header["xyzt_units"] = volume.header["xyzt_units"]
+    """NIfTI (.nii.gz or .nii) of the array's own type; the same volume always gives the same bytes.
+
+    Where `volume.header` places the voxels as `volume.affine` does, its qform, sform, their codes and the
+    units are kept to the bit, so that every viewer lays the result over the scan as before. RawDataError for
+    another ending or a type that NIfTI lacks.
+    """
     path = Path(path)
+    ending = next((each for each in NIFTI if path.name.lower().endswith(each)), None)
+    if ending is None:
+        raise RawDataError(f"Volumes are written as .nii.gz or .nii, but {path} was asked for: rename it.")
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    try:
+        image = nib.Nifti1Image(array.transpose(2, 1, 0), volume.affine, dtype=array.dtype)
+    except HeaderDataError:
+        raise RawDataError(
+            f"NIfTI has no type {array.dtype} (for {path}): convert the array first."
+        ) from None
+    _place(image, volume.affine, volume.header)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ending = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
     temporary = path.with_name(f".{path.name}.part{ending}")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
+    try:
+        nib.save(image, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def orientation_conflict(path: Path) -> str | None:
-    """A sentence where a NIfTI's qform and sform place a corner more than half a voxel apart (BTCV); else None."""
-    if not str(path).endswith(NIFTI):
+    """A phrase where a NIfTI's qform and sform place a corner more than half a voxel apart (BTCV), else None.
+
+    `read_volume` then follows the sform. RawDataError where the file's header cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.name.lower().endswith(NIFTI):
         return None
-    header = nib.load(path).header
-    (qform, qcode), (sform, scode) = header.get_qform(coded=True), header.get_sform(coded=True)
-    if not qcode or not scode:
+    with _opened(path) as stream:
+        header = _nifti(path, stream).header
+    if not header["qform_code"] or not header["sform_code"]:
         return None
-    corners = _corners(header.get_data_shape()[:3])
-    apart = np.linalg.norm((corners @ (qform - sform).T)[:, :3], axis=1).max()
-    if apart <= 0.5 * min(header.get_zooms()[:3]):
+    try:
+        qform, sform = header.get_qform(), header.get_sform()
+    except (ValueError, HeaderDataError):
+        return "the qform is not valid; the sform is used"
+    shape = header.get_data_shape()[2::-1]
+    if corner_shift(shape, sform, qform)[0] <= CORNER_VOXELS:
         return None
-    return f"qform and sform disagree by {apart:.1f} mm at a corner; the sform is used"
+    return f"qform and sform lie {corner_shift(shape, sform, qform)[1]:.1f} mm apart at a corner; the sform is used"
 
 
-def _corners(shape: tuple[int, ...]) -> np.ndarray:
-    x, y, z = (n - 1 for n in shape)
-    return np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], dtype=float)
+def corner_shift(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """How far two affines place the corners of an array (z,y,x) apart: (voxels of `affine`, mm).
+
+    Voxels are counted along each axis by itself and the largest count is given: 1 mm across slices 10 mm
+    thick is a tenth.
+    """
+    ends = [(0, n - 1) for n in shape[::-1]]
+    corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]], dtype=float)
+    shift_mm = (corners @ (other - affine).T)[:, :3]
+    voxels = np.linalg.solve(affine[:3, :3], shift_mm.T)
+    return float(np.abs(voxels).max()), float(np.linalg.norm(shift_mm, axis=1).max())
+
+
+def _place(image: nib.Nifti1Image, affine: np.ndarray, known: nib.Nifti1Header | None) -> None:
+    """Geometry fields of the image's header."""
+    header = image.header
+    if known is not None and np.allclose(known.get_best_affine(), affine, atol=1e-5):
+        for field in PLACE:
+            header[field] = known[field]
+        header["pixdim"][:4] = known["pixdim"][:4]
+        return
+    codes = (int(known["sform_code"]), int(known["qform_code"])) if known is not None else (1, 1)
+    header.set_sform(affine, codes[0] or 1)
+    header.set_qform(affine, codes[1])
+    header["xyzt_units"] = known["xyzt_units"] if known is not None else nib.nifti1.unit_codes["mm"]
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
     if not path.exists():
         raise RawDataError(f"{path} does not exist: check the name.")
+    header = None
     if path.is_dir():
-        return (*_from_itk(path, _dicom_series(path)), None)
-    if path.name.lower().endswith(NIFTI):
-        return _read_nifti(path)
-    if path.name.lower().endswith(ITK):
-        return (*_from_itk(path, [str(path)]), None)
-    raise RawDataError(
-        f"{path} is of no format that can be read: give {', '.join(NIFTI + ITK)} or a DICOM folder."
-    )
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    try:
-        image = nib.load(path)
-        data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, zlib.error) as error:
-        raise RawDataError(f"{path} cannot be read ({error}): the file is damaged, copy it again.") from error
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
+        array, affine = _from_itk(path, _dicom_series(path))
+    elif path.name.lower().endswith(NIFTI):
+        array, affine, header = _from_nifti(path)
+    elif path.name.lower().endswith(ITK):
+        array, affine = _from_itk(path, [str(path)])
+    else:
+        raise RawDataError(f"{path} is in no known format: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
+    if array.dtype.kind not in "biuf":
         raise RawDataError(
-            f"A scan has three axes, but {path} has shape {data.shape}: extract one frame or channel."
+            f"A voxel holds one real number, but {path} holds {array.dtype}: extract one channel."
         )
-    affine = np.asarray(image.affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise RawDataError(f"The affine of {path} is singular, so its voxels have no place: mend the header.")
-    return data.transpose(2, 1, 0), affine, image.header
+        raise RawDataError(f"{path} has a singular affine, so its voxels have no place: mend its header.")
+    return array, affine, header
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The bytes inside, whether or not they are compressed and whatever the name says of that."""
+    try:
+        with path.open("rb") as stream:
+            compressed = stream.read(2) == GZIP_MAGIC
+        return gzip.open(path, "rb") if compressed else path.open("rb")  # type: ignore[return-value]
+    except OSError as error:
+        raise RawDataError(
+            f"{path} cannot be opened ({error.strerror}): check name and permissions."
+        ) from error
+
+
+def _nifti(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
+    try:
+        length = stream.read(4)
+        stream.seek(0)
+        big = NIFTI2_HEADER_BYTES in (int.from_bytes(length, "little"), int.from_bytes(length, "big"))
+        return (nib.Nifti2Image if big else nib.Nifti1Image).from_stream(stream)
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        ImageFileError,
+        HeaderDataError,
+        WrapStructError,
+    ) as error:
+        raise _damaged(path, error) from error
+
+
+def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    with _opened(path) as stream:
+        image = _nifti(path, stream)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or 0 in shape:
+            raise RawDataError(
+                f"A scan has three axes, but {path} has shape {shape} (x,y,z,...): extract one image."
+            )
+        try:
+            array = np.asarray(image.dataobj).reshape(shape, order="F")
+            while stream.read(1 << 20):  # only at its end does gzip compare the checksum
+                pass
+        except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+            raise _damaged(path, error) from error
+    return array.transpose(2, 1, 0), np.asarray(image.affine, dtype=float), image.header
+
+
+def _damaged(path: Path, error: Exception) -> RawDataError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
 
 
 def _dicom_series(folder: Path) -> list[str]:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    """The files of the only series of a folder."""
+    talks = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
+    try:
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(talks)
     if len(series) != 1:
-        found = f"{len(series)} series" if series else "no DICOM series"
         raise RawDataError(
-            f"A DICOM folder must hold exactly one series, but {folder} holds {found}: give one a folder."
+            f"A DICOM folder holds one series, but {folder} holds {len(series) or 'none'}: give each its own folder."
         )
     return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
 
@@ -170,16 +278,14 @@ def _from_itk(path: Path, files: list[str]) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = sitk.ReadImage(files[0] if len(files) == 1 else files)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise RawDataError(
-            f"{path} cannot be read ({reason}): the file is damaged, copy it again."
-        ) from error
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
+        raise _damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        channels = image.GetNumberOfComponentsPerPixel()
         raise RawDataError(
-            f"A scan has three axes and one channel, but {path} has size {image.GetSize()} and "
-            f"{image.GetNumberOfComponentsPerPixel()} channels: extract one."
+            f"A scan has three axes and one channel, but {path} has shape {image.GetSize()} (x,y,z,...) and "
+            f"{channels} channel{'s' * (channels > 1)}: extract one image."
         )
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from conftest import TinyRaw
+
 from preprocessing.adapters import find_cases
 from preprocessing.errors import RawDataError, SpecError
 

@@ -160,7 +160,7 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
     )
     assert status == 1
     captured = capsys.readouterr()
-    assert "Error: 2 of 4 cases could not be segmented (renamed, torn); the others were" in captured.err
+    assert "Error: 2 of 4 cases could not be segmented (renamed, torn): predict.log" in captured.err
     assert "2 segmented, 0 skipped as already there, 2 refused." in captured.out
     log = (tmp_path / "out" / "predict.log").read_text()
     assert "renamed: refused: A reference is never its own query" in log
@@ -189,7 +189,7 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
         ),
         (["-i", "SCANS", "-o", "SCANS"], "Results need a folder of their own;"),
         (["-i", "SCANS", "-o", "out", "-m", "best"], "(new, old, unfinished) or a run's folder; got 'best'."),
-        (["-i", "SCANS", "-o", "out", "--overlap", "1"], "could not be segmented"),
+        (["-i", "SCANS", "-o", "out", "--overlap", "1"], "under 1 (0.5 is half a window); got 1.0"),
         (
             ["-i", "SCANS", "-o", "out", "-t", "x", "--strategy", "bank"],
             "--strategy bank goes with -d, not with -t or -r",

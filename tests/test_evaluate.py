@@ -196,12 +196,12 @@ def test_predictions_without_truth_are_noted(toy: Toy) -> None:
     save(toy.predicted / "extra.nii.gz", label_map(), AFFINE)
     result = evaluate_folder(toy.predicted, truth_cases(toy.truth), ORIGIN, progress=False)
     assert not result.failures
-    assert result.notes == ("1 predictions have no truth here and are not scored: extra.",)
+    assert result.notes == ("Predictions without a truth here are not scored (1): extra.",)
 
 
 def test_several_processes_give_the_same_rows_in_order(toy: Toy) -> None:
     for number in range(3):
-        toy.add(f"case{number}", label_map(liver=8 + number), label_map(liver=8))
+        toy.add(f"case{number}", label_map(8 + number, 3), label_map(8, 2))
     assert toy.rows(workers=2) == toy.rows()
 
 

@@ -192,10 +192,12 @@ def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
     assert names == ["a.nii.gz", "b.nii.gz", "classes.json", "e.nii.gz", "predict.json", "predict.log"]
     log = (folder / "out" / "predict.log").read_text()
     assert "a: done (" in log and "c: refused: " in log
-    with pytest.raises(
-        PredictionError, match=r"2 of 5 cases could not be segmented \(c, d\); the others were"
-    ):
+    with pytest.raises(PredictionError, match=r"2 of 5 cases could not be segmented \(c, d\): predict.log"):
         raise_for_refused(verdicts)
+    with pytest.raises(
+        PredictionError, match=r"Case 'c' could not be segmented: .*c\.nii\.gz cannot be read"
+    ):
+        raise_for_refused(verdicts[:3])
     raise_for_refused(verdicts[:2])
 
 

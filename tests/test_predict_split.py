@@ -93,6 +93,9 @@ def test_one_shot_from_the_train_part(
     }
     assert wanted.items() <= made_from.items()
     assert made_from["model"] == loaded.model_hash and made_from["weighting"] == "gaussian"
+    references = json.loads((tmp_path / "out" / "references.json").read_text())
+    assert sorted(references) == parts["test"]
+    assert all(set(used) <= set(parts["train"]) and used for used in references.values())
     # the reference's masks that the model saw are those of one train case
     seen = loaded.model.masks[0][0].sum((1, 2, 3)).tolist()
     train = [[int((tiny_store.labels(i) == v).sum()) for v in (1, 2, 5)] for i in parts["train"]]
@@ -149,6 +152,10 @@ def test_a_held_out_dataset_lends_other_subjects(
     verdicts = predict_split(loaded, held_out, cases, out=tmp_path / "out", options=OPTIONS, progress=False)
     assert [(v.id, v.status) for v in verdicts] == [(case.id, "done") for case in cases]
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts], floor=0.7)
+    references = json.loads((tmp_path / "out" / "references.json").read_text())
+    assert sorted(references) == [case.id for case in cases]
+    for query, used in references.items():
+        assert used and not any(name.startswith(query[:2]) for name in used)
 
 
 def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(

@@ -1,7 +1,8 @@
 """Result tables of the paper (Gao et al., CVPR 2025, arXiv 2503.19359) as published, to stand beside ours.
 
 table1.csv: Dice in %, in-distribution, 12 datasets. table2.csv: Dice in %, held-out datasets. table3.csv:
-efficiency. They are the paper's data and splits; a row of theirs is marked as such and never averaged with a
+efficiency. The averages of SAM and SAM-Med2D in table1.csv are not the means of their columns; all others are.
+They are the paper's data and splits; a row of theirs is marked as such and never averaged with a
 row of ours.
 """
 

@@ -1,0 +1,173 @@
+"""iris_evaluate, iris_tables, iris_report as commands: what they write and print, and when they fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scans import save
+
+from iris_pipeline.cli.evaluate import evaluate_main, report_main, tables_main
+from iris_pipeline.tables import read_rows
+from preprocessing.store import Store
+from preprocessing.volume import read_labels
+
+
+class Place:
+    """A root folder with the tiny dataset, its store and a run whose masks are the truth, of the test split."""
+
+    def __init__(self, folder: Path, raw: Path, store: Store) -> None:
+        self.folder, self.store = folder, store
+        (folder / "raw").symlink_to(raw)
+        (folder / "preprocessed").symlink_to(store.folder.parent)
+        self.test = store.manifest.splits["paper"]["test"]
+        self.labels = folder / "raw" / "tiny" / "labelsTr"
+        for strategy in ("one-shot", "bank"):
+            self.predict("night", strategy, self.test)
+
+    def predict(self, run: str, strategy: str, cases: list[str]) -> Path:
+        out = self.folder / "results" / run / "predictions" / "tiny" / strategy
+        out.mkdir(parents=True)
+        for case in cases:
+            shutil.copy(self.labels / f"{case}.nii.gz", out)
+        made_from = {"dataset": "tiny", "split": "paper", "part": "test", "strategy": strategy}
+        (out / "predict.json").write_text(json.dumps({"schema_version": 1, "made_from": made_from}))
+        (out / "classes.json").write_text(json.dumps(self.store.manifest.classes))
+        return out
+
+    def masks(self, strategy: str) -> Path:
+        return self.folder / "results" / "night" / "predictions" / "tiny" / strategy
+
+    def rows(self, strategy: str) -> Path:
+        return self.folder / "results" / "night" / "evaluation" / f"tiny__{strategy}.csv"
+
+
+@pytest.fixture
+def place(tiny_raw, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("IRIS_ROOT", str(tmp_path))
+    return Place(tmp_path, tiny_raw.root, tiny_store)
+
+
+def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_main(["-p", "night"]) == 0
+    said = capsys.readouterr().out
+    assert "| night    | paper/test | one-shot " in said and "everything is foreground" in said
+    assert "Made by `iris_evaluate -p night` at " in said
+    for strategy in ("one-shot", "bank"):
+        frame = read_rows(place.rows(strategy))
+        assert set(frame["case"]) == set(place.test)
+        assert frame["dice"].dropna().eq(1.0).all() and len(frame) == 3 * len(place.test)
+        assert set(frame["subject"]) == {place.store.entry(case).subject for case in place.test}
+        assert set(frame["split"]) == {"paper/test"} and set(frame["run"]) == {"night"}
+    case, name = place.test[0], "left"
+    truth = read_labels(place.labels / f"{case}.nii.gz").array
+    voxels = int((truth == 1).sum())
+    baseline = read_rows(place.rows("everything-foreground")).set_index(["case", "class"])
+    assert baseline.loc[(case, name), "dice"] == pytest.approx(2 * voxels / (truth.size + voxels), abs=1e-6)
+
+    assert tables_main([]) == 0
+    said = capsys.readouterr().out
+    page = place.folder / "results" / "tables.md"
+    assert page.read_text() in said and f"Written: {page}" in said
+    assert "Made by `iris_tables` at " in page.read_text() and "| 1.000 " in page.read_text()
+
+    assert report_main(["night"]) == 0
+    said = capsys.readouterr().out
+    assert f"Written: {place.folder / 'results' / 'night' / 'report.html'}" in said
+    html = (place.folder / "results" / "night" / "report.html").read_text()
+    assert html.count("data:image/webp") == 3 * min(3, len(place.test))
+    assert "<code>iris_report night</code>" in html
+
+
+def test_missing_and_shifted_predictions_fail_the_command_but_not_the_others(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = list(place.store.manifest.splits["paper"]["train"])
+    out = place.predict("evening", "one-shot", cases)
+    gone, moved = cases[0], cases[1]
+    (out / f"{gone}.nii.gz").unlink()
+    labels = read_labels(out / f"{moved}.nii.gz")
+    affine = labels.affine.copy()
+    affine[:3, 3] += 9.0
+    save(out / f"{moved}.nii.gz", labels.array, affine)
+    status = evaluate_main(["-p", str(out), "--cases", *cases])
+    said = capsys.readouterr()
+    assert status == 1
+    lines = said.err.splitlines()
+    assert any(line.startswith(f"{gone}: There is no prediction for this case") for line in lines)
+    assert any(line.startswith(f"{moved}: Prediction and truth must lie on one grid") for line in lines)
+    assert lines[-1] == "Error: 2 could not be scored (named above); what could be is written."
+    frame = read_rows(place.folder / "results" / "evening" / "evaluation" / "tiny__one-shot.csv")
+    assert set(frame.loc[frame["predicted_voxels"].isna(), "case"]) == {gone, moved}
+    assert frame.loc[~frame["case"].isin([gone, moved]), "dice"].dropna().eq(1.0).all()
+    assert "6 WITHOUT A USABLE PREDICTION" in said.out
+
+
+def test_the_split_says_what_is_missing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (place.masks("bank") / f"{place.test[0]}.nii.gz").unlink()
+    assert evaluate_main(["-p", "night"]) == 1
+    assert f"{place.test[0]}: There is no prediction" in capsys.readouterr().err
+    assert read_rows(place.rows("one-shot"))["dice"].dropna().eq(1.0).all(), "the other strategy is whole"
+
+
+def test_folders_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks, truth = tmp_path / "masks", tmp_path / "truth"
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[0, :2] = 3  # 12 voxels
+    save(truth / "scan.nii.gz", labels, np.eye(4))
+    labels[0, 1] = 0
+    save(masks / "scan.nii.gz", labels, np.eye(4))
+    assert evaluate_main(["-p", str(masks), "-g", str(truth)]) == 1
+    assert "need their class names" in capsys.readouterr().err
+    (masks / "classes.json").write_text('{"cyst": 3}')
+    assert evaluate_main(["-p", str(masks), "-g", str(truth)]) == 0
+    frame = read_rows(masks / "evaluation.csv")
+    assert frame["dice"].tolist() == [pytest.approx(2 * 6 / 18, abs=1e-6)]
+    assert evaluate_main(["-p", str(masks), "-g", str(truth), "-o", str(tmp_path / "mine.csv")]) == 0
+    assert read_rows(tmp_path / "mine.csv").equals(frame)
+    assert "everything is foreground" in capsys.readouterr().out
+
+
+def test_truth_by_a_datasets_name(place: Place) -> None:
+    """-d names the values of the truth, and -g may be any folder of its labels."""
+    arguments = ["-p", str(place.masks("bank")), "-d", "tiny", "-g", str(place.labels)]
+    assert evaluate_main([*arguments, "-o", str(place.folder / "rows.csv")]) == 0
+    frame = read_rows(place.folder / "rows.csv")
+    assert set(frame["class"]) == {"left", "right", "core"} and set(frame["case"]) == set(place.test)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-p", "no_run"], "no_run is none: check -p"),
+        (["-p", "night", "-o", "x.csv"], "-g and -o go with one folder of predictions, and night has 2"),
+        (["-p", "night", "-d", "elsewhere"], "holds no predictions to evaluate"),
+        (["-p", "{masks}", "-d", "tinny"], "Unknown dataset 'tinny'"),
+        (["-p", "{masks}", "--cases", "s9_a"], "There is no truth for s9_a"),
+        (["-p", "{masks}", "--split", "7"], "tiny has the splits paper, 0, 1, 2, 3, 4, all; got '7/test'"),
+        (["-p", "{masks}", "-g", "{masks}/gone"], "gone is none: check -g"),
+    ],
+)
+def test_one_sentence_for_each_mistake(
+    place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    filled = [argument.replace("{masks}", str(place.masks("bank"))) for argument in arguments]
+    assert evaluate_main(filled) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_a_folder_that_nothing_is_known_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "masks").mkdir()
+    assert evaluate_main(["-p", str(tmp_path / "masks")]) == 1
+    assert "The truth is needed: give its folder with -g" in capsys.readouterr().err
+
+
+def test_tables_and_reports_need_an_evaluation(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tables_main([]) == 1
+    assert "run iris_evaluate first" in capsys.readouterr().err
+    assert report_main(["night"]) == 1
+    assert "'night' is no evaluated run" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""Fingerprint: measured values against hand-made scans, one verdict a case, and a resume that reads nothing twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import TinyRaw
+
+from preprocessing import fingerprint as module
+from preprocessing.adapters import Case
+from preprocessing.errors import RawDataError
+from preprocessing.fingerprint import (
+    Fingerprint,
+    fingerprint_dataset,
+    load_fingerprint,
+    measure_case,
+    verdict_text,
+    verdicts_of,
+)
+from preprocessing.spec import DatasetSpec
+
+SPEC = DatasetSpec(
+    name="x", title="", modality="CT", role="upstream", source="", licence="", classes={"a": 2, "b": 3}
+)
+
+
+def save(path: Path, array_xyz: np.ndarray, affine: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array_xyz, affine), path)
+    return path
+
+
+def hand_made(folder: Path) -> Case:
+    """6 x 5 x 4 voxels (x,y,z) of 1 x 2 x 3 mm, stored LPS; class a is 2 x 3 x 1 voxels, one value is 100."""
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    image = np.zeros((6, 5, 4), np.int16)
+    image[5, 4, 3] = 100
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[1:3, 0:3, 2] = 2
+    return Case(
+        "c", "c", save(folder / "i.nii.gz", image, affine), save(folder / "l.nii.gz", labels, affine), "CT"
+    )
+
+
+def test_the_measures_of_a_hand_made_case(tmp_path: Path) -> None:
+    found = measure_case(hand_made(tmp_path), SPEC.model_copy(update={"intensity_offset": -10.0}))
+    assert (found.verdict, found.why, found.orientation) == ("ok", "", "LPS")
+    assert (found.shape, found.spacing_mm) == ((4, 5, 6), (3.0, 2.0, 1.0))
+    assert set(found.classes) == {"a"}
+    assert found.classes["a"].voxels == 6
+    assert found.classes["a"].ml == pytest.approx(6 * 6 / 1000)
+    assert found.classes["a"].extent_mm == (3.0, 6.0, 2.0)
+    assert (found.intensity["minimum"], found.intensity["maximum"], found.intensity["p50"]) == (-10, 90, -10)
+    assert found.intensity["mean"] == pytest.approx(100 / 120 - 10, abs=1e-4)
+    assert found.intensity["sd"] == pytest.approx(np.std([100] + [0] * 119), abs=1e-3)
+
+
+def test_axes_are_those_of_ras_whatever_the_file_stores(tmp_path: Path) -> None:
+    """Stored with z first (codes SAR): the same box of voxels must get the same extents in (z,y,x)."""
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = 3.0, 2.0, 1.0, 1.0
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[2:3, 0:3, 1:3] = 2
+    case = Case(
+        "c",
+        "c",
+        save(tmp_path / "i.nii.gz", np.ones((4, 5, 6), np.int16), affine),
+        save(tmp_path / "l.nii.gz", labels, affine),
+        "CT",
+    )
+    found = measure_case(case, SPEC)
+    assert (found.orientation, found.shape, found.spacing_mm) == ("SAR", (4, 5, 6), (3.0, 2.0, 1.0))
+    assert found.classes["a"].extent_mm == (3.0, 6.0, 2.0)
+
+
+def bad_cases(folder: Path) -> dict[str, tuple[Case, str]]:
+    """Name -> (case, what the verdict must say)."""
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    image = save(folder / "ok.nii.gz", np.ones((4, 4, 4), np.float32), affine)
+    labels = save(folder / "ok_l.nii.gz", np.full((4, 4, 4), 2, np.uint8), affine)
+    small = save(folder / "small.nii.gz", np.full((4, 4, 3), 2, np.uint8), affine)
+    moved = save(folder / "moved.nii.gz", np.full((4, 4, 4), 2, np.uint8), affine + np.eye(4, k=3) * 7)
+    value = save(folder / "value.nii.gz", np.full((4, 4, 4), 9, np.uint8), affine)
+    infinite = save(folder / "nan.nii.gz", np.full((4, 4, 4), np.nan, np.float32), affine)
+    half = folder / "half.nii.gz"
+    half.write_bytes(image.read_bytes()[: len(image.read_bytes()) // 2])
+    text = folder / "text.nii.gz"
+    text.write_bytes(gzip.compress(b"no scan at all"))
+
+    def case(image: Path, labels: Path | None) -> Case:
+        return Case("c", "c", image, labels, "CT")
+
+    return {
+        "no label": (case(image, None), r"Case c has an image \(ok\.nii\.gz\) but no label file"),
+        "no image": (case(folder / "gone.nii.gz", labels), r"gone\.nii\.gz does not exist"),
+        "shape": (case(image, small), "same grid"),
+        "place": (case(image, moved), "same grid"),
+        "value": (
+            case(image, value),
+            r"unknown label values \(9\): dataset x allows 0 \(background\), 2 \(a\), 3 \(b\)",
+        ),
+        "nan": (case(infinite, labels), "not finite"),
+        "half a gzip": (case(half, labels), r"half\.nii\.gz cannot be read"),
+        "no NIfTI": (case(text, labels), r"text\.nii\.gz cannot be read"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["no label", "no image", "shape", "place", "value", "nan", "half a gzip", "no NIfTI"]
+)
+def test_a_bad_case_is_refused_with_one_sentence(name: str, tmp_path: Path) -> None:
+    import re
+
+    case, sentence = bad_cases(tmp_path)[name]
+    found = measure_case(case, SPEC)
+    assert (found.verdict, found.classes) == ("refused", {})
+    assert re.search(sentence, found.why), found.why
+    assert "\n" not in found.why
+
+
+def test_a_tiny_difference_of_headers_is_repaired_and_an_empty_label_is_said(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    image = save(tmp_path / "i.nii.gz", np.ones((4, 4, 4), np.int16), affine)
+    near = save(tmp_path / "l.nii.gz", np.full((4, 4, 4), 3, np.uint8), affine + np.eye(4, k=3) * 0.01)
+    found = measure_case(Case("c", "c", image, near, "CT"), SPEC)
+    assert found.verdict == "repaired" and "0.01 mm" in found.why
+    empty = save(tmp_path / "e.nii.gz", np.zeros((4, 4, 4), np.uint8), affine)
+    found = measure_case(Case("c", "c", image, empty, "CT"), SPEC)
+    assert (found.verdict, found.why) == ("ok", "no class of the specification has a voxel")
+
+
+def test_the_dataset_is_written_and_read_back(tiny_raw: TinyRaw, tmp_path: Path) -> None:
+    made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    assert [case.id for case in made.cases] == list(tiny_raw.cases)
+    assert [case.orientation for case in made.cases] == ["RAS", "LPS", "PIR", "ASL", "LAI"]
+    assert {case.shape for case in made.cases} == {(16, 34, 40)}
+    assert all(np.allclose(case.spacing_mm, (3.0, 1.4, 1.2), atol=1e-5) for case in made.cases)
+    assert "core" not in made.cases[4].classes and "core" in made.cases[3].classes
+    assert load_fingerprint(tmp_path) == made
+    assert not (tmp_path / module.PARTIAL).exists()
+
+
+def test_nothing_is_read_twice_unless_it_changed(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    read: list[str] = []
+    real = module._measure_readable
+
+    def counted(case: Case, spec: DatasetSpec, digest: str) -> module.CasePrint:
+        read.append(case.id)
+        return real(case, spec, digest)
+
+    monkeypatch.setattr(module, "_measure_readable", counted)
+    assert fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False) == first
+    assert read == []
+    other = tiny_raw.spec.model_copy(update={"classes": {"left": 1, "right": 2, "middle": 5}})
+    changed = fingerprint_dataset(tiny_raw.dataset, other, tmp_path, workers=1, progress=False)
+    assert read == list(tiny_raw.cases)
+    assert "middle" in changed.cases[0].classes
+
+
+def test_a_broken_run_goes_on_where_it_stopped(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fingerprint_dataset(
+        tiny_raw.dataset, tiny_raw.spec, tmp_path / "whole", workers=1, progress=False
+    )
+    real, read = module._measure_readable, []
+
+    def breaking(case: Case, spec: DatasetSpec, digest: str) -> module.CasePrint:
+        read.append(case.id)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return real(case, spec, digest)
+
+    monkeypatch.setattr(module, "_measure_readable", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path / "x", workers=1, progress=False)
+    partial = tmp_path / "x" / module.PARTIAL
+    assert not (tmp_path / "x" / module.FILE).exists()
+    partial.write_text(partial.read_text() + '{"id": "s3_a", "cut', encoding="utf-8")  # killed while writing
+    assert (
+        fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path / "x", workers=1, progress=False)
+        == whole
+    )
+    assert read == ["s1_a", "s2_a", "s2_b", "s2_b", "s3_a", "s4_a"]
+    whole_bytes = (tmp_path / "whole" / module.FILE).read_bytes()
+    assert (tmp_path / "x" / module.FILE).read_bytes() == whole_bytes
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / module.FILE).write_text(json.dumps({"schema_version": 99}), encoding="utf-8")
+    with pytest.raises(
+        RawDataError, match=r"fingerprint\.json has schema version 99, this version reads 1: run iris_"
+    ):
+        load_fingerprint(tmp_path)
+    (tmp_path / module.FILE).write_text("{", encoding="utf-8")
+    with pytest.raises(RawDataError, match=r"is no valid JSON"):
+        load_fingerprint(tmp_path)
+
+
+def test_the_text_counts_and_names(tmp_path: Path) -> None:
+    good = measure_case(hand_made(tmp_path), SPEC)
+    bad = good.model_copy(update={"id": "d", "verdict": "refused", "why": "It is broken."})
+    text = verdict_text(verdicts_of(Fingerprint(dataset="x", spec_digest="", cases=(good, bad))))
+    assert text == "x: 1 ok, 0 repaired, 1 refused\n  d: refused: It is broken."
