@@ -19,6 +19,7 @@ import numpy as np
 
 from iris_pipeline.metrics import Overlap, label_overlaps
 from preprocessing.case import check_same_grid
+from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.files import write_text
 from preprocessing.parallel import parallel_map
@@ -140,7 +141,7 @@ def evaluate_folder(
     """
     if not predictions.is_dir():
         raise EvaluationError(f"Predictions are a folder of label maps, and {predictions} is none: check -p.")
-    classes = classes or read_classes(predictions)
+    classes = classes or read_class_names(predictions)
     if classes is None:
         raise EvaluationError(
             f"The predictions in {predictions} need their class names: put a classes.json beside them, "
@@ -231,14 +232,6 @@ def truth_cases(folder: Path) -> list[TruthCase]:
         raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
     inner = folder / "labelsTr"
     return [TruthCase(case_id_of(path), path) for path in image_files(inner if inner.is_dir() else folder)]
-
-
-def read_classes(folder: Path) -> dict[str, int] | None:
-    """Class name -> value from classes.json or dataset.json in a folder; None without either."""
-    # Imported here, because it brings torch along, which the processes that compare masks do not need.
-    from iris_pipeline.references import read_class_names
-
-    return read_class_names(folder)
 
 
 def read_origin(predictions: Path) -> Origin:

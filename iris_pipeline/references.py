@@ -7,12 +7,10 @@ are read one by one, once to measure and once to encode, so that memory does not
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
+from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, ReferenceCaseError
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.geometry import Reorientation
@@ -98,38 +97,6 @@ def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
     return ReferenceFiles(
         cases, read_class_names(labels.parent) or read_class_names(labels.parent.parent) or name_values(cases)
     )
-
-
-def read_class_names(folder: Path) -> dict[str, int] | None:
-    """Class name -> value from classes.json or dataset.json in a folder; None without either.
-
-    ReferenceCaseError if the file cannot be understood.
-    """
-    for name in ("classes.json", "dataset.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            classes = _class_values(content if name == "classes.json" else content["labels"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            classes = {}
-        values = list(classes.values())
-        if not classes or len(set(values)) != len(values) or not all(1 <= v <= 255 for v in values):
-            raise ReferenceCaseError(
-                f'{path} should name the classes as {{"liver": 1}} (dataset.json: under "labels"), each with '
-                "a value of its own in 1..255; correct it or take it away."
-            )
-        return classes
-    return None
-
-
-def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:
-    """{"liver": 1} or {"1": "liver"} -> {"liver": 1}; the background is left out."""
-    pairs = [(value, int(key)) if isinstance(value, str) else (key, value) for key, value in entries.items()]
-    if any(not isinstance(value, int) for _, value in pairs):
-        raise ValueError("regions and other non-integers are no class values")
-    return {name: value for name, value in pairs if value != 0}
 
 
 def name_values(cases: Sequence[Case]) -> dict[str, int]:

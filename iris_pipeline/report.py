@@ -24,7 +24,6 @@ from iris_pipeline.evaluate import (
     BASELINE_RUN,
     dataset_spec,
     image_files,
-    read_classes,
     with_values,
 )
 from iris_pipeline.overlays import (
@@ -46,6 +45,7 @@ from iris_pipeline.tables import (
     read_run,
 )
 from preprocessing.adapters import find_cases
+from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, IrisError, RawDataError
 from preprocessing.files import write_text
 from preprocessing.paths import Root
@@ -275,7 +275,7 @@ def _view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> CaseVie
         raise RawDataError(f"The prediction of case '{case}' is not in {predictions}: predict it again.")
     labels = found[case].labels
     assert labels is not None
-    classes = read_classes(predictions) or spec.classes
+    classes = read_class_names(predictions) or spec.classes
     predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
     named = {name: value for name, value in spec.classes.items() if name in classes}
     image = read_volume(found[case].image)

@@ -14,6 +14,7 @@ import matplotlib
 
 from iris_pipeline.checkpoint import write_json
 from iris_pipeline.losses import LossParts
+from iris_pipeline.provenance import command_line, revision
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -39,7 +40,8 @@ class RunLog:
             "status": "running",
             "datasets": datasets,
             "settings": asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line("iris_train", sys.argv[1:]),
+            "code": revision(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         fresh = not (append and (folder / "train.csv").exists())

@@ -29,7 +29,9 @@ Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 Matrices = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]  # (z,y,x); None: axis as it is
+NEGLIGIBLE = 1e-10  # weights below float32's grain
 TIE = 1e-5  # shares closer than this are equal: the lower label has the voxel, whatever the rounding
+NOTHING = 1e-10  # a weight below it is far below the precision of float32
 
 
 @dataclass(frozen=True)
@@ -358,8 +360,11 @@ def _span(hit: np.ndarray) -> slice:
 
 
 def _frozen(matrix: np.ndarray) -> np.ndarray:
-    """float32, and safe from its users: the caches hand out the same array again and again."""
-    result = np.ascontiguousarray(matrix, dtype=np.float32)
+    """float32, and read-only: the caches hand out the same array again and again.
+
+    A spline's weights decay for ever; as denormal numbers the far ones would make a product 15 times slower.
+    """
+    result = np.where(np.abs(matrix) < NOTHING, 0, matrix).astype(np.float32)
     result.setflags(write=False)
     return result
 

@@ -26,6 +26,7 @@ ORDER = (
     "preprocessing.options",
     "preprocessing.spec",
     "preprocessing.splits",
+    "preprocessing.class_names",
     "preprocessing.volume",
     "preprocessing.geometry",
     "preprocessing.normalise",

@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from preprocessing.volume import Volume
 from scipy.ndimage import binary_erosion
 
 from preprocessing.adapters import find_cases
@@ -30,6 +29,7 @@ from preprocessing.phantoms import (
     subject_anatomy,
 )
 from preprocessing.spec import load_spec
+from preprocessing.volume import Volume
 
 KIND = {kind.name: kind for kind in KINDS}
 CT, MR, PET = (KIND[f"phantom_{name}"] for name in ("ct", "mr", "pet"))

@@ -22,12 +22,12 @@ from iris_pipeline.references import (
     image_hash,
     plan_references,
     prepare_reference,
-    read_class_names,
     reference_pair,
     reference_spec,
     stored_reference,
 )
-from preprocessing.errors import LabelValueError, ReferenceCaseError
+from preprocessing.class_names import read_class_names
+from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
 from preprocessing.geometry import Reorientation
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.plan import Plan
@@ -112,9 +112,7 @@ def test_class_names_of_both_json_forms(tmp_path: Path, name: str, content: dict
 )
 def test_class_names_that_cannot_be_read(tmp_path: Path, content: str) -> None:
     (tmp_path / "classes.json").write_text(content)
-    with pytest.raises(
-        ReferenceCaseError, match=r"classes\.json should name the classes as \{\"liver\": 1\}"
-    ):
+    with pytest.raises(RawDataError, match=r"classes\.json should name the classes as \{\"liver\": 1\}"):
         read_class_names(tmp_path)
 
 

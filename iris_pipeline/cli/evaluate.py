@@ -18,7 +18,6 @@ from iris_pipeline.evaluate import (
     TruthCase,
     dataset_spec,
     evaluate_folder,
-    read_classes,
     read_origin,
     truth_cases,
     write_rows,
@@ -36,6 +35,7 @@ from iris_pipeline.tables import (
     write_tables,
 )
 from preprocessing.adapters import find_cases
+from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
@@ -189,7 +189,7 @@ def _truth(
         folder = Path(arguments.g).expanduser()
         truths = truth_cases(folder)
         if spec is None:
-            return truths, read_classes(folder) or read_classes(folder.parent)
+            return truths, read_class_names(folder) or read_class_names(folder.parent)
         return [replace(truth, subject=spec.subject_of(truth.id)) for truth in truths], spec.classes
     assert spec is not None
     cases = find_cases(root.raw / spec.name, spec)

@@ -1,0 +1,42 @@
+"""Names of the values in label maps, as the files beside them tell: ours, nnU-Net's or the Decathlon's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preprocessing.errors import RawDataError
+
+
+def read_class_names(folder: Path) -> dict[str, int] | None:
+    """Class name -> value from classes.json or dataset.json in a folder; None without either.
+
+    RawDataError if the file cannot be understood.
+    """
+    for name in ("classes.json", "dataset.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            classes = _class_values(content if name == "classes.json" else content["labels"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            classes = {}
+        values = list(classes.values())
+        if not classes or len(set(values)) != len(values) or not all(1 <= v <= 255 for v in values):
+            raise RawDataError(
+                f'{path} should name the classes as {{"liver": 1}} (dataset.json: under "labels"), each with '
+                "a value of its own in 1..255; correct it or take it away."
+            )
+        return classes
+    return None
+
+
+def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:
+    """{"liver": 1} or {"1": "liver"} -> {"liver": 1}; the background is left out."""
+    pairs = [(value, int(key)) if isinstance(value, str) else (key, value) for key, value in entries.items()]
+    if any(not isinstance(value, int) for _, value in pairs):
+        raise ValueError("regions and other non-integers are no class values")
+    return {name: value for name, value in pairs if value != 0}
