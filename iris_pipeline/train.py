@@ -41,7 +41,8 @@ class TrainSettings:
 
     split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
     sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" takes bfloat16
-    where the hardware multiplies it natively. bank_momentum: EMA of the memory bank.
+    where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
+    is drawn, relative to 1 for those not named.
     """
 
     split: str = "paper"
@@ -56,6 +57,7 @@ class TrainSettings:
     clip_norm: float = 1.0
     both_ways: bool = True
     task_levels: tuple[int, ...] | None = None
+    weights: dict[str, float] | None = None
     precision: str = "auto"
     bank_momentum: float = 0.999
     validate_every: int = 250
@@ -178,6 +180,18 @@ def group_stream(
     return iter(loader)
 
 
+def dataset_weights(given: Mapping[str, float] | None, names: list[str]) -> dict[str, float] | None:
+    """A weight for every dataset, 1 where none is given; ModelError names one that is not trained on."""
+    if not given:
+        return None
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ModelError(
+            f"--weights may name {', '.join(names)}; got {', '.join(unknown)}: add it to -d or drop it."
+        )
+    return {name: given.get(name, 1.0) for name in names}
+
+
 def progress_of(settings: TrainSettings, iteration: int, seconds: float) -> float:
     """Share of the run that is done, 0..1: by steps, by time, or by whichever is further."""
     by_steps = iteration / settings.iterations if settings.iterations else 0.0
@@ -254,6 +268,7 @@ def train(
         part="train",
         seed=settings.seed,
         config=episode_config or EpisodeConfig(),
+        weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
     plans = {name: store.plan for name, store in stores.items()}

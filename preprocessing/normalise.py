@@ -54,7 +54,8 @@ class Normalisation(BaseModel):
 def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """Clip, then z-score over the whole volume -> float32 of the same shape; zeros for a constant one.
 
-    The input is left as it is. RawDataError where it holds NaN or infinity.
+    The input is left as it is. Where both percentiles are one value (a small object on an empty background),
+    clipping would wipe the object out and is left out. RawDataError for NaN or infinity.
     """
     values = np.asarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
@@ -64,11 +65,14 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     ends = normalisation.clip
     if normalisation.percentiles is not None:
         low, high = np.percentile(values, normalisation.percentiles)
-        ends = float(low), float(high)
+        ends = (float(low), float(high)) if low < high else None
     values = values.clip(*ends) if ends is not None else values.copy()
-    mean, spread = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    if spread <= FLAT * float(np.abs(values).max()):
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    values -= np.float32(values.mean(dtype=np.float64))
+    # slice by slice: no float64 copy of the volume
+    squares = sum(float(np.square(plane, dtype=np.float64).sum()) for plane in values)
+    spread = float(np.sqrt(squares / values.size))
+    if spread <= FLAT * largest:
         return np.zeros_like(values)
-    values -= np.float32(mean)
     values /= np.float32(spread)
     return values

@@ -12,8 +12,10 @@ Arrays are [D,H,W] = (z,y,x): `array[k, j, i]` is the voxel (i, j, k) of the fil
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,6 +32,9 @@ import SimpleITK as sitk
 
 from preprocessing.errors import RawDataError
 
+logging.getLogger("nibabel.global").setLevel(
+    logging.CRITICAL
+)  # its remarks on headers: ours is the one sentence
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -37,10 +42,14 @@ GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_HEADER_BYTES = 540
 FRACTION = 1e-3  # of a label value: below it a float is a whole number that was scaled and stored
 CORNER_VOXELS = 0.5  # two geometries whose corners lie no farther apart count as one
+MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micron; all other codes are taken for mm
+DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice's first voxel, LPS+ mm
+UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
 PLACE = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+LENGTHS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class Volume:
 
 
 def is_image_path(path: Path) -> bool:
-    """Whether the name is of a format that can be read; the `._` shadows that macOS leaves are not."""
-    return not path.name.startswith("._") and path.name.lower().endswith(NIFTI + ITK)
+    """Whether the name is of a format that can be read; hidden files (macOS' shadows, unfinished ones) are not."""
+    return not path.name.startswith(".") and path.name.lower().endswith(NIFTI + ITK)
 
 
 def case_id_of(path: Path) -> str:
@@ -189,11 +198,11 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
         raise RawDataError(f"{path} does not exist: check the name.")
     header = None
     if path.is_dir():
-        array, affine = _from_itk(path, _dicom_series(path))
+        array, affine = _from_dicom(path)
     elif path.name.lower().endswith(NIFTI):
         array, affine, header = _from_nifti(path)
     elif path.name.lower().endswith(ITK):
-        array, affine = _from_itk(path, [str(path)])
+        array, affine = _from_itk(path, lambda: sitk.ReadImage(str(path)))
     else:
         raise RawDataError(f"{path} is in no known format: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
     if array.dtype.kind not in "biuf":
@@ -222,7 +231,8 @@ def _nifti(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
         length = stream.read(4)
         stream.seek(0)
         big = NIFTI2_HEADER_BYTES in (int.from_bytes(length, "little"), int.from_bytes(length, "big"))
-        return (nib.Nifti2Image if big else nib.Nifti1Image).from_stream(stream)
+        kind = nib.Nifti2Image if big else nib.Nifti1Image
+        return kind.from_file_map({"image": nib.FileHolder(fileobj=stream)}, mmap=False)
     except (
         OSError,
         EOFError,
@@ -241,7 +251,7 @@ def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3 or 0 in shape:
+        if len(shape) != 3 or min(shape) < 1:
             raise RawDataError(
                 f"A scan has three axes, but {path} has shape {shape} (x,y,z,...): extract one image."
             )
@@ -251,7 +261,21 @@ def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
                 pass
         except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
             raise _damaged(path, error) from error
-    return array.transpose(2, 1, 0), np.asarray(image.affine, dtype=float), image.header
+    header = _in_mm(image.header)
+    return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
+
+
+def _in_mm(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """The header with its lengths in mm where it counts in metres or microns (as ITK reads it)."""
+    factor = MM_OF_UNIT.get(int(header["xyzt_units"]) % 8)
+    if factor is None:
+        return header
+    header = header.copy()
+    for field in LENGTHS:
+        header[field] = header[field] * factor
+    header["pixdim"][1:4] *= factor
+    header.set_xyzt_units("mm", header.get_xyzt_units()[1])
+    return header
 
 
 def _damaged(path: Path, error: Exception) -> RawDataError:
@@ -274,9 +298,34 @@ def _dicom_series(folder: Path) -> list[str]:
     return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
 
 
-def _from_itk(path: Path, files: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A series; the step between slices is measured from their positions, so a tilted gantry is a sheared affine.
+
+    RawDataError where slices are missing or lie unevenly: no affine could place them.
+    """
+    files = _dicom_series(folder)
+    if len(files) == 1:
+        return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    array, affine = _from_itk(folder, reader.Execute)
+    if all(reader.HasMetaDataKey(i, DICOM_POSITION) for i in range(len(files))):
+        texts = [reader.GetMetaData(i, DICOM_POSITION).split("\\") for i in range(len(files))]
+        steps = np.diff(np.array(texts, dtype=float), axis=0)
+        lengths = np.linalg.norm(steps, axis=1)
+        if lengths.max() - lengths.min() > UNEVEN * lengths.mean():
+            raise RawDataError(
+                f"Slices of a DICOM series lie evenly, but those of {folder} lie {lengths.min():.2f} to "
+                f"{lengths.max():.2f} mm apart: export the whole series again."
+            )
+        affine[:3, 2] = LPS_TO_RAS[:3, :3] @ steps.mean(axis=0)
+    return array, affine
+
+
+def _from_itk(path: Path, read: Callable[[], sitk.Image]) -> tuple[np.ndarray, np.ndarray]:
     try:
-        image = sitk.ReadImage(files[0] if len(files) == 1 else files)
+        image = read()
     except RuntimeError as error:
         raise _damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:

@@ -14,7 +14,15 @@ from iris_pipeline.losses import episode_loss
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.run_log import RunLog
-from iris_pipeline.train import TrainSettings, group_forward, progress_of, train, update_bank, validate
+from iris_pipeline.train import (
+    TrainSettings,
+    dataset_weights,
+    group_forward,
+    progress_of,
+    train,
+    update_bank,
+    validate,
+)
 from preprocessing.errors import CheckpointError, ModelError
 from preprocessing.store import Store
 
@@ -156,6 +164,13 @@ def test_progress_by_steps_time_or_both() -> None:
     assert progress_of(TrainSettings(iterations=None, minutes=1), 10**6, 30) == pytest.approx(0.5)
 
 
+def test_weights_default_to_one_and_name_known_datasets() -> None:
+    assert dataset_weights(None, ["a", "b"]) is None
+    assert dataset_weights({"a": 2.0}, ["a", "b"]) == {"a": 2.0, "b": 1.0}
+    with pytest.raises(ModelError, match="may name a, b; got c: add it to -d or drop it"):
+        dataset_weights({"c": 1.0}, ["a", "b"])
+
+
 def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match="Training needs an end"):
         TrainSettings(iterations=None)
@@ -169,3 +184,7 @@ def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
         train(SHORT, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
     assert train_main(["paper", "--root", str(tmp_path / "nowhere")]) == 1
     assert "run iris_plan_and_preprocess" in capsys.readouterr().err
+    (tmp_path / "root" / "preprocessed").mkdir(parents=True)
+    (tmp_path / "root" / "preprocessed" / "tiny").symlink_to(tiny_store.folder)
+    assert train_main(["paper", "--root", str(tmp_path / "root"), "--name", "w", "--weights", "tiny:2"]) == 1
+    assert "takes NAME=NUMBER, such as openkbp=2; got 'tiny:2'" in capsys.readouterr().err

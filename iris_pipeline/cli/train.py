@@ -12,7 +12,7 @@ from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import run
 from iris_pipeline.model import SIZES
 from iris_pipeline.train import TrainSettings, native_bfloat16, train
-from preprocessing.errors import StoreError
+from preprocessing.errors import ModelError, StoreError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         "--group-size", type=int, default=1, help="episodes of one dataset run together (GPU)"
     )
     parser.add_argument("--learning-rate", type=float, default=TrainSettings.learning_rate)
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="NAME=W",
+        help="draw these datasets W times as often (default: all alike)",
+    )
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument(
         "--one-way", action="store_true", help="references segment queries only, as in the paper"
@@ -62,6 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _weights(entries: list[str] | None) -> dict[str, float] | None:
+    """["openkbp=2"] -> {"openkbp": 2.0}; ModelError for anything else."""
+    if entries is None:
+        return None
+    weights = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ModelError(f"--weights takes NAME=NUMBER, such as openkbp=2; got {entry!r}.") from None
+    return weights
+
+
 def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSettings:
     iterations = arguments.iterations
     if iterations is None and arguments.minutes is None:
@@ -78,6 +98,7 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         learning_rate=arguments.learning_rate,
         both_ways=not arguments.one_way,
         task_levels=tuple(arguments.task_levels) if arguments.task_levels else None,
+        weights=_weights(arguments.weights),
         precision=arguments.precision,
         validate_every=arguments.validate_every,
         workers=workers,
