@@ -194,6 +194,8 @@ def dataset_weights(given: Mapping[str, float] | None, names: list[str]) -> dict
 
 def progress_of(settings: TrainSettings, iteration: int, seconds: float) -> float:
     """Share of the run that is done, 0..1: by steps, by time, or by whichever is further."""
+    if settings.iterations == 0 or settings.minutes == 0:
+        return 1.0  # an untrained model, the baseline of every table
     by_steps = iteration / settings.iterations if settings.iterations else 0.0
     by_time = seconds / (60 * settings.minutes) if settings.minutes else 0.0
     return max(by_steps, by_time)

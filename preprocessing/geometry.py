@@ -115,19 +115,24 @@ class Resampling:
     def apply_labels(self, labels: np.ndarray) -> np.ndarray:
         """Labels (whole numbers from 0) [shape_in] -> [shape_out], of the same type.
 
-        Coarser axes: linear on each label's indicator, the largest share wins, the lower label at a tie; one
-        label at a time and inside its box, so memory does not grow with their number. Other axes: nearest;
-        `undo_labels` then gives back every voxel.
+        Linear on each label's indicator; the largest share has the voxel, the lower label at a tie. One label
+        at a time and only around it, so memory does not grow with their number. Where no axis becomes coarser
+        every voxel of `labels` also leaves its label on the new voxel that holds its centre, so that thin
+        parts are not lost and `undo_labels` gives back all of it.
         """
         _expect(labels, self.shape_in)
-        coarse = self._coarse(labels, self.shape_in, self.shape_out)
-        return _select(coarse, self.shape_out)
+        z, y, x = (_linear_or_none(i, o) for i, o in zip(self.shape_in, self.shape_out, strict=True))
+        result = _resample_labels(labels, (z, y, x))
+        if self._is_lossless and not self.is_identity:
+            result[self._centres()] = labels
+        return result
 
     def undo_labels(self, labels: np.ndarray) -> np.ndarray:
-        """[shape_out] -> [shape_in] by the rules of `apply_labels`: exact where no axis was made coarser."""
+        """[shape_out] -> [shape_in]: the inverse of `apply_labels` where no axis was made coarser, else its like."""
         _expect(labels, self.shape_out)
-        finest = np.minimum(self.shape_in, self.shape_out)
-        return self._coarse(_select(labels, (finest[0], finest[1], finest[2])), self.shape_out, self.shape_in)
+        return (
+            labels[self._centres()] if self._is_lossless else _resample_labels(labels, self.undo_matrices())
+        )
 
     def undo_scores(self, scores: np.ndarray) -> np.ndarray:
         """Linear, [shape_out] -> float32 [shape_in]."""
@@ -139,13 +144,14 @@ class Resampling:
         z, y, x = (_linear_or_none(o, i) for i, o in zip(self.shape_in, self.shape_out, strict=True))
         return z, y, x
 
-    def _coarse(self, labels: np.ndarray, source: Shape, target: Shape) -> np.ndarray:
-        """The part of a label resampling along axes of which `shape_out` has fewer voxels."""
-        loses = np.greater(self.shape_in, self.shape_out)
-        z, y, x = (
-            linear_matrix(i, o) if lost else None for i, o, lost in zip(source, target, loses, strict=True)
-        )
-        return _resample_labels(labels, (z, y, x))
+    @property
+    def _is_lossless(self) -> bool:
+        return all(o >= i for i, o in zip(self.shape_in, self.shape_out, strict=True))
+
+    def _centres(self) -> tuple[np.ndarray, ...]:
+        """Open mesh of the new voxels that hold the old voxels' centres; each its own where no axis is coarser."""
+        pairs = zip(self.shape_in, self.shape_out, strict=True)
+        return np.ix_(*(((2 * np.arange(i) + 1) * o) // (2 * i) for i, o in pairs))
 
 
 @dataclass(frozen=True)
@@ -318,12 +324,6 @@ def _resample_labels(labels: np.ndarray, matrices: Matrices) -> np.ndarray:
         result[target][wins] = value
     result[background >= best - TIE] = 0
     return result
-
-
-def _select(labels: np.ndarray, shape: Shape) -> np.ndarray:
-    """Nearest neighbour along axes that become finer, or that come back from finer ones."""
-    index = [((2 * np.arange(o) + 1) * i) // (2 * o) for i, o in zip(labels.shape, shape, strict=True)]
-    return labels if labels.shape == shape else labels[np.ix_(*index)]
 
 
 def _bounding_box(mask: np.ndarray) -> Box | None:

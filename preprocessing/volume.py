@@ -128,13 +128,16 @@ def write_volume(path: Path, volume: Volume) -> None:
     if ending is None:
         raise RawDataError(f"Volumes are written as .nii.gz or .nii, but {path} was asked for: rename it.")
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    kind = nib.Nifti2Image if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Image
     try:
-        image = nib.Nifti1Image(array.transpose(2, 1, 0), volume.affine, dtype=array.dtype)
+        image = kind(
+            array.transpose(2, 1, 0), None, dtype=array.dtype
+        )  # with an affine it would rule the header
     except HeaderDataError:
         raise RawDataError(
             f"NIfTI has no type {array.dtype} (for {path}): convert the array first."
         ) from None
-    _place(image, volume.affine, volume.header)
+    _place(image.header, volume.affine, volume.header)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part{ending}")
     try:
@@ -179,9 +182,8 @@ def corner_shift(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) 
     return float(np.abs(voxels).max()), float(np.linalg.norm(shift_mm, axis=1).max())
 
 
-def _place(image: nib.Nifti1Image, affine: np.ndarray, known: nib.Nifti1Header | None) -> None:
-    """Geometry fields of the image's header."""
-    header = image.header
+def _place(header: nib.Nifti1Header, affine: np.ndarray, known: nib.Nifti1Header | None) -> None:
+    """Fill in the fields of `header` that say where the voxels lie."""
     if known is not None and np.allclose(known.get_best_affine(), affine, atol=1e-5):
         for field in PLACE:
             header[field] = known[field]

@@ -309,20 +309,41 @@ def test_coarser_labels_are_the_argmax_of_one_hot_linear(shape_out: tuple[int, i
     assert len(np.unique(result)) > 1
 
 
-def test_mixed_axes_are_linear_where_coarser_and_nearest_where_finer() -> None:
+def test_labels_coarser_along_one_axis_and_finer_along_another() -> None:
     labels = blobs((6, 16, 14), 4, 0)
     resampling = Resampling((6, 16, 14), (18, 7, 14))
-    coarse = one_hot_argmax(labels, (6, 7, 14))
     result = resampling.apply_labels(labels)
-    assert np.array_equal(result, np.repeat(coarse, 3, axis=0))
-    assert np.array_equal(resampling.undo_labels(result), one_hot_argmax(coarse, (6, 16, 14)))
+    assert np.array_equal(result, one_hot_argmax(labels, (18, 7, 14)))
+    assert np.array_equal(resampling.undo_labels(result), one_hot_argmax(result, (6, 16, 14)))
+
+
+@pytest.mark.parametrize("shape_out", [(12, 21, 10), (5, 8, 31), (4, 7, 15)])
+def test_finer_labels_are_one_hot_linear_but_for_the_voxels_own_centres(
+    shape_out: tuple[int, int, int],
+) -> None:
+    labels = blobs((4, 7, 5), 3, 4)
+    rough = np.random.default_rng(1).integers(0, 4, (4, 7, 5), dtype=np.uint8)
+    for native in (labels, rough):
+        expected = one_hot_argmax(native, shape_out)
+        for z, y, x in np.ndindex(4, 7, 5):
+            middle = np.divide(np.multiply(np.add((z, y, x), 0.5), shape_out), (4, 7, 5))  # in new voxels
+            expected[tuple(np.floor(middle).astype(int))] = native[z, y, x]
+        assert np.array_equal(Resampling((4, 7, 5), shape_out).apply_labels(native), expected)
+
+
+def test_a_lone_voxel_survives_on_a_finer_grid() -> None:
+    labels = np.zeros((3, 3, 3), np.uint8)
+    labels[1, 1, 1] = 4
+    resampling = Resampling((3, 3, 3), (6, 6, 6))
+    assert not one_hot_argmax(labels, (6, 6, 6)).any()  # 0.75 cubed is less than half
+    assert np.argwhere(resampling.apply_labels(labels)).tolist() == [[3, 3, 3]]
 
 
 @pytest.mark.parametrize("n_out", [9, 12, 15])
-def test_along_one_finer_axis_nearest_is_the_argmax_of_one_hot_linear(n_out: int) -> None:
+def test_along_one_finer_axis_it_is_nearest_neighbour(n_out: int) -> None:
     labels = blobs((3, 5, 6), 3, 4)
     result = Resampling((3, 5, 6), (n_out, 5, 6)).apply_labels(labels)
-    assert np.array_equal(result, one_hot_argmax(labels, (n_out, 5, 6)))
+    assert np.array_equal(result, np.repeat(labels, n_out // 3, axis=0))
 
 
 def test_labels_by_hand() -> None:
@@ -331,7 +352,7 @@ def test_labels_by_hand() -> None:
         return Resampling(array.shape, (1, 1, n_out)).apply_labels(array).ravel().tolist()
 
     assert line([1, 2], 4) == [1, 1, 2, 2]
-    assert line([3, 0], 5) == [3, 3, 0, 0, 0]  # the middle lies on the border: the next voxel has it
+    assert line([3, 0], 5) == [3, 3, 0, 0, 0]  # equal shares in the middle
     assert line([5, 5, 0, 7, 7, 7], 2) == [5, 7]  # each takes the voxel in the middle of its three
     assert line([0, 1], 1) == [0]  # equal shares: the lower label
     assert line([2, 1], 1) == [1]
@@ -440,7 +461,7 @@ def test_streaming_argmax_is_the_argmax_over_all_classes(
     values = [3, 1, 200, 7, 12]
     scores = {value: rng.uniform(size=prepared).astype(kind) for value in values}
     scores[12] = np.zeros(prepared, dtype=kind)
-    scores[12][1:3, 2:4, 1:2] = 0.99  # a small object: most of the grid need not be computed
+    scores[12][:4, 1:4, :3] = 1.5  # a small object: most of the grid need not be computed
     trace = trace_between(native, prepared)
     result = trace.undo_argmax(scores.items(), threshold)
     assert result.dtype == np.uint8 and result.shape == trace.native_shape

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris_pipeline.checkpoint import load_model
+from iris_pipeline.checkpoint import hash_weights, load_model
 from iris_pipeline.cli.train import train_main
 from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.losses import episode_loss
@@ -169,6 +169,15 @@ def test_weights_default_to_one_and_name_known_datasets() -> None:
     assert dataset_weights({"a": 2.0}, ["a", "b"]) == {"a": 2.0, "b": 1.0}
     with pytest.raises(ModelError, match="may name a, b; got c: add it to -d or drop it"):
         dataset_weights({"c": 1.0}, ["a", "b"])
+
+
+def test_no_iterations_leave_the_untrained_model(tiny_store: Store, tmp_path: Path) -> None:
+    settings = TrainSettings(size="tiny", iterations=0, seed=5, validation_episodes=1, precision="fp32")
+    train(settings, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
+    loaded = load_model(tmp_path)
+    assert loaded.model_hash == hash_weights(build_iris("tiny", seed=5))
+    assert loaded.state.iteration == 0 and len(loaded.bank) == 0
+    assert (tmp_path / "curve.png").is_file()
 
 
 def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,11 @@ def _parser() -> argparse.ArgumentParser:
         "-d", "--datasets", nargs="+", metavar="NAME", help="default: every upstream store there is"
     )
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--iterations", type=int, help="optimiser steps (default by size, unless --minutes)")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        help="optimiser steps; 0: the untrained baseline (default by size, unless --minutes)",
+    )
     parser.add_argument(
         "--minutes", type=float, help="stop after this much training time; the schedule follows it"
     )

@@ -1,0 +1,199 @@
+"""Other formats and odd headers: DICOM series, units, shapes; SimpleITK writes what is read here.
+
+Arrays are [D,H,W] = (z,y,x); affines map (x,y,z) to RAS+ mm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scans import affine_of, save
+
+from preprocessing.errors import RawDataError
+from preprocessing.volume import Volume, is_image_path, read_labels, read_volume, write_volume
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+OBLIQUE = affine_of("PSR", (3.0, 1.5, 0.8), degrees=17)
+SHEARED = np.array([[-1.1, 0.2, 0.0, 30], [0.1, 1.3, -0.4, -7], [0.0, 0.3, 2.5, 11.5], [0, 0, 0, 1]])
+AXIAL = np.diag([-0.5, -0.8, 2.5, 1.0])
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(-100, 200, shape).astype(np.int16)
+
+
+def itk_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """The same scan as SimpleITK holds it (LPS), for an affine without shear."""
+    lps = LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def write_dicom(folder: Path, image: sitk.Image, tilt_mm: float = 0.0) -> list[Path]:
+    """One file a slice, in HU by an intercept of -1024; `tilt_mm` shifts each slice against the last along x."""
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    across, down, _ = np.array(image.GetDirection()).reshape(3, 3).T
+    paths = []
+    for k in range(image.GetSize()[2]):
+        piece = image[:, :, k : k + 1]
+        place = np.array(image.TransformIndexToPhysicalPoint((0, 0, k))) + k * tilt_mm * across
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"1.2.3.{k + 1}",
+            "0020|000d": "1.2",
+            "0020|000e": "1.2.3",
+            "0020|0013": str(k + 1),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in place),
+            "0020|0037": "\\".join(f"{value:.8f}" for value in (*across, *down)),
+            "0028|1052": "-1024",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        paths.append(folder / f"{99 - k}.dcm")  # only the positions tell the order
+        writer.SetFileName(str(paths[-1]))
+        writer.Execute(piece)
+    return paths
+
+
+def sentence(path: Path) -> str:
+    with pytest.raises(RawDataError) as caught:
+        read_volume(path)
+    text = str(caught.value)
+    assert str(path) in text and "\n" not in text and text.endswith(".")
+    return text
+
+
+# DICOM series
+
+
+@pytest.mark.parametrize("order", ["LPS", "PSR"])
+def test_an_oblique_series_agrees_with_nifti(tmp_path: Path, order: str) -> None:
+    affine = affine_of(order, (3.0, 1.5, 0.8), degrees=11)
+    if np.linalg.det((LPS @ affine)[:3, :3]) < 0:  # DICOM's slice normal is a cross product
+        affine[:3, 2] *= -1
+    array = numbers(4, 5, 6)
+    write_dicom(tmp_path / "series", itk_image(array, affine))
+    scan = read_volume(tmp_path / "series")
+    by_nifti = read_volume(save(tmp_path / "a.nii.gz", array, affine))
+    assert np.array_equal(scan.array, by_nifti.array), "values in HU"
+    assert np.allclose(scan.affine, by_nifti.affine, atol=1e-4)
+    assert np.array_equal(read_labels(tmp_path / "series").array, array)
+
+
+def test_a_tilted_gantry_is_a_sheared_affine(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "series", itk_image(numbers(4, 5, 6), AXIAL), tilt_mm=0.7)
+    expected = AXIAL.copy()
+    expected[:3, 2] = (-0.7, 0, 2.5)  # the first axis of LPS points to the left
+    assert np.allclose(read_volume(tmp_path / "series").affine, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("gone", [1, 2, 4])
+def test_a_series_that_lacks_a_slice_is_refused(tmp_path: Path, gone: int) -> None:
+    files = write_dicom(tmp_path / "series", itk_image(numbers(6, 5, 4), AXIAL))
+    files[gone].unlink()
+    folder = tmp_path / "series"
+    assert sentence(folder) == (
+        f"Slices of a DICOM series lie evenly, but those of {folder} lie 2.50 to 5.00 mm apart: "
+        "export the whole series again."
+    )
+
+
+def test_one_slice_is_a_scan(tmp_path: Path) -> None:
+    array = numbers(1, 3, 4)
+    write_dicom(tmp_path / "one", itk_image(array, AXIAL))
+    scan = read_volume(tmp_path / "one")
+    assert np.array_equal(scan.array, array)
+    assert np.allclose(scan.affine[:3, [0, 1, 3]], AXIAL[:3, [0, 1, 3]], atol=1e-4)
+
+
+# ITK's own formats
+
+
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd", ".nhdr"])
+@pytest.mark.parametrize("order", ["RAS", "LPS", "PSR", "SAL"])
+def test_itk_formats_agree_with_nifti_in_any_orientation(tmp_path: Path, ending: str, order: str) -> None:
+    affine = affine_of(order, (3.0, 1.5, 0.8), degrees=-23)
+    array = numbers(3, 4, 5)
+    sitk.WriteImage(itk_image(array, affine), str(tmp_path / f"a{ending}"))
+    scan = read_volume(tmp_path / f"a{ending}")
+    assert np.array_equal(scan.array, array)
+    assert np.allclose(scan.affine, read_volume(save(tmp_path / "a.nii", array, affine)).affine, atol=1e-5)
+    assert np.array_equal(read_labels(tmp_path / f"a{ending}").array, array)
+
+
+# Headers of NIfTI
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("mm", 1.0), ("unknown", 1.0), ("meter", 1000.0), ("micron", 0.001)]
+)
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1)])
+def test_lengths_are_mm_whatever_the_unit_as_in_simpleitk(
+    tmp_path: Path, unit: str, factor: float, codes: tuple[int, int]
+) -> None:
+    in_unit = OBLIQUE.copy()
+    in_unit[:3] /= factor
+    image = nib.Nifti1Image(numbers(4, 3, 2), in_unit)
+    image.set_sform(in_unit, codes[0])
+    image.set_qform(in_unit, codes[1])
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii.gz")
+    scan = read_volume(tmp_path / "a.nii.gz")
+    assert np.allclose(scan.affine, OBLIQUE, atol=1e-4)
+    spacing = sitk.ReadImage(str(tmp_path / "a.nii.gz")).GetSpacing()
+    assert scan.spacing_mm[::-1] == pytest.approx(spacing, rel=1e-4)
+    write_volume(tmp_path / "b.nii.gz", scan)
+    assert np.allclose(read_volume(tmp_path / "b.nii.gz").affine, OBLIQUE, atol=1e-4)
+    units = nib.load(tmp_path / "b.nii.gz").header.get_xyzt_units()
+    assert units == ("unknown" if unit == "unknown" else "mm", "sec")
+
+
+@pytest.mark.parametrize("affine", [OBLIQUE, SHEARED], ids=["oblique", "sheared"])
+def test_without_a_header_both_forms_place_the_scan(tmp_path: Path, affine: np.ndarray) -> None:
+    """Some viewers read the qform alone; it can hold all but the shear."""
+    write_volume(tmp_path / "a.nii.gz", Volume(numbers(2, 3, 4), affine))
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert header["sform_code"] > 0 and header["qform_code"] > 0
+    assert np.allclose(header.get_sform(), affine, atol=1e-5)
+    qform = header.get_qform()
+    assert np.allclose(
+        np.linalg.norm(qform[:3, :3], axis=0), np.linalg.norm(affine[:3, :3], axis=0), atol=1e-4
+    )
+    assert np.allclose(qform[:3, 3], affine[:3, 3], atol=1e-4)
+    if affine is OBLIQUE:
+        assert np.allclose(qform, affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "told"),
+    [
+        (42, (-3).to_bytes(2, "little", signed=True), "has shape (-3, 3, 2)"),
+        (42, bytes(2), "has shape (0, 3, 2)"),
+        (70, (99).to_bytes(2, "little"), "data code 99 not recognized"),
+        (344, b"xyz\0", "cannot be read ("),
+    ],
+    ids=["negative", "empty", "type", "magic"],
+)
+def test_a_header_with_nonsense_is_one_sentence_and_no_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], place: int, content: bytes, told: str
+) -> None:
+    whole = bytearray(nib.Nifti1Image(numbers(4, 3, 2), OBLIQUE).to_bytes())
+    whole[place : place + len(content)] = content
+    (tmp_path / "a.nii").write_bytes(whole)
+    assert told in sentence(tmp_path / "a.nii")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_still_being_written_is_no_image() -> None:
+    assert not is_image_path(Path("out") / ".x.nii.gz.part.nii.gz")
