@@ -78,7 +78,7 @@ def build_lamb(model: nn.Module, lr: float, weight_decay: float) -> Lamb:
     )
 
 
-def learning_rate(progress: float, peak: float, warmup: float = 0.025, final_ratio: float = 0.01) -> float:
+def learning_rate(progress: float, peak: float, warmup: float = 0.025, final_ratio: float = 0.03) -> float:
     """Linear warm-up over the first `warmup` of the run (2,000 of 80,000 in the paper), then exponential decay.
 
     progress in 0..1; the rate falls from `peak` to `peak * final_ratio`. The paper does not give the decay's rate.

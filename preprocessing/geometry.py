@@ -29,7 +29,6 @@ Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 Matrices = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]  # (z,y,x); None: axis as it is
-NEGLIGIBLE = 1e-10  # weights below float32's grain
 TIE = 1e-5  # shares closer than this are equal: the lower label has the voxel, whatever the rounding
 NOTHING = 1e-10  # a weight below it is far below the precision of float32
 
@@ -130,9 +129,9 @@ class Resampling:
     def undo_labels(self, labels: np.ndarray) -> np.ndarray:
         """[shape_out] -> [shape_in]: the inverse of `apply_labels` where no axis was made coarser, else its like."""
         _expect(labels, self.shape_out)
-        return (
-            labels[self._centres()] if self._is_lossless else _resample_labels(labels, self.undo_matrices())
-        )
+        if self._is_lossless:
+            return labels[self._centres()]
+        return _resample_labels(labels, self.undo_matrices())
 
     def undo_scores(self, scores: np.ndarray) -> np.ndarray:
         """Linear, [shape_out] -> float32 [shape_in]."""

@@ -78,24 +78,24 @@ ORGANS = (
     ),
     Organ("gut", (Blob((0, 30, -45), (72, 30, 38)),), ct=15, mr=0.55, pet=1.0),
     Organ("stomach", (Blob((-38, 32, 40), (30, 26, 36), 20),), ct=5, mr=0.75, pet=0.8),
-    Organ("aorta", (Tube((-10, -24), (9, 9)),), ct=220, mr=0.06, pet=1.4),
+    Organ("aorta", (Tube((-10, -24), (9, 9)),), ct=220, mr=0.06, pet=1.1),
     Organ(
-        "liver", (Blob((50, 6, 46), (46, 52, 44)), Blob((4, 34, 54), (44, 22, 22))), ct=110, mr=0.50, pet=2.2
+        "liver", (Blob((50, 6, 46), (46, 52, 44)), Blob((4, 34, 54), (44, 22, 22))), ct=110, mr=0.50, pet=1.4
     ),
-    Organ("spleen", (Blob((-74, -22, 52), (22, 33, 32), -15),), ct=135, mr=0.68, pet=1.7),
+    Organ("spleen", (Blob((-74, -22, 52), (22, 33, 32), -15),), ct=135, mr=0.68, pet=1.2),
     Organ(
         "right_kidney",
         (Blob((58, -36, -14), (21, 20, 36), -12, bite=((-19, 4, 0), (11, 14, 11))),),
         ct=190,
         mr=0.95,
-        pet=2.8,
+        pet=1.6,
     ),
     Organ(
         "left_kidney",
         (Blob((-58, -36, -4), (21, 20, 36), 12, bite=((19, 4, 0), (11, 14, 11))),),
         ct=190,
         mr=0.95,
-        pet=2.8,
+        pet=1.6,
     ),
     Organ("spine", (Tube((0, -50), (18, 17), bend_mm=7),), ct=420, mr=0.18, pet=1.3),
     Organ("bladder", (Blob((0, 22, -96), (30, 25, 22)),), ct=8, mr=1.0, pet=11.0),
@@ -181,12 +181,12 @@ def _vary(organ: Organ, rng: np.random.Generator) -> Organ:
 
 def _draw_lesion(rng: np.random.Generator) -> Organ:
     """One hot lesion in the trunk above the bladder, in half of the subjects with a satellite beside it."""
-    centre = rng.uniform((-60.0, -25.0, -45.0), (60.0, 40.0, 80.0))
-    shapes = [_draw_ball(centre, rng.uniform(16.0, 26.0), rng)]
+    centre = rng.uniform((-55.0, -20.0, -40.0), (55.0, 35.0, 50.0))
+    shapes = [_draw_ball(centre, rng.uniform(18.0, 28.0), rng)]
     if rng.random() < 0.5:
         side = rng.normal(size=3)
-        beside = centre + 36.0 * side / np.linalg.norm(side)
-        shapes.append(_draw_ball(beside, rng.uniform(10.0, 14.0), rng))
+        beside = centre + 40.0 * side / np.linalg.norm(side)
+        shapes.append(_draw_ball(beside, rng.uniform(12.0, 16.0), rng))
     return Organ("lesion", tuple(shapes), ct=60, mr=0.7, pet=rng.uniform(6.0, 9.0))
 
 

@@ -32,9 +32,8 @@ import SimpleITK as sitk
 
 from preprocessing.errors import RawDataError
 
-logging.getLogger("nibabel.global").setLevel(
-    logging.CRITICAL
-)  # its remarks on headers: ours is the one sentence
+# nibabel prints remarks on odd headers; what has to be said our one sentence says
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -112,7 +111,6 @@ def read_labels(path: Path) -> Volume:
         array = whole
     low, high = int(array.min()), int(array.max())
     kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-    kind = np.promote_types(kind, np.int16) if low < 0 else kind
     return Volume(np.ascontiguousarray(array.astype(kind, copy=False)), affine, header)
 
 
@@ -130,9 +128,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     kind = nib.Nifti2Image if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Image
     try:
-        image = kind(
-            array.transpose(2, 1, 0), None, dtype=array.dtype
-        )  # with an affine it would rule the header
+        image = kind(array.transpose(2, 1, 0), None, dtype=array.dtype)  # an affine would rule the header
     except HeaderDataError:
         raise RawDataError(
             f"NIfTI has no type {array.dtype} (for {path}): convert the array first."

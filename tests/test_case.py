@@ -115,6 +115,35 @@ def test_offset_then_clip_then_z_score_on_native_voxels_then_cubic() -> None:
     assert np.array_equal(case.trace.native_affine, np.diag([1.0, 1.5, 2.0, 1.0]))
 
 
+def test_the_mask_does_not_change_the_image_that_prediction_sees() -> None:
+    image = Volume(
+        np.random.default_rng(4).normal(size=(6, 8, 10)).astype(np.float32), affine_of(9, (1, 2, 3))
+    )
+    labels = Volume(speckles((6, 8, 10)), image.affine)
+    for spacing in (0.7, 1.5, 2.5):
+        store = preprocess_case(image, (spacing,) * 3, Normalisation.for_modality("MR"), labels)
+        alone = preprocess_case(image, (spacing,) * 3, Normalisation.for_modality("MR"))
+        assert np.array_equal(store.image, alone.image) and np.array_equal(store.affine, alone.affine)
+        assert store.spacing_mm == alone.spacing_mm
+
+
+def test_percentiles_are_those_of_the_scan_not_of_the_resampled_one() -> None:
+    array = np.random.default_rng(4).normal(size=(6, 8, 10)).astype(np.float32)
+    rule = Normalisation.for_modality("MR")
+    case = preprocess_case(Volume(array, np.eye(4)), (2.0, 2.0, 2.0), rule)
+    resampling = Resampling((6, 8, 10), (3, 4, 5))
+    assert np.allclose(case.image, resampling.apply_image(normalise(array, rule)), atol=1e-6)
+    assert not np.allclose(case.image, normalise(resampling.apply_image(array), rule), atol=0.1)
+
+
+def test_target_spacing_is_of_the_upright_axes_not_of_the_files() -> None:
+    # file axes i -> S, j -> R, k -> A with 1 (i), 2 (j), 3 (k) mm; wanted: S 2, A 3, R 1 mm
+    affine = np.array([[0, 2.0, 0, 0], [0, 0, 3.0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+    case = preprocess_case(Volume(np.zeros((4, 5, 6), np.float32), affine), (2.0, 3.0, 1.0), PLAIN)
+    assert case.image.shape == (3, 4, 10) and case.spacing_mm == (2.0, 3.0, 1.0)
+    assert case.trace.native_shape == (4, 5, 6) and case.trace.resampling.shape_in == (6, 4, 5)
+
+
 def test_the_input_is_left_as_it_is() -> None:
     labels = Volume(speckles((4, 4, 4)), np.eye(4))
     image = Volume(labels.array.astype(np.float32), np.eye(4))

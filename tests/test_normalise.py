@@ -71,6 +71,13 @@ def test_a_constant_volume_becomes_zeros(value: float, rule: Normalisation) -> N
     assert result.dtype == np.float32 and result.shape == (9, 9, 9) and not result.any()
 
 
+def test_rounding_of_a_constant_is_no_contrast() -> None:
+    array = np.full((9, 9, 9), 1000, np.float32)
+    array[4, 4, 4] = np.nextafter(np.float32(1000), np.float32(2000))
+    for rule in (CT, MR, Normalisation(modality="PET")):
+        assert not normalise(array, rule).any()
+
+
 def test_all_air_becomes_zeros() -> None:
     assert not normalise(np.random.default_rng(0).uniform(-3000, -991, (4, 4, 4)), CT).any()
 
@@ -81,7 +88,7 @@ def test_a_small_object_on_an_empty_background_is_not_clipped_away() -> None:
     assert np.allclose(normalise(array, MR), naive(array, 0, 300), atol=1e-5)
 
 
-@pytest.mark.parametrize(("mean", "spread"), [(1e6, 50), (-3e5, 100), (1e-3, 1e-4), (0, 1e8)])
+@pytest.mark.parametrize(("mean", "spread"), [(1e6, 50), (-3e5, 100), (1e-3, 1e-4), (0, 1e-8), (0, 1e8)])
 def test_contrast_far_from_zero_or_of_any_unit_is_kept(mean: float, spread: float) -> None:
     array = np.random.default_rng(2).normal(mean, spread, (7, 8, 9)).astype(np.float32)
     result = normalise(array, Normalisation(modality="MR"))

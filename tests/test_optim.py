@@ -52,7 +52,7 @@ def test_schedule_by_hand() -> None:
     assert learning_rate(0.0125, peak) == pytest.approx(peak / 2)
     assert learning_rate(0.025, peak) == pytest.approx(peak)
     half = 0.025 + 0.975 / 2
-    assert learning_rate(half, peak) == pytest.approx(peak * 0.1)
-    assert learning_rate(1.0, peak) == pytest.approx(peak * 0.01)
-    assert learning_rate(7.0, peak) == pytest.approx(peak * 0.01)
+    assert learning_rate(half, peak) == pytest.approx(peak * math.sqrt(0.03))
+    assert learning_rate(1.0, peak) == pytest.approx(peak * 0.03)
+    assert learning_rate(7.0, peak) == pytest.approx(peak * 0.03)
     assert 0 < learning_rate(0.0, peak) < peak / 100

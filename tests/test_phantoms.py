@@ -17,7 +17,6 @@ from scipy.ndimage import binary_erosion
 from preprocessing.adapters import find_cases
 from preprocessing.phantom_anatomy import Blob, Tube, draw_anatomy
 from preprocessing.phantoms import (
-    FIELD_OF_VIEW_MM,
     KINDS,
     MAX_OBLIQUE_DEGREES,
     Kind,
@@ -115,21 +114,22 @@ def test_signed_distance_of_a_ball_a_turned_blob_and_a_tube() -> None:
 
 
 @pytest.mark.parametrize("codes", sorted({codes for kind in KINDS for codes in kind.axcodes}))
-def test_grid_has_the_axes_it_is_asked_for_and_its_middle_at_the_origin(codes: str) -> None:
-    voxels = (50, 40, 54)
-    shape, straight = draw_grid(np.random.default_rng(0), voxels, codes, oblique=False)
+def test_grid_has_the_axes_it_is_asked_for_and_its_middle(codes: str) -> None:
+    kind = Kind("any", "CT", (50, 40, 54), (2.0, 3.0, 4.0), (5.0, -6.0, 7.0), (codes,))
+    shape, straight = draw_grid(np.random.default_rng(0), kind, codes, oblique=False)
     assert "".join(nib.aff2axcodes(straight)) == codes
     assert np.count_nonzero(straight[:3, :3]) == 3
     along = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-    assert shape == tuple(voxels[along[letter]] for letter in codes)
-    np.testing.assert_allclose(np.abs(straight[:3, :3]) @ np.array(shape), FIELD_OF_VIEW_MM)
-    same_shape, oblique = draw_grid(np.random.default_rng(0), voxels, codes, oblique=True)
+    assert shape == tuple(kind.voxels[along[letter]] for letter in codes)
+    np.testing.assert_allclose(np.abs(straight[:3, :3]) @ np.array(shape), [100, 120, 216])
+    same_shape, oblique = draw_grid(np.random.default_rng(0), kind, codes, oblique=True)
     assert same_shape == shape and "".join(nib.aff2axcodes(oblique)) == codes
     turn = oblique[:3, :3] @ np.linalg.inv(straight[:3, :3])
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     angle = np.degrees(np.arccos((np.trace(turn) - 1) / 2))
     assert 0.3 * MAX_OBLIQUE_DEGREES <= angle <= MAX_OBLIQUE_DEGREES
-    np.testing.assert_allclose(grid_points(shape, oblique).mean(axis=(0, 1, 2)), 0, atol=1e-9)
+    for affine in (straight, oblique):
+        np.testing.assert_allclose(grid_points(shape, affine).mean(axis=(0, 1, 2)), [5, -6, 7], atol=1e-9)
 
 
 def test_files_are_mixed_in_orientation_and_spacing() -> None:

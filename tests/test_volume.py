@@ -1,60 +1,25 @@
-"""Files: values, geometry and headers against nibabel and SimpleITK; every damage is one sentence."""
+"""Reading: values and places against nibabel; every damage is one sentence. Arrays are (z,y,x)."""
 
 from __future__ import annotations
 
 import doctest
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy.spatial.transform import Rotation
+from nifti_files import SHAPE, affine_of, grey, save, sentence
 
 from preprocessing import volume as module
-from preprocessing.errors import RawDataError
 from preprocessing.volume import (
-    Volume,
     case_id_of,
     corner_shift,
     is_image_path,
-    orientation_conflict,
     read_labels,
     read_volume,
-    write_volume,
 )
-
-TURN = Rotation.from_rotvec([0.2, -0.1, 0.35]).as_matrix()
-SHAPE = (4, 5, 6)  # (z,y,x)
-
-
-def affine_of(spacing_xyz: tuple[float, ...] = (0.75, 1.25, 3.0), turn: np.ndarray = TURN) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([-1, 1, 1]) * np.array(spacing_xyz)
-    affine[:3, 3] = (-12.5, 40.25, 7.0)
-    return affine
-
-
-def grey(kind: type = np.int16) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 1200, SHAPE).astype(kind)
-
-
-def save(path: Path, array_zyx: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    image = nib.Nifti1Image(array_zyx.T, affine_of() if affine is None else affine, dtype=array_zyx.dtype)
-    nib.save(image, path)
-    return path
-
-
-def sentence(path: Path, read: Callable[[Path], object] = read_volume) -> str:
-    """What reading says; it must be one sentence on one line that names the file."""
-    with pytest.raises(RawDataError) as caught:
-        read(path)
-    text = str(caught.value)
-    assert str(path) in text and "\n" not in text and text.endswith(".")
-    return text
-
 
 # Reading
 
@@ -123,72 +88,6 @@ def test_cosines_that_are_not_quite_orthonormal_are_read(tmp_path: Path) -> None
     affine[:3, 0] += (0.0, 0.02, 0.01)
     scan = read_volume(save(tmp_path / "a.nii.gz", grey(), affine))
     assert np.allclose(scan.affine, affine, atol=1e-5)
-
-
-@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd"])
-def test_itk_formats_lie_where_the_nifti_of_the_same_scan_lies(tmp_path: Path, ending: str) -> None:
-    save(tmp_path / "a.nii.gz", grey())
-    image = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
-    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
-    scan = read_volume(tmp_path / f"a{ending}")
-    assert np.array_equal(scan.array, grey()) and scan.array.dtype == np.float32
-    assert np.allclose(scan.affine, affine_of(), atol=1e-4)
-    assert scan.header is None
-
-
-def test_a_fourth_axis_of_length_one_is_dropped_from_mha_too(tmp_path: Path) -> None:
-    image = sitk.JoinSeries(sitk.GetImageFromArray(grey()))
-    sitk.WriteImage(image, str(tmp_path / "a.mha"))
-    assert np.array_equal(read_volume(tmp_path / "a.mha").array, grey())
-
-
-def write_dicom(folder: Path, array: np.ndarray, uid: str) -> None:
-    """An axial series, slices 2.5 mm apart along a turned normal, in files whose names run backwards."""
-    folder.mkdir(exist_ok=True)
-    cosines = TURN @ np.eye(3)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k, plane in enumerate(array):
-        image = sitk.GetImageFromArray(plane[None])
-        image.SetSpacing((0.5, 0.8, 2.5))
-        place = np.array([10.0, -20.0, 30.0]) + 2.5 * k * cosines[:, 2]
-        tags = {
-            "0008|0060": "CT",
-            "0008|0018": f"{uid}.{k + 1}",
-            "0020|000e": uid,
-            "0020|000d": "1.2.3",
-            "0020|0013": str(k),
-            "0020|0032": "\\".join(f"{v:.8f}" for v in place),
-            "0020|0037": "\\".join(f"{v:.8f}" for v in [*cosines[:, 0], *cosines[:, 1]]),
-            "0028|1053": "1",
-            "0028|1052": "0",
-        }
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid}_{99 - k}.dcm"))
-        writer.Execute(image)
-
-
-def test_a_dicom_folder_is_sorted_by_place(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "series", grey(), "1.2.3.4")
-    scan = read_volume(tmp_path / "series")
-    assert np.array_equal(scan.array, grey())
-    expected = np.eye(4)
-    expected[:3, :3] = TURN * np.array([0.5, 0.8, 2.5])
-    expected[:3, 3] = (10, -20, 30)
-    assert np.allclose(scan.affine, np.diag([-1, -1, 1, 1]) @ expected, atol=1e-4)
-    assert scan.spacing_mm == pytest.approx((2.5, 0.8, 0.5), abs=1e-4)
-
-
-def test_folders_without_or_with_two_series_are_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "none").mkdir()
-    assert "holds one series" in sentence(tmp_path / "none") and "holds none" in sentence(tmp_path / "none")
-    assert capfd.readouterr().err == "", "ITK's own warning is printed too"
-    for uid in ("1.2.3.4", "1.2.3.5"):
-        write_dicom(tmp_path / "two", grey(), uid)
-    assert "holds 2: give each its own folder" in sentence(tmp_path / "two")
 
 
 # Labels
@@ -323,171 +222,7 @@ def test_a_singular_affine(tmp_path: Path) -> None:
     assert "has a singular affine" in sentence(tmp_path / "a.nii")
 
 
-# Writing
-
-
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.float32, bool])
-def test_written_volumes_are_read_back_by_nibabel_and_simpleitk(
-    tmp_path: Path, ending: str, kind: type
-) -> None:
-    array = grey() % 2 == 1 if kind is bool else (grey() % 250).astype(kind)
-    path = tmp_path / "new" / f"a{ending}"
-    write_volume(path, Volume(array, affine_of()))
-    stored = nib.load(path)
-    assert stored.get_data_dtype() == (np.uint8 if kind is bool else kind)
-    assert np.array_equal(np.asarray(stored.dataobj).T, array)
-    assert np.allclose(stored.affine, affine_of(), atol=1e-5)
-    assert stored.header.get_xyzt_units()[0] == "mm"
-    image = sitk.ReadImage(str(path))
-    expected = np.diag([-1, -1, 1]) @ affine_of()[:3, :3] / np.array([0.75, 1.25, 3.0])
-    assert np.allclose(np.array(image.GetDirection()).reshape(3, 3), expected, atol=1e-5)
-    assert np.allclose(image.GetSpacing(), (0.75, 1.25, 3.0), atol=1e-5)
-    assert np.allclose(image.GetOrigin(), (12.5, -40.25, 7.0), atol=1e-5)
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
-def test_the_same_volume_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.nii.gz", "b.nii.gz"):
-        write_volume(tmp_path / name, Volume(grey(), affine_of()))
-    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
-
-
-GEOMETRY = (
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-    "qoffset_z",
-)
-GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units", "pixdim")  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize(("sform", "qform"), [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (4, 3)])
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("flavour", ["<", ">", "2"])
-def test_the_headers_geometry_is_kept_to_the_bit(
-    tmp_path: Path, sform: int, qform: int, apart: bool, flavour: str
-) -> None:
-    kind = nib.Nifti2Image if flavour == "2" else nib.Nifti1Image
-    header = kind.header_class(endianness="<" if flavour == "2" else flavour)
-    image = kind(grey().T, None, header)
-    image.header.set_xyzt_units("mm", "sec")
-    other = affine_of(turn=np.eye(3)) if apart else affine_of()
-    image.set_sform(affine_of(), sform)
-    image.set_qform(other, qform)
-    nib.save(image, tmp_path / "scan.nii.gz")
-    scan = read_volume(tmp_path / "scan.nii.gz")
-    write_volume(tmp_path / "mask.nii.gz", Volume(np.ones(SHAPE, np.uint8), scan.affine, scan.header))
-    before, after = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "mask.nii.gz")
-    for field in GEOMETRY:
-        stop = 4 if field == "pixdim" else None
-        kept, given = np.atleast_1d(after.header[field])[:stop], np.atleast_1d(before.header[field])[:stop]
-        assert np.array_equal(kept, given), field
-    assert np.array_equal(after.affine, before.affine)
-    assert after.get_data_dtype() == np.uint8 and np.asarray(after.dataobj).all()
-    assert after.header.get_slope_inter() == (None, None)
-
-
-@pytest.mark.parametrize(("sform", "qform"), [(0, 0), (1, 0), (0, 1), (2, 3)])
-def test_an_affine_that_is_not_the_headers_wins(tmp_path: Path, sform: int, qform: int) -> None:
-    image = nib.Nifti1Image(grey().T, None)
-    image.set_sform(affine_of(), sform)
-    image.set_qform(affine_of(), qform)
-    moved = affine_of((1.5, 1.5, 1.5))
-    write_volume(tmp_path / "a.nii.gz", Volume(np.ones((2, 3, 4), np.uint8), moved, image.header))
-    stored = nib.load(tmp_path / "a.nii.gz")
-    assert np.allclose(stored.affine, moved, atol=1e-5)
-    assert stored.header["sform_code"] == (sform or 1) and stored.header["qform_code"] == qform
-    if qform:
-        assert np.allclose(stored.get_qform(), moved, atol=1e-4)
-
-
-def test_other_endings_and_types_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        RawDataError, match=r"written as \.nii\.gz or \.nii, but .*a\.mha was asked for: rename it\."
-    ):
-        write_volume(tmp_path / "a.mha", Volume(grey(), affine_of()))
-    with pytest.raises(
-        RawDataError, match=r"NIfTI has no type float16 \(for .*a\.nii\): convert the array first\."
-    ):
-        write_volume(tmp_path / "a.nii", Volume(grey(np.float16), affine_of()))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.nii.gz"
-    write_volume(path, Volume(grey(), affine_of()))
-    before = path.read_bytes()
-
-    def half(image: nib.Nifti1Image, name: Path) -> None:
-        Path(name).write_bytes(b"half a file")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(module.nib, "save", half)
-    with pytest.raises(OSError, match="no space left"):
-        write_volume(path, Volume(grey() + 1, affine_of()))
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-# Geometry that disagrees with itself; names
-
-
-def with_forms(path: Path, sform: np.ndarray, qform: np.ndarray, codes: tuple[int, int] = (1, 1)) -> Path:
-    image = nib.Nifti1Image(grey().T, None)
-    image.set_sform(sform, codes[0])
-    image.set_qform(qform, codes[1])
-    nib.save(image, path)
-    return path
-
-
-def test_qform_and_sform_half_a_voxel_apart(tmp_path: Path) -> None:
-    here = affine_of(turn=np.eye(3))
-
-    def moved(x: float, z: float) -> np.ndarray:
-        there = here.copy()
-        there[:3, 3] += (x, 0, z)
-        return there
-
-    path = tmp_path / "a.nii.gz"
-    assert orientation_conflict(with_forms(path, here, here)) is None
-    assert orientation_conflict(with_forms(path, here, moved(0.36, 0))) is None  # of 0.75 mm
-    assert orientation_conflict(with_forms(path, here, moved(0, 1.4))) is None  # of 3 mm
-    assert orientation_conflict(with_forms(path, here, moved(0.39, 0))) == (
-        "qform and sform lie 0.4 mm apart at a corner; the sform is used"
-    )
-    assert orientation_conflict(with_forms(path, here, moved(3, 4))) == (
-        "qform and sform lie 5.0 mm apart at a corner; the sform is used"
-    )
-    assert np.allclose(read_volume(path).affine, here)
-    for codes in ((1, 0), (0, 1), (0, 0)):
-        assert orientation_conflict(with_forms(path, here, moved(30, 0), codes)) is None
-    # a turn moves the far corners most: x spans 5 * 0.75 mm, y 4 * 1.25 mm
-    flipped = here @ np.diag([-1, -1, 1, 1])
-    assert f"{2 * np.hypot(3.75, 5):.1f} mm" in (orientation_conflict(with_forms(path, here, flipped)) or "")
-
-
-def test_a_qform_that_is_none_is_told(tmp_path: Path) -> None:
-    raw = bytearray(with_forms(tmp_path / "a.nii", affine_of(), affine_of()).read_bytes())
-    raw[256:268] = np.array([0.9, 0.9, 0.9], np.float32).tobytes()  # quaternion longer than 1
-    (tmp_path / "a.nii").write_bytes(bytes(raw))
-    assert orientation_conflict(tmp_path / "a.nii") == "the qform is not valid; the sform is used"
-    assert np.allclose(read_volume(tmp_path / "a.nii").affine, affine_of(), atol=1e-5)
-
-
-def test_only_nifti_has_two_forms(tmp_path: Path) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(grey()), str(tmp_path / "a.mha"))
-    assert orientation_conflict(tmp_path / "a.mha") is None
-    assert orientation_conflict(tmp_path) is None
-    (tmp_path / "a.nii.gz").write_bytes(b"\x1f\x8b broken")
-    assert "the file is damaged" in sentence(tmp_path / "a.nii.gz", orientation_conflict)
-    assert "cannot be opened (No such file" in sentence(tmp_path / "b.nii.gz", orientation_conflict)
+# Names and corners
 
 
 def test_corner_shift_by_hand() -> None:

@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nifti_files import sentence
 from scans import affine_of, save
 
-from preprocessing.errors import RawDataError
 from preprocessing.volume import Volume, is_image_path, read_labels, read_volume, write_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -37,9 +37,9 @@ def itk_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
     return image
 
 
-def write_dicom(folder: Path, image: sitk.Image, tilt_mm: float = 0.0) -> list[Path]:
+def write_dicom(folder: Path, image: sitk.Image, uid: str = "1.2.3", tilt_mm: float = 0.0) -> list[Path]:
     """One file a slice, in HU by an intercept of -1024; `tilt_mm` shifts each slice against the last along x."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     across, down, _ = np.array(image.GetDirection()).reshape(3, 3).T
@@ -49,9 +49,9 @@ def write_dicom(folder: Path, image: sitk.Image, tilt_mm: float = 0.0) -> list[P
         place = np.array(image.TransformIndexToPhysicalPoint((0, 0, k))) + k * tilt_mm * across
         tags = {
             "0008|0060": "CT",
-            "0008|0018": f"1.2.3.{k + 1}",
+            "0008|0018": f"{uid}.{k + 1}",
             "0020|000d": "1.2",
-            "0020|000e": "1.2.3",
+            "0020|000e": uid,
             "0020|0013": str(k + 1),
             "0020|0032": "\\".join(f"{value:.6f}" for value in place),
             "0020|0037": "\\".join(f"{value:.8f}" for value in (*across, *down)),
@@ -60,18 +60,10 @@ def write_dicom(folder: Path, image: sitk.Image, tilt_mm: float = 0.0) -> list[P
         }
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
-        paths.append(folder / f"{99 - k}.dcm")  # only the positions tell the order
+        paths.append(folder / f"{uid}_{99 - k}.dcm")  # only the positions tell the order
         writer.SetFileName(str(paths[-1]))
         writer.Execute(piece)
     return paths
-
-
-def sentence(path: Path) -> str:
-    with pytest.raises(RawDataError) as caught:
-        read_volume(path)
-    text = str(caught.value)
-    assert str(path) in text and "\n" not in text and text.endswith(".")
-    return text
 
 
 # DICOM series
@@ -117,6 +109,16 @@ def test_one_slice_is_a_scan(tmp_path: Path) -> None:
     assert np.allclose(scan.affine[:3, [0, 1, 3]], AXIAL[:3, [0, 1, 3]], atol=1e-4)
 
 
+def test_a_folder_with_no_series_or_two_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    assert sentence(tmp_path / "none").startswith("A DICOM folder holds one series, but ")
+    assert "holds none: give each its own folder" in sentence(tmp_path / "none")
+    assert capfd.readouterr().err == "", "ITK's own warning is printed too"
+    for uid in ("1.2.3.4", "1.2.3.5"):
+        write_dicom(tmp_path / "two", itk_image(numbers(2, 3, 4), AXIAL), uid)
+    assert "holds 2: give each its own folder" in sentence(tmp_path / "two")
+
+
 # ITK's own formats
 
 
@@ -127,9 +129,17 @@ def test_itk_formats_agree_with_nifti_in_any_orientation(tmp_path: Path, ending:
     array = numbers(3, 4, 5)
     sitk.WriteImage(itk_image(array, affine), str(tmp_path / f"a{ending}"))
     scan = read_volume(tmp_path / f"a{ending}")
-    assert np.array_equal(scan.array, array)
+    assert np.array_equal(scan.array, array) and scan.array.dtype == np.float32 and scan.header is None
     assert np.allclose(scan.affine, read_volume(save(tmp_path / "a.nii", array, affine)).affine, atol=1e-5)
     assert np.array_equal(read_labels(tmp_path / f"a{ending}").array, array)
+
+
+def test_a_fourth_axis_of_length_one_is_dropped(tmp_path: Path) -> None:
+    array = numbers(3, 4, 5)
+    sitk.WriteImage(sitk.JoinSeries([itk_image(array, OBLIQUE)]), str(tmp_path / "a.mha"))
+    scan = read_volume(tmp_path / "a.mha")
+    assert np.array_equal(scan.array, array)
+    assert np.allclose(scan.affine, OBLIQUE, atol=1e-5)
 
 
 # Headers of NIfTI
@@ -186,13 +196,13 @@ def test_without_a_header_both_forms_place_the_scan(tmp_path: Path, affine: np.n
     ids=["negative", "empty", "type", "magic"],
 )
 def test_a_header_with_nonsense_is_one_sentence_and_no_more(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], place: int, content: bytes, told: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, content: bytes, told: str
 ) -> None:
     whole = bytearray(nib.Nifti1Image(numbers(4, 3, 2), OBLIQUE).to_bytes())
     whole[place : place + len(content)] = content
     (tmp_path / "a.nii").write_bytes(whole)
     assert told in sentence(tmp_path / "a.nii")
-    assert capfd.readouterr() == ("", "")
+    assert not caplog.records, "nibabel speaks too"
 
 
 def test_a_file_still_being_written_is_no_image() -> None:
