@@ -96,17 +96,24 @@ def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def collect_rows(results: Path, runs: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of results/<run>/evaluation/*.csv of all runs, or of some. EvaluationError if there are none.
+    """The rows of results/<run>/evaluation/*.csv of all runs, or of some. EvaluationError if a run has none.
 
     The baseline comes with every run and is kept once for each dataset, split, case and class.
     """
     paths = sorted(results.glob(f"*/{EVALUATION}/*.csv"))
-    if runs is not None:
-        paths = [path for path in paths if path.parents[1].name in runs]
     if not paths:
         raise EvaluationError(
             f"{results} holds no <run>/{EVALUATION}/*.csv to make tables from: run iris_evaluate first."
         )
+    if runs is not None:
+        known = sorted({path.parents[1].name for path in paths})
+        absent = [run for run in runs if run not in known]
+        if absent:
+            raise EvaluationError(
+                f"Under {results} these runs were evaluated: {', '.join(known)}; asked for {', '.join(absent)}: "
+                "name others, or run iris_evaluate first."
+            )
+        paths = [path for path in paths if path.parents[1].name in runs]
     frame = pd.concat([read_rows(path) for path in paths], ignore_index=True)
     repeated = frame["run"].eq(BASELINE_RUN) & frame.duplicated(
         ["run", "dataset", "split", "strategy", "case", "class"]

@@ -7,6 +7,7 @@ as references, segment its references, so that each encoded volume serves twice 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,8 +32,19 @@ from iris_pipeline.metrics import dice
 from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_config, build_iris, count_parameters
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.run_log import RunLog
-from preprocessing.errors import CheckpointError, ModelError
+from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.store import Store
+
+# The least value of each setting that counts something; without it a negative --iterations would never end.
+_LEAST = {
+    "iterations": 0,
+    "minutes": 0,
+    "groups": 1,
+    "group_size": 1,
+    "validate_every": 1,
+    "workers": 0,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,12 @@ class TrainSettings:
             raise ModelError("Training needs an end: give --iterations, --minutes, or both.")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ModelError(f"--precision must be auto, bf16 or fp32; got {self.precision!r}.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:  # also refuses NaN
+                raise ModelError(f"--{name.replace('_', '-')} must be {least} or more; got {value}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ModelError(f"--learning-rate must be above 0; got {self.learning_rate}.")
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -237,8 +255,11 @@ def train(
     """Train one model over several stores; returns the checkpoint folder.
 
     start_from: a run whose weights (not its bank, not its optimiser) this one begins with. Raises CheckpointError
-    if `folder` holds a run already and `resume` is not set, or nothing where it is.
+    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out dataset.
     """
+    held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
+    if held_out:
+        raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = folder / "checkpoint"
     exists = (checkpoint / "state.json").exists()
@@ -255,8 +276,14 @@ def train(
     model = build_iris(config, seed=settings.seed) if start_from is None else _weights_of(start_from, config)
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
+    plans = {name: store.plan for name, store in stores.items()}
     if resume:
         loaded = load_model(checkpoint)
+        if loaded.plans != plans:
+            raise CheckpointError(
+                f"{folder} was trained on {', '.join(loaded.plans)}, each with its plan of then, and the stores of "
+                f"{', '.join(plans)} are others: give the same -d, make the stores as they were, or start anew."
+            )
         model, bank = loaded.model, loaded.bank
         iteration, seconds, best = loaded.state.iteration, loaded.state.seconds, loaded.state.validation
     model.to(device).train()
@@ -273,7 +300,6 @@ def train(
         weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
-    plans = {name: store.plan for name, store in stores.items()}
     specs = {name: store.manifest.spec.model_dump(mode="json") for name, store in stores.items()}
 
     def save() -> None:
@@ -322,6 +348,7 @@ def train(
         finally:
             bar.close()
         if fixed:
+            save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
             best = validate(model, fixed, device, settings.precision)
             log.validation(iteration, best)
         save()

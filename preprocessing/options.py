@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
 from preprocessing.errors import IrisError
 from preprocessing.parallel import default_workers
 
+INTERRUPTED = "Interrupted; what was finished is kept, run the same command again to go on."
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 DATASETS_HELP = "names, YAML files, or: all, upstream, held-out, phantom (those with a folder under raw/)"
 
 
@@ -47,13 +50,32 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def ending(function: Callable[[], int]) -> int:
-    """The exit status of a stage; an IrisError becomes its sentence on stderr and status 1."""
+def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
+    """The exit status of a command; what a user can mend becomes one sentence on stderr.
+
+    Status 1 for an IrisError and for a file or folder that the system refuses, 130 for Ctrl-C (`interrupted`).
+    Anything else is a defect of ours and keeps its traceback.
+    """
     try:
         return function()
     except IrisError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        print(f"Error: {_refused_by_system(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+
+
+def _refused_by_system(error: OSError) -> str:
+    """One sentence on a path that cannot be read or written, or on a full disk."""
+    place = f"{error.filename} cannot be read or written" if error.filename else "A file cannot be written"
+    remedy = "make room there" if error.errno in _FULL else "give another path or mend its permissions"
+    return f"{place} ({error.strerror}): {remedy}."
 
 
 def _at_least_one(text: str) -> int:

@@ -181,11 +181,11 @@ def _vary(organ: Organ, rng: np.random.Generator) -> Organ:
 
 def _draw_lesion(rng: np.random.Generator) -> Organ:
     """One hot lesion in the trunk above the bladder, in half of the subjects with a satellite beside it."""
-    centre = rng.uniform((-55.0, -20.0, -40.0), (55.0, 35.0, 50.0))
+    centre = rng.uniform((-40.0, -20.0, -35.0), (40.0, 25.0, 20.0))
     shapes = [_draw_ball(centre, rng.uniform(18.0, 28.0), rng)]
     if rng.random() < 0.5:
         side = rng.normal(size=3)
-        beside = centre + 40.0 * side / np.linalg.norm(side)
+        beside = centre + 34.0 * np.array([side[0], side[1], abs(side[2])]) / np.linalg.norm(side)
         shapes.append(_draw_ball(beside, rng.uniform(12.0, 16.0), rng))
     return Organ("lesion", tuple(shapes), ct=60, mr=0.7, pet=rng.uniform(6.0, 9.0))
 

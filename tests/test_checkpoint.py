@@ -93,6 +93,17 @@ def test_a_save_that_dies_half_way_leaves_the_former_one_whole(
     assert loaded.state.iteration == 2 and loaded.model_hash == hash_weights(model)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    model, _, _ = write(tmp_path, iteration=2)
+    (tmp_path / "weights-0000030.safetensors").mkdir()  # stands where the new file is to be
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written to .*weights-0000030.*the former one is kept"
+    ):
+        write(tmp_path, seed=1, iteration=30)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert load_model(tmp_path).model_hash == hash_weights(model)
+
+
 def test_hash_depends_on_every_value() -> None:
     model = build_iris(CONFIG, seed=0)
     before = hash_weights(model)

@@ -228,6 +228,23 @@ def test_arguments_that_exclude_one_another(root: Path, capsys: Any) -> None:
     assert "invalid choice: 'tuning'" in capsys.readouterr().err
 
 
+def test_results_that_cannot_be_written_are_one_sentence(
+    root: Path, scans: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "note.txt").write_text("no folder")
+    for out in (tmp_path / "note.txt", tmp_path / "note.txt" / "masks"):
+        assert predict_main(["-i", str(scans), "-o", str(out), "--root", str(root)]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"Error: {tmp_path / 'note.txt'}") and "give another path" in error
+    assert (tmp_path / "note.txt").read_text() == "no folder"
+
+
+def test_no_references_cannot_be_drawn(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        predict_main(["-i", "a", "-o", "b", "-r", "c", "--references", "0"])
+    assert "--references: takes a whole number from 1 on, not '0'" in capsys.readouterr().err
+
+
 def test_another_models_task_is_refused(
     root: Path, refs: Path, scans: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from conftest import TinyRaw
 
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
 from preprocessing import fingerprint, plan, run
+from preprocessing.options import ending
 from preprocessing.paths import Root
 from preprocessing.store import Store
 
@@ -82,6 +84,41 @@ def test_datasets_lists_what_is_known_and_what_is_there(
     assert rows["la2018"] == ["upstream", "MR", "1", "yes", "unfinished"]
     assert rows["sts_ct"] == ["held-out", "CT", "1", "-", "-"]
     assert lines[-1] == f"Under {tmp_path / 'raw'} without a specification: mine."
+
+
+def test_a_dataset_of_ones_own_is_listed_from_its_store(
+    tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw" / "tiny").mkdir(parents=True)
+    (tmp_path / "preprocessed").symlink_to(tiny_store.folder.parent)
+    assert datasets_main(["--root", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    row = next(line.split() for line in text.splitlines() if line.startswith("tiny "))
+    assert row == ["tiny", "upstream", "MR", "3", "yes", "finished"] and "without a specification" not in text
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
+    def defect() -> int:
+        raise OSError("nobody knows")
+
+    assert ending(lambda: len((tmp_path / "no").read_text())) == 1
+    assert capsys.readouterr().err == (
+        f"Error: {tmp_path / 'no'} cannot be read or written (No such file or directory): give another path or "
+        "mend its permissions.\n"
+    )
+    assert ending(full) == 1
+    assert capsys.readouterr().err == (
+        "Error: A file cannot be written (No space left on device): make room there.\n"
+    )
+    assert ending(stopped, "Stopped.") == 130 and capsys.readouterr().err == "Stopped.\n"
+    with pytest.raises(OSError, match="nobody knows"):
+        ending(defect)
 
 
 def test_each_stage_runs_alone(tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

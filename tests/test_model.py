@@ -115,9 +115,9 @@ def naive_context(branch: ContextBranch, features: torch.Tensor, masks: torch.Te
 @pytest.mark.parametrize("factor,groups", [(2, 1), (4, 1), (2, 3)])
 def test_context_branch_equals_shuffle_concat_convolve_unshuffle(factor: int, groups: int) -> None:
     torch.manual_seed(1)
-    branch = ContextBranch(channels=5, factor=factor, groups=groups)
-    features = torch.randn(2, 5, 2, 3, 2, requires_grad=True)
-    masks = random_masks(2, 3, 2 * factor, 3 * factor, 2 * factor)
+    branch = ContextBranch(channels=5, factor=factor, groups=groups).double()
+    features = torch.randn(2, 5, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    masks = random_masks(2, 3, 2 * factor, 3 * factor, 2 * factor).double()
     fast, naive = branch(features, masks), naive_context(branch, features, masks)
     torch.testing.assert_close(fast, naive, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(fast)
@@ -125,7 +125,7 @@ def test_context_branch_equals_shuffle_concat_convolve_unshuffle(factor: int, gr
     fast_gradients = torch.autograd.grad((fast * weights).sum(), inputs)
     naive_gradients = torch.autograd.grad((naive * weights).sum(), inputs)
     for a, b in zip(fast_gradients, naive_gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_against_the_formula() -> None:

@@ -137,12 +137,9 @@ def test_files_are_mixed_in_orientation_and_spacing() -> None:
     for kind in KINDS:
         affines = [scan(kind, case)[1].affine for case in range(4)]
         assert len({nib.aff2axcodes(affine) for affine in affines}) == 4
-        spacing = np.linalg.norm(affines[0][:3, :3], axis=0)
-        assert max(spacing) / min(spacing) > 1.1
-        assert min(kind.voxels) >= 40 and max(kind.voxels) <= 56
-        spacing = np.array(FIELD_OF_VIEW_MM) / kind.voxels
-        assert spacing.max() / spacing.min() > 1.2
-        thickest[kind.name] = "xyz"[spacing.argmax()]
+        assert min(kind.voxels) >= 25 and max(kind.voxels) <= 50
+        assert max(kind.spacing_mm) / min(kind.spacing_mm) > 1.2
+        thickest[kind.name] = "xyz"[np.argmax(kind.spacing_mm)]
     assert thickest == {"phantom_ct": "z", "phantom_mr": "x", "phantom_pet": "z"}
 
 
@@ -243,8 +240,11 @@ def test_anatomies_differ_but_are_bodies() -> None:
 def test_hounsfield_units() -> None:
     image, labels = scan(CT, 1)
     assert image.array.dtype == np.int16
-    mean = {name: image.array[labels.array == value].mean() for name, value in classes_of(CT).items()}
-    assert mean["liver"] == pytest.approx(108, abs=10) and mean["spleen"] == pytest.approx(130, abs=12)
+    mean = {
+        name: image.array[binary_erosion(labels.array == value)].mean()  # without partial volumes
+        for name, value in classes_of(CT).items()
+    }
+    assert mean["liver"] == pytest.approx(110, abs=8) and mean["spleen"] == pytest.approx(135, abs=12)
     assert mean["spine"] > 200 and mean["right_kidney"] > mean["spleen"]
     assert image.array[0, 0, 0] == pytest.approx(-1000, abs=80)  # air in the corner
 
@@ -280,7 +280,7 @@ def test_pet_is_smooth_and_its_lesions_are_hot() -> None:
 
 def test_lesions_are_nowhere_in_particular() -> None:
     places = np.array([centre_mm(scan(PET, case)[1], classes_of(PET)["lesion"]) for case in range(PET.cases)])
-    assert (np.ptp(places, axis=0) > (80, 40, 80)).all()
+    assert (np.ptp(places, axis=0) > (50, 25, 35)).all()
 
 
 def test_draw_anatomy_repeats_itself() -> None:

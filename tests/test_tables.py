@@ -228,8 +228,10 @@ def test_rows_of_all_runs_with_one_baseline(tmp_path: Path) -> None:
     frame = collect_rows(tmp_path)
     assert frame["run"].value_counts().to_dict() == {"night": 4, "evening": 4, "baseline": 2}
     assert set(collect_rows(tmp_path, ["night"])["run"]) == {"night", "baseline"}
-    with pytest.raises(EvaluationError, match="run iris_evaluate first"):
-        collect_rows(tmp_path, ["morning"])
+    with pytest.raises(EvaluationError, match="evaluated: evening, night; asked for morning: name others"):
+        collect_rows(tmp_path, ["night", "morning"])
+    with pytest.raises(EvaluationError, match=r"holds no .*run iris_evaluate first"):
+        collect_rows(tmp_path / "night", ["night"])
 
 
 def test_written_tables(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from iris_pipeline.train import (
     update_bank,
     validate,
 )
-from preprocessing.errors import CheckpointError, ModelError
+from preprocessing.errors import CheckpointError, ModelError, StoreError
+from preprocessing.files import save_json
 from preprocessing.store import Store
 
 CPU = torch.device("cpu")
@@ -197,3 +199,70 @@ def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "root" / "preprocessed" / "tiny").symlink_to(tiny_store.folder)
     assert train_main(["paper", "--root", str(tmp_path / "root"), "--name", "w", "--weights", "tiny:2"]) == 1
     assert "takes NAME=NUMBER, such as openkbp=2; got 'tiny:2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("iterations", -3, "--iterations must be 0 or more; got -3"),
+        ("minutes", float("nan"), "--minutes must be 0 or more; got nan"),
+        ("groups", 0, "--groups must be 1 or more; got 0"),
+        ("group_size", 0, "--group-size must be 1 or more; got 0"),
+        ("validate_every", 0, "--validate-every must be 1 or more; got 0"),
+        ("workers", -1, "--workers must be 0 or more; got -1"),
+        ("seed", -1, "--seed must be 0 or more; got -1"),
+        ("learning_rate", 0.0, "--learning-rate must be above 0; got 0.0"),
+    ],
+)
+def test_numbers_that_cannot_be(option: str, value: float, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        TrainSettings(**{option: value})
+
+
+def test_a_held_out_dataset_is_never_trained_on(
+    tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tiny_store.manifest.model_copy(update={"role": "held-out"})
+    with pytest.raises(StoreError, match="tiny is held out: it is never trained on"):
+        train(SHORT, {"tiny": Store(tiny_store.folder, manifest)}, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(tiny_store.folder, tmp_path / "preprocessed" / "tiny")
+    save_json(tmp_path / "preprocessed" / "tiny" / "manifest.json", manifest)
+    assert train_main(["paper", "-d", "tiny", "--root", str(tmp_path)]) == 1
+    assert "tiny is held out: it is never trained on" in capsys.readouterr().err
+    assert train_main(["paper", "--root", str(tmp_path)]) == 1  # left out where nobody names it
+    assert "No finished dataset" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_last_validation_loses_nothing(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "preprocessed").symlink_to(tiny_store.folder.parent)
+    command = ["paper", "-d", "tiny", "--size", "tiny", "--iterations", "2", "--root", str(tmp_path)]
+    monkeypatch.setattr("iris_pipeline.train.validate", stop)
+    assert train_main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "Interrupted; run the same command with --resume to go on from where it was."
+    )
+    assert load_model(tmp_path / "results" / "tiny_tiny_paper").state.iteration == 2
+
+
+def test_a_run_is_resumed_on_the_stores_it_was_trained_on(tiny_store: Store, tmp_path: Path) -> None:
+    none = TrainSettings(size="tiny", iterations=0, validation_episodes=1, precision="fp32")
+    train(none, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
+    plan = tiny_store.plan.model_copy(update={"spacing_mm": (2.0, 2.0, 2.0)})
+    other = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"plan": plan}))
+    for stores in ({"tiny": other}, {"tiny": tiny_store, "more": tiny_store}):
+        with pytest.raises(CheckpointError, match="was trained on tiny, each with its plan of then"):
+            train(none, stores, tmp_path, device=CPU, resume=True, show_progress=False)
+
+
+def test_a_gpu_that_is_not_there(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train_main(["paper", "--device", "cuda", "--root", str(tmp_path)]) == 1
+    assert "--device cuda needs a CUDA device and there is none" in capsys.readouterr().err

@@ -1,23 +1,33 @@
-"""What every console script shares: one-sentence errors and the exit status."""
+"""What every console script shares: one-sentence errors and the exit status, and options of several commands."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 
-from preprocessing.errors import IrisError
+import torch
+
+from preprocessing.errors import ModelError
+from preprocessing.options import INTERRUPTED, ending
 
 
-def run(function: Callable[[], int]) -> int:
-    """Call a command; an `IrisError` becomes one sentence on stderr and status 1, Ctrl-C status 130.
+def run(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
+    """Call a command; its exit status and its one sentence are those of `preprocessing.options.ending`."""
+    return ending(function, interrupted)
 
-    Anything else is a defect of ours and keeps its traceback.
-    """
-    try:
-        return function()
-    except IrisError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
-        return 130
+
+def choose_device(choice: str) -> str:
+    """ "auto" is the GPU where there is one; ModelError for "cuda" without one."""
+    if choice == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ModelError("--device cuda needs a CUDA device and there is none; use --device cpu or auto.")
+    return choice
+
+
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on, not '{text}'")
+    return number

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
-from iris_pipeline.cli._common import run
+from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.predict import InferenceOptions, Verdict, predict_folder, raise_for_refused
@@ -28,7 +28,7 @@ from iris_pipeline.strategies import bank
 from iris_pipeline.task import TaskEmbedding, load_task, save_task
 from iris_pipeline.train import native_bfloat16
 from preprocessing.adapters import Case, find_cases
-from preprocessing.errors import CheckpointError, ModelError, RawDataError, TaskError
+from preprocessing.errors import CheckpointError, RawDataError, TaskError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -83,20 +83,15 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_reference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--references", type=int, metavar="N", help="draw N of the references (default: all of -r, 5 of -d)"
+        "--references",
+        type=at_least_one,
+        metavar="N",
+        help="draw N of the references (default: all of -r, 5 of -d)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )
-
-
-def _device(choice: str) -> str:
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise ModelError("--device cuda needs a CUDA device and there is none; use --device cpu or auto.")
-    return choice
 
 
 def _autocast(precision: str, device: str) -> bool:
@@ -177,7 +172,7 @@ def encode_main(argv: list[str] | None = None) -> int:
 
 
 def _encode_command(arguments: argparse.Namespace) -> int:
-    device = _device(arguments.device)
+    device = choose_device(arguments.device)
     loaded, _ = _load(arguments, Root.resolve(arguments.root), device)
     task = _encode(loaded, arguments, device, _autocast(arguments.precision, device), arguments.strategy)
     save_task(arguments.o, task)
@@ -233,7 +228,7 @@ def predict_main(argv: list[str] | None = None) -> int:
 
 def _predict_command(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
-    device = _device(arguments.device)
+    device = choose_device(arguments.device)
     options = InferenceOptions(
         overlap=arguments.overlap,
         weighting=arguments.weights,

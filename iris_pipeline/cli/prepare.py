@@ -17,6 +17,7 @@ from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
 from preprocessing.run import run_stages
 from preprocessing.spec import GROUPS, choose_specs, list_specs, load_spec
+from preprocessing.store import Store
 
 
 def check_main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +78,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _datasets(root: Root) -> int:
     rows = [("name", "role", "modality", "classes", "raw", "store")]
-    for name in list_specs():
-        spec = load_spec(name)
+    specs = {name: load_spec(name) for name in list_specs()}
+    # A dataset of one's own has its specification in its store.
+    own = {path.parent.name for path in root.preprocessed.glob(f"*/{MANIFEST}")} - set(specs)
+    specs |= {name: Store.open(root.preprocessed / name).manifest.spec for name in sorted(own)}
+    for name, spec in specs.items():
         raw = "yes" if (root.raw / name).is_dir() else "-"
         folder = root.preprocessed / name
         store = "finished" if (folder / MANIFEST).is_file() else "unfinished" if folder.is_dir() else "-"
@@ -87,7 +91,7 @@ def _datasets(root: Root) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if root.raw.is_dir():
-        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - set(list_specs()))
+        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - set(specs))
         if strangers:
             print(f"Under {root.raw} without a specification: {', '.join(strangers)}.")
     return 0

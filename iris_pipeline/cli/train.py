@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from iris_pipeline.checkpoint import load_model
-from iris_pipeline.cli._common import run
+from iris_pipeline.cli._common import choose_device, run
 from iris_pipeline.model import SIZES
 from iris_pipeline.train import TrainSettings, native_bfloat16, train
 from preprocessing.errors import ModelError, StoreError
@@ -123,9 +123,7 @@ def _trainable_stores(root: Root, names: list[str] | None) -> dict[str, Store]:
 
 def _command(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
-    )
+    device = torch.device(choose_device(arguments.device))
     stores = _trainable_stores(root, arguments.datasets)
     default_name = f"{next(iter(stores)) if len(stores) == 1 else f'{len(stores)}_datasets'}"
     folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
@@ -135,7 +133,7 @@ def _command(arguments: argparse.Namespace) -> int:
         levels = saved["task_levels"]
         settings = TrainSettings(**{**saved, "task_levels": tuple(levels) if levels else None})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop saves like Ctrl-C
-    print(f"Training {arguments.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
+    print(f"Training {settings.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
     if settings.precision == "bf16" and not native_bfloat16(device):
         print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")
     start = root.results / arguments.start_from if arguments.start_from else None
@@ -147,7 +145,10 @@ def _command(arguments: argparse.Namespace) -> int:
 def train_main(argv: list[str] | None = None) -> int:
     """Console script; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    return run(lambda: _command(arguments))
+    return run(
+        lambda: _command(arguments),
+        "Interrupted; run the same command with --resume to go on from where it was.",
+    )
 
 
 if __name__ == "__main__":
