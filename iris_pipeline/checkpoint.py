@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -85,6 +86,8 @@ def save_checkpoint(
 
     folder.mkdir(parents=True, exist_ok=True)
     stamp = f"{state.iteration:07d}"
+    while (folder / f"weights-{stamp}.safetensors").exists():
+        stamp += "+"  # a second save of the same step must not touch the files that state.json names
     files = {"weights": f"weights-{stamp}.safetensors", "bank": f"bank-{stamp}.safetensors"}
     _save_tensors(folder / files["weights"], {k: v.cpu() for k, v in model.state_dict().items()})
     _save_tensors(folder / files["bank"], bank.tensors())
@@ -142,12 +145,28 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     return LoadedModel(
         model=model.to(device).eval(),
         bank=bank,
-        plans={name: Plan.model_validate(plan) for name, plan in content["plans"].items()},
+        plans={name: _read_plan(folder, name, plan) for name, plan in content["plans"].items()},
         specs=content["specs"],
         state=RunState(**content["state"]),
         model_hash=found,
         version=content["version"],
     )
+
+
+def _read_plan(folder: Path, name: str, content: dict[str, Any]) -> Plan:
+    known = Plan.model_fields["schema_version"].default
+    found = content.get("schema_version")
+    if found != known:
+        raise CheckpointError(
+            f"The plan of {name} in {folder} has schema {found}, this version reads {known}: use the iris-pipeline "
+            "that trained it, or train again."
+        )
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"The plan of {name} in {folder} is damaged ({error.error_count()} fields): copy the checkpoint again."
+        ) from error
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

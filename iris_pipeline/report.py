@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from iris_pipeline.overlays import (
     PREDICTION,
     TRUTH,
     CaseView,
+    case_figure,
     plane_picture,
     view_case,
 )
@@ -127,6 +129,38 @@ def write_report(
     path = out or run / PAGE
     write_text(path, html)
     return path, [f"No pictures of {part.name}: {part.problem}" for part in parts if part.problem]
+
+
+def write_picture(
+    run: Path, root: Root, dataset: str, out: Path, *, strategy: str | None = None, case: str | None = None
+) -> str:
+    """One case of a run as a picture of its own, in the format that the name `out` ends with; returns its title.
+
+    case: by default the median one by mean Dice, so that nothing is picked by hand. Raises EvaluationError for a
+    dataset, strategy or case that the run did not evaluate, RawDataError where a scan or mask is not there.
+    """
+    rows = collect_rows(run.parent, [run.name])
+    rows = rows[(rows["dataset"] == dataset) & (rows["run"] != BASELINE_RUN)]
+    chosen = strategy or _first_strategy(rows)
+    rows = rows[rows["strategy"] == chosen]
+    ranked = {rank: name for rank, name in pick_cases(rows)}
+    case = case or ranked.get("median") or ranked.get("best")
+    scores = rows[rows["case"] == case].set_index("class")["dice"]
+    if scores.empty:
+        raise EvaluationError(
+            f"A picture shows an evaluated case; run '{run.name}' has none for dataset '{dataset}', strategy "
+            f"'{chosen}', case '{case}': run iris_evaluate, or choose others."
+        )
+    spec = dataset_spec(dataset, root.preprocessed)
+    view = _view(run / "predictions" / dataset / chosen, str(case), spec, root.raw / dataset)
+    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {_text(scores.mean())}"
+    figure = case_figure(view, title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".part.{out.name}")
+    figure.savefig(temporary, dpi=100, facecolor="black")
+    plt.close(figure)
+    os.replace(temporary, out)
+    return title
 
 
 def render(run: Path, rows: pd.DataFrame, parts: Sequence[DatasetPart], made_by: str) -> str:

@@ -52,7 +52,7 @@ class RunLog:
             (folder / "validation.csv").write_text("iteration,dataset,dice\n", encoding="utf-8")
         self._log = (folder / "train.log").open("w" if fresh else "a", encoding="utf-8")
         self._recent: list[tuple[float, float, float]] = []
-        self._pending: dict[str, float] = {}
+        self._last: tuple[int, float, float, float] | None = None
         self.smoothed_loss = float("nan")
         write_json(folder / "run.json", self._run)
 
@@ -66,6 +66,8 @@ class RunLog:
             self.say(f"Stopped by {kind.__name__ if kind else 'an error'}: {error}")
             self._run["status"] = "stopped"
             write_json(self.folder / "run.json", self._run)
+        if self._recent and self._last:
+            self._row(*self._last)  # the steps since the last full row
         self._csv.close()
         self._log.close()
         draw_curve(self.folder)
@@ -83,8 +85,9 @@ class RunLog:
         self.smoothed_loss = (
             total if self.smoothed_loss != self.smoothed_loss else 0.98 * self.smoothed_loss + 0.02 * total
         )
+        self._last = (iteration, rate, norm, seconds)
         if iteration % self.every == 0:
-            self._row(iteration, rate, norm, seconds)
+            self._row(*self._last)
 
     def _row(self, iteration: int, rate: float, norm: float, seconds: float) -> None:
         mean = [sum(values) / len(values) for values in zip(*self._recent, strict=True)]

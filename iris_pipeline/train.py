@@ -26,6 +26,7 @@ from iris_pipeline.episodes import (
     stack_episodes,
     validation_episodes,
 )
+from iris_pipeline.interrupt import StopAtStepEnd
 from iris_pipeline.losses import LossParts, episode_loss
 from iris_pipeline.memory_bank import MemoryBank, bank_key
 from iris_pipeline.metrics import dice
@@ -306,7 +307,7 @@ def train(
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)
         save_checkpoint(checkpoint, model, bank, state, plans=plans, specs=specs, optimizer=optimizer)
 
-    with RunLog(folder, settings, list(stores), append=resume) as log:
+    with RunLog(folder, settings, list(stores), append=resume) as log, StopAtStepEnd() as stop:
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
         if start_from is not None and not resume:
             log.say(f"Starts from the weights of {start_from.name}.")
@@ -335,6 +336,7 @@ def train(
                 iteration += 1
                 seconds += time.perf_counter() - started
                 log.step(iteration, losses, rate, norm, seconds)
+                stop.check()
                 if iteration % settings.validate_every == 0 and fixed:
                     best = validate(model, fixed, device, settings.precision)
                     log.validation(iteration, best)

@@ -95,10 +95,8 @@ def test_a_save_that_dies_half_way_leaves_the_former_one_whole(
 
 def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     model, _, _ = write(tmp_path, iteration=2)
-    (tmp_path / "weights-0000030.safetensors").mkdir()  # stands where the new file is to be
-    with pytest.raises(
-        CheckpointError, match=r"cannot be written to .*weights-0000030.*the former one is kept"
-    ):
+    (tmp_path / "bank-0000030.safetensors").mkdir()  # stands where the new file is to be
+    with pytest.raises(CheckpointError, match=r"cannot be written to .*bank-0000030.*the former one is kept"):
         write(tmp_path, seed=1, iteration=30)
     assert not list(tmp_path.glob("*.tmp"))
     assert load_model(tmp_path).model_hash == hash_weights(model)
@@ -145,6 +143,34 @@ def test_missing_and_foreign_versions(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         load_model(tmp_path)
+
+
+def test_a_second_save_of_the_same_step_leaves_the_first_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = write(tmp_path, iteration=2)
+    monkeypatch.setattr(
+        "iris_pipeline.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("killed"))
+    )
+    with pytest.raises(OSError, match="killed"):
+        write(tmp_path, seed=1, iteration=2)
+    assert load_model(tmp_path).model_hash == hash_weights(model)
+    monkeypatch.undo()
+    other, _, _ = write(tmp_path, seed=1, iteration=2)
+    assert load_model(tmp_path).model_hash == hash_weights(other)
+    assert len(list(tmp_path.glob("weights-*"))) == 1
+
+
+def test_plans_of_another_schema_or_damaged(tmp_path: Path) -> None:
+    write(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    for plan, sentence in (
+        ({"schema_version": 7}, r"The plan of ct in .* has schema 7, this version reads 1"),
+        ({"schema_version": 1}, r"The plan of ct in .* is damaged \(\d+ fields\): copy the checkpoint again"),
+    ):
+        (tmp_path / "state.json").write_text(json.dumps(state | {"plans": {"ct": plan}}))
+        with pytest.raises(CheckpointError, match=sentence):
+            load_model(tmp_path)
 
 
 def test_weights_without_optimiser_cannot_be_resumed(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.Captur
     assert html.count("data:image/webp") == 3 * min(3, len(place.test))
     assert "<code>iris_report night</code>" in html
 
+    picture = place.folder / "one.png"
+    assert report_main(["night", "--picture", str(picture), "-d", place.store.manifest.dataset]) == 0
+    said = capsys.readouterr().out
+    assert f"Written: {picture} (" in said and "one-shot: mean Dice 1.000)" in said
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert report_main(["night", "--picture", "one.png"]) == 1
+    assert "name it with -d" in capsys.readouterr().err
+    assert report_main(["night", "--picture", "one.png", "-d", "mars"]) == 1
+    assert "run 'night' has none for dataset 'mars'" in capsys.readouterr().err
+
 
 def test_missing_and_shifted_predictions_fail_the_command_but_not_the_others(
     place: Place, capsys: pytest.CaptureFixture[str]

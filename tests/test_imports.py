@@ -61,6 +61,7 @@ ORDER = (
     "iris_pipeline.optim",
     "iris_pipeline.checkpoint",
     "iris_pipeline.run_log",
+    "iris_pipeline.interrupt",
     "iris_pipeline.train",
     "iris_pipeline.sliding_window",
     "iris_pipeline.strategies",

@@ -127,6 +127,9 @@ def test_a_run_leaves_weights_plans_curve_and_log(tiny_store: Store, tmp_path: P
     assert run["status"] == "finished" and run["iterations"] == 4 and set(run["validation"]) == {"tiny"}
     rows = list(csv.DictReader((tmp_path / "train.csv").open()))
     assert [int(r["iteration"]) for r in rows if r["validation_dice"]] == [2, 4, 4]
+    assert [int(r["iteration"]) for r in rows if r["loss"]] == [
+        4
+    ]  # fewer steps than a row gathers are not lost
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "Finished: 4 iterations" in (tmp_path / "train.log").read_text()
 
@@ -152,11 +155,11 @@ def test_start_from_takes_the_weights_and_nothing_else(tiny_store: Store, tmp_pa
 
 def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
     settings = TrainSettings(
-        size="tiny", iterations=40, validate_every=1000, validation_episodes=1, precision="fp32"
+        size="tiny", iterations=30, validate_every=1000, validation_episodes=1, precision="fp32"
     )
     train(settings, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
     losses = [float(r["loss"]) for r in csv.DictReader((tmp_path / "train.csv").open()) if r["loss"]]
-    assert losses[-1] < losses[0] - 0.05
+    assert len(losses) == 2 and losses[-1] < losses[0] - 0.05
 
 
 def test_progress_by_steps_time_or_both() -> None:

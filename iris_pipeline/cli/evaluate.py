@@ -23,7 +23,7 @@ from iris_pipeline.evaluate import (
     write_rows,
 )
 from iris_pipeline.provenance import made_by
-from iris_pipeline.report import write_report
+from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.tables import (
     EVALUATION,
     collect_rows,
@@ -263,6 +263,11 @@ def report_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--strategy", metavar="NAME", help="the one that is pictured (default: one-shot if it is there)"
     )
+    parser.add_argument(
+        "--picture", metavar="FILE", help="instead of a page: one case of -d as a picture (.png, .pdf)"
+    )
+    parser.add_argument("-d", metavar="DATASET", help="of --picture")
+    parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
     parser.add_argument("--root", help=ROOT_HELP)
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
     arguments = parser.parse_args(argv)
@@ -272,6 +277,15 @@ def report_main(argv: list[str] | None = None) -> int:
 def _report_command(arguments: argparse.Namespace, line: str) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     folder = _run_folder(arguments.run, root)
+    if arguments.picture:
+        if not arguments.d:
+            raise EvaluationError("A picture shows a case of one dataset: name it with -d.")
+        picture = Path(arguments.picture)
+        title = write_picture(
+            folder, root, arguments.d, picture, strategy=arguments.strategy, case=arguments.case
+        )
+        print(f"Written: {picture} ({title})")
+        return 0
     out = Path(arguments.o) if arguments.o else None
     path, left_out = write_report(folder, root, line, out=out, strategy=arguments.strategy)
     for sentence in left_out:

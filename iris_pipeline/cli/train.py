@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
 from iris_pipeline.model import SIZES
 from iris_pipeline.train import TrainSettings, native_bfloat16, train
-from preprocessing.errors import ModelError, StoreError
+from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -125,6 +124,13 @@ def _command(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root)
     device = torch.device(choose_device(arguments.device))
     stores = _trainable_stores(root, arguments.datasets)
+    start = root.results / arguments.start_from if arguments.start_from else None
+    if start is not None and not (start / "checkpoint").is_dir():
+        known = sorted(path.parent.name for path in root.results.glob("*/checkpoint"))
+        raise CheckpointError(
+            f"--start-from names a run under {root.results} ({', '.join(known) or 'there is none'}); "
+            f"got {arguments.start_from!r}."
+        )
     default_name = f"{next(iter(stores)) if len(stores) == 1 else f'{len(stores)}_datasets'}"
     folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
     settings = _settings(arguments, device)
@@ -132,11 +138,9 @@ def _command(arguments: argparse.Namespace) -> int:
         saved = load_model(folder).state.settings
         levels = saved["task_levels"]
         settings = TrainSettings(**{**saved, "task_levels": tuple(levels) if levels else None})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop saves like Ctrl-C
     print(f"Training {settings.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
     if settings.precision == "bf16" and not native_bfloat16(device):
         print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")
-    start = root.results / arguments.start_from if arguments.start_from else None
     checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume, start_from=start)
     print(f"Finished. Checkpoint: {checkpoint}; curve: {folder / 'curve.png'}")
     return 0
