@@ -56,6 +56,11 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     Status 1 for an IrisError and for a file or folder that the system refuses, 130 for Ctrl-C (`interrupted`).
     Anything else is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a nightly job may have an ASCII locale: a "?" is better than a crash
+            stream.reconfigure(errors="replace")
     try:
         return function()
     except IrisError as error:

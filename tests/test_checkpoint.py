@@ -136,7 +136,7 @@ def test_missing_and_foreign_versions(tmp_path: Path) -> None:
     ):
         load_model(tmp_path)
     write(tmp_path)
-    state = json.loads((tmp_path / "state.json").read_text())
+    state = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))
     (tmp_path / "state.json").write_text(json.dumps(state | {"schema_version": 99, "version": "7.0"}))
     with pytest.raises(CheckpointError, match="schema 99, this version reads 1: use iris-pipeline 7.0"):
         load_model(tmp_path)
@@ -163,7 +163,7 @@ def test_a_second_save_of_the_same_step_leaves_the_first_until_it_is_whole(
 
 def test_plans_of_another_schema_or_damaged(tmp_path: Path) -> None:
     write(tmp_path)
-    state = json.loads((tmp_path / "state.json").read_text())
+    state = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))
     for plan, sentence in (
         ({"schema_version": 7}, r"The plan of ct in .* has schema 7, this version reads 1"),
         ({"schema_version": 1}, r"The plan of ct in .* is damaged \(\d+ fields\): copy the checkpoint again"),

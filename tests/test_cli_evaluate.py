@@ -71,13 +71,15 @@ def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.Captur
     assert tables_main([]) == 0
     said = capsys.readouterr().out
     page = place.folder / "results" / "tables.md"
-    assert page.read_text() in said and f"Written: {page}" in said
-    assert "Made by `iris_tables` at " in page.read_text() and "| 1.000 " in page.read_text()
+    assert page.read_text(encoding="utf-8") in said and f"Written: {page}" in said
+    assert "Made by `iris_tables` at " in page.read_text(encoding="utf-8") and "| 1.000 " in page.read_text(
+        encoding="utf-8"
+    )
 
     assert report_main(["night"]) == 0
     said = capsys.readouterr().out
     assert f"Written: {place.folder / 'results' / 'night' / 'report.html'}" in said
-    html = (place.folder / "results" / "night" / "report.html").read_text()
+    html = (place.folder / "results" / "night" / "report.html").read_text(encoding="utf-8")
     assert html.count("data:image/webp") == 3 * min(3, len(place.test))
     assert "<code>iris_report night</code>" in html
 

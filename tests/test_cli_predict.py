@@ -91,7 +91,11 @@ def test_encode_then_predict(root: Path, refs: Path, scans: Path, tmp_path: Path
         image, raw_affine = load(scans / f"{case}_0000.nii.gz")
         assert found.shape == image.shape and np.allclose(affine, raw_affine, atol=1e-5)
         assert found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1, 2, 5}
-    assert json.loads((out / "classes.json").read_text()) == {"links": 1, "rechts": 2, "mitte": 5}
+    assert json.loads((out / "classes.json").read_text(encoding="utf-8")) == {
+        "links": 1,
+        "rechts": 2,
+        "mitte": 5,
+    }
     assert predict_main(arguments) == 0
     assert "0 segmented, 2 skipped as already there, 0 refused." in capsys.readouterr().out
 
@@ -115,7 +119,7 @@ def test_the_memory_bank_is_the_default(root: Path, scans: Path, tmp_path: Path,
     assert predict_main(["-i", scan, "-o", str(out), "--root", str(root)]) == 0
     said = capsys.readouterr().out
     assert "Task: left, right from the memory bank" in said and f"{root / 'results' / 'new'}" in said
-    assert json.loads((out / "classes.json").read_text()) == {"left": 1, "right": 2}
+    assert json.loads((out / "classes.json").read_text(encoding="utf-8")) == {"left": 1, "right": 2}
     assert (out / "s2_a.nii.gz").is_file()
 
 
@@ -162,7 +166,7 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
     captured = capsys.readouterr()
     assert "Error: 2 of 4 cases could not be segmented (renamed, torn): predict.log" in captured.err
     assert "2 segmented, 0 skipped as already there, 2 refused." in captured.out
-    log = (tmp_path / "out" / "predict.log").read_text()
+    log = (tmp_path / "out" / "predict.log").read_text(encoding="utf-8")
     assert "renamed: refused: A reference is never its own query" in log
     assert "torn: refused: " in log and "torn.nii.gz cannot be read" in log
 
@@ -236,7 +240,7 @@ def test_results_that_cannot_be_written_are_one_sentence(
         assert predict_main(["-i", str(scans), "-o", str(out), "--root", str(root)]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"Error: {tmp_path / 'note.txt'}") and "give another path" in error
-    assert (tmp_path / "note.txt").read_text() == "no folder"
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "no folder"
 
 
 def test_no_references_cannot_be_drawn(capsys: Any) -> None:

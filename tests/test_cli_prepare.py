@@ -107,7 +107,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.
     def defect() -> int:
         raise OSError("nobody knows")
 
-    assert ending(lambda: len((tmp_path / "no").read_text())) == 1
+    assert ending(lambda: len((tmp_path / "no").read_text(encoding="utf-8"))) == 1
     assert capsys.readouterr().err == (
         f"Error: {tmp_path / 'no'} cannot be read or written (No such file or directory): give another path or "
         "mend its permissions.\n"

@@ -52,7 +52,7 @@ def test_a_former_demo_is_removed_and_anything_else_is_left_alone(tmp_path: Path
     (mine / "scan.nii.gz").write_text("mine")
     with pytest.raises(RawDataError, match="needs a new folder, and .*mine holds something else"):
         demo.make_room(mine)
-    assert (mine / "scan.nii.gz").read_text() == "mine"
+    assert (mine / "scan.nii.gz").read_text(encoding="utf-8") == "mine"
 
 
 def test_steps_name_real_commands_and_both_strategies_of_each_dataset() -> None:

@@ -252,7 +252,7 @@ def test_rows_as_text(tmp_path: Path) -> None:
         Row(ORIGIN, "b", "", "liver, left", float("nan"), 8, None),
     ]
     write_rows(tmp_path / "deep" / "rows.csv", rows, "Made by `x`.")
-    assert (tmp_path / "deep" / "rows.csv").read_text() == (
+    assert (tmp_path / "deep" / "rows.csv").read_text(encoding="utf-8") == (
         ",".join(COLUMNS) + "\n"
         'run,toy,paper/test,one-shot,007,s1,"liver, left",0.666667,10,6\n'
         'run,toy,paper/test,one-shot,b,,"liver, left",,8,\n'

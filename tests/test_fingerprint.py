@@ -184,7 +184,9 @@ def test_a_broken_run_goes_on_where_it_stopped(
         fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path / "x", workers=1, progress=False)
     partial = tmp_path / "x" / module.PARTIAL
     assert not (tmp_path / "x" / module.FILE).exists()
-    partial.write_text(partial.read_text() + '{"id": "s3_a", "cut', encoding="utf-8")  # killed while writing
+    partial.write_text(
+        partial.read_text(encoding="utf-8") + '{"id": "s3_a", "cut', encoding="utf-8"
+    )  # killed while writing
     assert (
         fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path / "x", workers=1, progress=False)
         == whole

@@ -170,7 +170,7 @@ def test_layout_on_disk(raw: Path) -> None:
     for kind in KINDS:
         spec = load_spec(kind.name)
         folder = raw / kind.name
-        written = json.loads((folder / "dataset.json").read_text())
+        written = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         assert written["labels"] == {"0": "background"} | {str(v): k for k, v in spec.classes.items()}
         assert [Path(pair["image"]).name for pair in written["training"]] == [
             path.name for path in sorted((folder / "imagesTr").iterdir())

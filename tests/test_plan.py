@@ -161,7 +161,9 @@ def test_a_plan_is_pure_and_survives_the_disk(tmp_path: Path) -> None:
     plan = make_plan(made, spec_with())
     assert plan == make_plan(made, spec_with())
     settle_plan(tmp_path, plan)
-    assert load_plan(tmp_path) == plan == Plan.model_validate_json((tmp_path / FILE).read_text())
+    assert (
+        load_plan(tmp_path) == plan == Plan.model_validate_json((tmp_path / FILE).read_text(encoding="utf-8"))
+    )
 
 
 def test_another_plan_needs_overwrite_and_makes_the_store_unfinished(tmp_path: Path) -> None:

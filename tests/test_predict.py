@@ -187,10 +187,10 @@ def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
         result = nib.load(folder / "out" / f"{name}.nii.gz").header
         for code in ("qform_code", "sform_code", "xyzt_units"):
             assert result[code] == source.header[code], code
-    assert json.loads((folder / "out" / "classes.json").read_text()) == {"ball": 1, "doll": 9}
+    assert json.loads((folder / "out" / "classes.json").read_text(encoding="utf-8")) == {"ball": 1, "doll": 9}
     names = sorted(path.name for path in (folder / "out").iterdir())
     assert names == ["a.nii.gz", "b.nii.gz", "classes.json", "e.nii.gz", "predict.json", "predict.log"]
-    log = (folder / "out" / "predict.log").read_text()
+    log = (folder / "out" / "predict.log").read_text(encoding="utf-8")
     assert "a: done (" in log and "c: refused: " in log
     with pytest.raises(PredictionError, match=r"2 of 5 cases could not be segmented \(c, d\): predict.log"):
         raise_for_refused(verdicts)
@@ -266,7 +266,7 @@ def test_a_defect_in_one_case_is_reported_with_its_traceback(folder: Path) -> No
     verdicts = predict_folder(loaded_with(broken), task, cases_of(folder)[:2], folder / "out", progress=False)
     assert [v.status for v in verdicts] == ["refused", "done"]
     assert verdicts[0].why == "OutOfMemoryError: no memory left (where, says predict.log)"
-    assert "Traceback" in (folder / "out" / "predict.log").read_text()
+    assert "Traceback" in (folder / "out" / "predict.log").read_text(encoding="utf-8")
 
 
 def test_a_compressed_text_is_no_scan(folder: Path) -> None:

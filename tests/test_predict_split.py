@@ -81,8 +81,12 @@ def test_one_shot_from_the_train_part(
     verdicts = predict_split(loaded, tiny_store, cases, out=tmp_path / "out", options=OPTIONS, progress=False)
     assert [(v.id, v.status) for v in verdicts] == [(i, "done") for i in parts["test"]]
     check_results(tmp_path / "out", tiny_raw.dataset, parts["test"])
-    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {"left": 1, "right": 2, "core": 5}
-    made_from = json.loads((tmp_path / "out" / "predict.json").read_text())["made_from"]
+    assert json.loads((tmp_path / "out" / "classes.json").read_text(encoding="utf-8")) == {
+        "left": 1,
+        "right": 2,
+        "core": 5,
+    }
+    made_from = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))["made_from"]
     wanted = {
         "dataset": "tiny",
         "split": "paper",
@@ -93,7 +97,7 @@ def test_one_shot_from_the_train_part(
     }
     assert wanted.items() <= made_from.items()
     assert made_from["model"] == loaded.model_hash and made_from["weighting"] == "gaussian"
-    references = json.loads((tmp_path / "out" / "references.json").read_text())
+    references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
     assert sorted(references) == parts["test"]
     assert all(set(used) <= set(parts["train"]) and used for used in references.values())
     # the reference's masks that the model saw are those of one train case
@@ -152,7 +156,7 @@ def test_a_held_out_dataset_lends_other_subjects(
     verdicts = predict_split(loaded, held_out, cases, out=tmp_path / "out", options=OPTIONS, progress=False)
     assert [(v.id, v.status) for v in verdicts] == [(case.id, "done") for case in cases]
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts], floor=0.7)
-    references = json.loads((tmp_path / "out" / "references.json").read_text())
+    references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
     assert sorted(references) == [case.id for case in cases]
     for query, used in references.items():
         assert used and not any(name.startswith(query[:2]) for name in used)

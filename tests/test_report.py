@@ -250,7 +250,7 @@ def test_a_page_that_holds_everything(root: Root) -> None:
     run = root.results / "night"
     page, left_out = write_report(run, root, "Made by `iris_report night`.", progress=False)
     assert page == run / "report.html" and left_out == []
-    html = page.read_text()
+    html = page.read_text(encoding="utf-8")
     assert len(html.encode()) < LARGEST_PAGE_BYTES
     addresses = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)', html)
     flat = ["".join(pair) for pair in addresses]
@@ -278,13 +278,13 @@ def test_a_page_without_scans_tells_so(root: Root, tmp_path: Path) -> None:
     elsewhere = Root(raw=tmp_path / "gone", preprocessed=root.preprocessed, results=root.results)
     _, left_out = write_report(run, elsewhere, "x", progress=False)
     assert len(left_out) == 1 and left_out[0].startswith("No pictures of tiny: The raw folder")
-    html = (run / "report.html").read_text()
+    html = (run / "report.html").read_text(encoding="utf-8")
     assert "data:image" not in html and "No pictures: The raw folder" in html and "0.700" in html
 
     (run / "predictions" / "tiny" / "one-shot" / "s2_b.nii.gz").unlink()
     out, left_out = write_report(run, root, "x", out=tmp_path / "page.html", progress=False)
     assert "The prediction of case 's2_b' is not in" in left_out[0]
-    assert out.read_text().count("data:image") == 3, "the best case came first and stays"
+    assert out.read_text(encoding="utf-8").count("data:image") == 3, "the best case came first and stays"
     _, left_out = write_report(run, root, "x", strategy="bank", progress=False)
     assert left_out == ["No pictures of tiny: the strategy 'bank' has no scored case here."]
 

@@ -241,7 +241,7 @@ def test_written_tables(tmp_path: Path) -> None:
     page = write_tables(result_tables(frame, {"toy": "CHAOS"}), tmp_path, MADE_BY)
     names = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert names == ["hearts.csv", "overview.csv", "paper_table1.csv", "toy.csv"]
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == [
         "# Results",
@@ -253,7 +253,7 @@ def test_written_tables(tmp_path: Path) -> None:
     assert text.count(MADE_BY) == 4
     back = pd.read_csv(tmp_path / "tables" / "toy.csv", comment="#", dtype=str)
     assert back.loc[0, "liver"] == "0.750"
-    assert (tmp_path / "tables" / "toy.csv").read_text().endswith(f"# {MADE_BY}\n")
+    assert (tmp_path / "tables" / "toy.csv").read_text(encoding="utf-8").endswith(f"# {MADE_BY}\n")
     assert [table.name for table in result_tables(frame_of(rows("toy")))] == ["toy"]
 
 

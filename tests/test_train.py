@@ -107,7 +107,7 @@ def test_interrupted_and_resumed_equals_unbroken(
     with pytest.raises(KeyboardInterrupt):
         train(SHORT, stores, tmp_path / "broken", device=CPU, show_progress=False)
     monkeypatch.undo()
-    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((tmp_path / "broken" / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
     assert load_model(tmp_path / "broken").state.iteration == 3
     train(SHORT, stores, tmp_path / "broken", device=CPU, resume=True, show_progress=False)
     whole, resumed = load_model(tmp_path / "whole"), load_model(tmp_path / "broken")
@@ -123,15 +123,15 @@ def test_a_run_leaves_weights_plans_curve_and_log(tiny_store: Store, tmp_path: P
     assert loaded.plans == {"tiny": tiny_store.plan}
     assert loaded.specs["tiny"]["classes"] == tiny_store.manifest.classes
     assert loaded.state.settings["iterations"] == 4
-    run = json.loads((tmp_path / "run.json").read_text())
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert run["status"] == "finished" and run["iterations"] == 4 and set(run["validation"]) == {"tiny"}
-    rows = list(csv.DictReader((tmp_path / "train.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "train.csv").open(encoding="utf-8")))
     assert [int(r["iteration"]) for r in rows if r["validation_dice"]] == [2, 4, 4]
     assert [int(r["iteration"]) for r in rows if r["loss"]] == [
         4
     ]  # fewer steps than a row gathers are not lost
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    assert "Finished: 4 iterations" in (tmp_path / "train.log").read_text()
+    assert "Finished: 4 iterations" in (tmp_path / "train.log").read_text(encoding="utf-8")
 
 
 def test_start_from_takes_the_weights_and_nothing_else(tiny_store: Store, tmp_path: Path) -> None:
@@ -158,7 +158,9 @@ def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
         size="tiny", iterations=30, validate_every=1000, validation_episodes=1, precision="fp32"
     )
     train(settings, {"tiny": tiny_store}, tmp_path, device=CPU, show_progress=False)
-    losses = [float(r["loss"]) for r in csv.DictReader((tmp_path / "train.csv").open()) if r["loss"]]
+    losses = [
+        float(r["loss"]) for r in csv.DictReader((tmp_path / "train.csv").open(encoding="utf-8")) if r["loss"]
+    ]
     assert len(losses) == 2 and losses[-1] < losses[0] - 0.05
 
 
