@@ -94,6 +94,15 @@ def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.Captur
     assert "run 'night' has none for dataset 'mars'" in capsys.readouterr().err
 
 
+def test_a_folder_named_as_the_run_does_not_hide_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "night").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_main(["-p", "night", "--root", str(place.folder)]) == 0
+    assert "| night    | paper/test | one-shot " in capsys.readouterr().out
+
+
 def test_missing_and_shifted_predictions_fail_the_command_but_not_the_others(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,9 +154,13 @@ def _evaluate_one(
 def _prediction_folders(arguments: argparse.Namespace, root: Root) -> list[Path]:
     """-p itself, or every <dataset>/<strategy> in the predictions/ of the run it names, of -d only."""
     given = Path(arguments.p).expanduser()
-    run_folder = given if given.is_dir() else root.results / arguments.p
-    if not (run_folder / "predictions").is_dir():
+    # The run's name goes first, as in iris_predict -m: a folder of the same name may stand in the current one.
+    candidates = [
+        folder for folder in (root.results / arguments.p, given) if (folder / "predictions").is_dir()
+    ]
+    if not candidates:
         return [given]
+    run_folder = candidates[0]
     folders = sorted(path for path in run_folder.glob(f"predictions/{arguments.d or '*'}/*") if path.is_dir())
     if not folders:
         raise EvaluationError(
