@@ -23,6 +23,7 @@ from torch import Tensor
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from preprocessing.errors import CheckpointError
+from preprocessing.files import write_text
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -188,9 +189,7 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """JSON to a temporary name, then renamed: readers see the old file or the new one, never a half."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
