@@ -52,7 +52,7 @@ from preprocessing.errors import EvaluationError, IrisError, RawDataError
 from preprocessing.files import write_text
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels, read_volume
+from preprocessing.volume import case_id_of, read_labels
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -312,8 +312,8 @@ def _view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> CaseVie
     classes = read_class_names(predictions) or spec.classes
     predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
     named = {name: value for name, value in spec.classes.items() if name in classes}
-    image = read_volume(found[case].image)
-    return view_case(image, read_labels(labels), predicted, named, spec.modality, spec.intensity_offset)
+    image = found[case].image.read_image()
+    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
 
 
 def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int) -> CasePart:

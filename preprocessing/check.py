@@ -115,12 +115,12 @@ def _same_images(cases: list[Case]) -> list[str]:
     """One scan under two subjects would be on both sides of a split."""
     by_size: dict[int, list[Case]] = defaultdict(list)
     for case in cases:
-        if case.image.is_file():
-            by_size[case.image.stat().st_size].append(case)
+        if all(path.is_file() for path in case.image.files):
+            by_size[sum(path.stat().st_size for path in case.image.files)].append(case)
     by_bytes: dict[str, list[Case]] = defaultdict(list)
     for same_size in by_size.values():
         for case in same_size if len(same_size) > 1 else ():
-            by_bytes[file_digest([case.image])].append(case)
+            by_bytes[file_digest(case.image.files) + case.image.recipe].append(case)
     return [
         f"The cases {', '.join(case.id for case in same)} are one image under several subjects: keep one."
         for same in by_bytes.values()

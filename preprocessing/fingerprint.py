@@ -25,8 +25,9 @@ from preprocessing.geometry import Reorientation
 from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
+from preprocessing.source import Source
 from preprocessing.spec import DatasetSpec, choose_specs
-from preprocessing.volume import orientation_conflict, read_labels, read_volume
+from preprocessing.volume import orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
 Triple = tuple[float, float, float]
@@ -168,13 +169,20 @@ def measure_case(case: Case, spec: DatasetSpec, known: CasePrint | None = None) 
 
     `known`, what an earlier run found, is handed back where the files still have the same bytes.
     """
-    digest = file_digest([case.image, case.labels])
+    digest = case_digest(case)
     if known is not None and known.digest == digest and known.subject == case.subject:
         return known
     try:
         return _measure_readable(case, spec, digest)
     except IrisError as error:
         return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=str(error), digest=digest)
+
+
+def case_digest(case: Case) -> str:
+    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty."""
+    digest = file_digest([*case.image.files, *(case.labels.files if case.labels else [None])])
+    recipe = "|".join(source.recipe for source in (case.image, case.labels) if source and source.recipe)
+    return text_digest(f"{digest} {recipe}") if recipe else digest
 
 
 def _measure(job: _Job) -> CasePrint:
@@ -186,8 +194,10 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
         raise RawDataError(
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
-    image, labels = read_volume(case.image), read_labels(case.labels)
-    repairs = [text for text in (orientation_conflict(case.image), check_same_grid(image, labels)) if text]
+    image, labels = case.image.read_image(), case.labels.read_labels()
+    mended = (*case.repairs, *image.repairs, *labels.repairs)
+    found = (orientation_conflict(case.image.files[0]), check_same_grid(image, labels))
+    repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
     if not np.isfinite(image.array).all():
         raise RawDataError(
             f"{case.image} holds values that are not finite: only finite grey values can be used."
@@ -213,13 +223,13 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     )
 
 
-def check_label_values(labels: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+def check_label_values(labels: np.ndarray, source: Source, spec: DatasetSpec) -> None:
     """LabelValueError where a label map holds a value that is neither 0 nor a class of the specification."""
     unknown = sorted({int(value) for value in np.unique(labels)} - {0, *spec.classes.values()})
     if unknown:
         allowed = ", ".join(f"{value} ({name})" for name, value in spec.classes.items())
         raise LabelValueError(
-            f"{path} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
+            f"{source} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
             f"0 (background), {allowed}; correct the label map or the specification."
         )
 

@@ -9,6 +9,7 @@ from conftest import TinyRaw
 
 from preprocessing.adapters import find_cases
 from preprocessing.errors import RawDataError, SpecError
+from preprocessing.source import FileSource
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -22,8 +23,8 @@ def test_images_and_labels_are_paired_and_sorted(tiny_raw: TinyRaw) -> None:
     cases = find_cases(tiny_raw.dataset, tiny_raw.spec)
     assert [case.id for case in cases] == ["s1_a", "s2_a", "s2_b", "s3_a", "s4_a"]
     assert [case.subject for case in cases] == ["s1", "s2", "s2", "s3", "s4"]
-    assert cases[2].image == tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz"
-    assert cases[2].labels == tiny_raw.dataset / "labelsTr" / "s2_b.nii.gz"
+    assert cases[2].image == FileSource(tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz")
+    assert cases[2].labels == FileSource(tiny_raw.dataset / "labelsTr" / "s2_b.nii.gz")
     assert cases[2].modality == "MR"
 
 

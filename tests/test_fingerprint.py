@@ -22,6 +22,7 @@ from preprocessing.fingerprint import (
     verdict_text,
     verdicts_of,
 )
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
 
 SPEC = DatasetSpec(
@@ -43,7 +44,11 @@ def hand_made(folder: Path) -> Case:
     labels = np.zeros((6, 5, 4), np.uint8)
     labels[1:3, 0:3, 2] = 2
     return Case(
-        "c", "c", save(folder / "i.nii.gz", image, affine), save(folder / "l.nii.gz", labels, affine), "CT"
+        "c",
+        "c",
+        FileSource(save(folder / "i.nii.gz", image, affine)),
+        FileSource(save(folder / "l.nii.gz", labels, affine)),
+        "CT",
     )
 
 
@@ -69,8 +74,8 @@ def test_axes_are_those_of_ras_whatever_the_file_stores(tmp_path: Path) -> None:
     case = Case(
         "c",
         "c",
-        save(tmp_path / "i.nii.gz", np.ones((4, 5, 6), np.int16), affine),
-        save(tmp_path / "l.nii.gz", labels, affine),
+        FileSource(save(tmp_path / "i.nii.gz", np.ones((4, 5, 6), np.int16), affine)),
+        FileSource(save(tmp_path / "l.nii.gz", labels, affine)),
         "CT",
     )
     found = measure_case(case, SPEC)
@@ -93,7 +98,7 @@ def bad_cases(folder: Path) -> dict[str, tuple[Case, str]]:
     text.write_bytes(gzip.compress(b"no scan at all"))
 
     def case(image: Path, labels: Path | None) -> Case:
-        return Case("c", "c", image, labels, "CT")
+        return Case("c", "c", FileSource(image), FileSource(labels) if labels else None, "CT")
 
     return {
         "no label": (case(image, None), r"Case c has an image \(ok\.nii\.gz\) but no label file"),
@@ -127,10 +132,10 @@ def test_a_tiny_difference_of_headers_is_repaired_and_an_empty_label_is_said(tmp
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     image = save(tmp_path / "i.nii.gz", np.ones((4, 4, 4), np.int16), affine)
     near = save(tmp_path / "l.nii.gz", np.full((4, 4, 4), 3, np.uint8), affine + np.eye(4, k=3) * 0.01)
-    found = measure_case(Case("c", "c", image, near, "CT"), SPEC)
+    found = measure_case(Case("c", "c", FileSource(image), FileSource(near), "CT"), SPEC)
     assert found.verdict == "repaired" and "0.01 mm" in found.why
     empty = save(tmp_path / "e.nii.gz", np.zeros((4, 4, 4), np.uint8), affine)
-    found = measure_case(Case("c", "c", image, empty, "CT"), SPEC)
+    found = measure_case(Case("c", "c", FileSource(image), FileSource(empty), "CT"), SPEC)
     assert (found.verdict, found.why) == ("ok", "no class of the specification has a voxel")
 
 

@@ -28,6 +28,7 @@ ORDER = (
     "preprocessing.splits",
     "preprocessing.class_names",
     "preprocessing.volume",
+    "preprocessing.source",
     "preprocessing.geometry",
     "preprocessing.normalise",
     "preprocessing.case",

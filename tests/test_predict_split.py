@@ -21,8 +21,8 @@ from iris_pipeline.predict_split import held_out_tasks, predict_split, split_cas
 from iris_pipeline.references import image_hash, measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
+from preprocessing.source import FileSource
 from preprocessing.store import Store
-from preprocessing.volume import read_volume
 
 OPTIONS = InferenceOptions(batch_size=4)
 
@@ -169,7 +169,7 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
     loaded = loaded_with(GreyModel(), plans={"other": known})
     spec, spacings = held_out.manifest.spec, set()
     raw = {case.id: case for case in cases}
-    hashes = {image_hash(read_volume(case.image)): case.id for case in cases}
+    hashes = {image_hash(case.image.read_image()): case.id for case in cases}
     for seed in range(6):
         task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), 1, seed, OPTIONS)
         for query, subject in (("s1_a", "s1"), ("s2_a", "s2"), ("s2_b", "s2"), ("s3_a", "s3")):
@@ -229,6 +229,7 @@ def test_a_case_without_its_raw_file_is_a_verdict(
     gone = [case for case in cases if case.id not in test]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, gone, out=tmp_path / "out", progress=False)
     assert [v.why for v in verdicts] == [f"The raw file of case '{i}' is not there." for i in test]
-    moved = [replace(case, image=tmp_path / "nowhere.nii.gz") if case.id in test else case for case in cases]
+    nowhere = FileSource(tmp_path / "nowhere.nii.gz")
+    moved = [replace(case, image=nowhere) if case.id in test else case for case in cases]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, moved, out=tmp_path / "out", progress=False)
     assert all(v.status == "refused" and "nowhere.nii.gz does not exist" in v.why for v in verdicts)

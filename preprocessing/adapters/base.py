@@ -1,4 +1,4 @@
-"""Case: one image with its label map as found on disk, before anything is read."""
+"""Case: one image with its label map as listed on disk, before a voxel is read."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from preprocessing.source import Source
 from preprocessing.spec import DatasetSpec, Modality
 
 
 @dataclass(frozen=True)
 class Case:
-    """`labels` is None where the image has no label file: reported as refused, never lost silently."""
+    """`labels` is None where the image has no label file: reported as refused, never lost silently.
+
+    repairs: what the adapter mended, a phrase each; the verdict names them.
+    """
 
     id: str
     subject: str
-    image: Path
-    labels: Path | None
+    image: Source
+    labels: Source | None
     modality: Modality
+    repairs: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):

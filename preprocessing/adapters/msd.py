@@ -10,6 +10,7 @@ from pathlib import Path
 
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -32,8 +33,8 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
             id=case_id,
             subject=spec.subject_of(case_id),
             # A label without an image names the file that should be there, and is then refused by name.
-            image=images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz"),
-            labels=labels.get(case_id),
+            image=FileSource(images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz")),
+            labels=FileSource(labels[case_id]) if case_id in labels else None,
             modality=spec.modality,
         )
         for case_id in sorted(images.keys() | labels.keys())
