@@ -16,16 +16,18 @@ from pathlib import Path
 from preprocessing.adapters.pattern import CLASS, ENDINGS, FIELD, scan_paths
 from preprocessing.errors import RawDataError
 
-LABEL_WORDS = frozenset(
-    "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva "
-    "lbl lab gt groundtruth truth annotation annotations annot roi rois contour contours manual structures".split()
+_LABELS = (
+    "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva lbl lab "
+    "gt groundtruth truth annotation annotations annot roi rois contour contours manual structures"
 )
 # The earlier, the likelier it is the image that was meant where several pair up.
-IMAGE_WORDS = (
+_IMAGES = (
     "image images img imgs imaging imagestr imagesva scan scans volume volumes vol ct mr mri pet suv 0000 dicom orig "
     "data raw t1 t1w t2 t2w t1c t1ce t1gd flair adc dwi lge cine cbct ctres phase"
-).split()
-PARTS_OF_A_SET = frozenset("train training tr val valid validation va test testing ts batch fold part".split())
+)
+_PARTS = "train training tr val valid validation va test testing ts batch fold part"
+LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
+PARTS_OF_A_SET = frozenset(_PARTS.split())
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
 SCANS_OF_A_SUBJECT = 5  # a folder with more scans than this on average is no person's

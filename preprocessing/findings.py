@@ -10,6 +10,7 @@ useless or dangerous is raised.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +19,26 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.errors import LabelValueError, RawDataError
+from preprocessing.geometry import Reorientation
 from preprocessing.volume import Volume
 
-SMALLEST_MM, LARGEST_MM = 1.0, 3000.0  # of a scan's longest edge: a body is shorter, a header in metres is below
-RIGHT_ANGLE = 1e-4  # the cosine between two axes up to which they count as orthogonal; ITK's readers refuse more
+SMALLEST_MM, LARGEST_MM = (
+    1.0,
+    3000.0,
+)  # of a scan's longest edge: a body is shorter, a header in metres is below
+RIGHT_ANGLE = (
+    1e-4  # the cosine between two axes up to which they count as orthogonal; ITK's readers refuse more
+)
 EXACT_MM = 1e-6
 SIDE_WORDS = {"left": ("left", "l", "lt", "sin"), "right": ("right", "r", "rt", "dex")}
+
+
+def image_hash(image: Volume) -> str:
+    """Content hash of the voxels in RAS+ order: a copy of other name, format or orientation has the same."""
+    array = np.ascontiguousarray(Reorientation.to_ras(image.affine).apply(image.array), dtype=np.float32)
+    digest = hashlib.blake2b(f"{array.shape}".encode(), digest_size=16)
+    digest.update(array)
+    return digest.hexdigest()
 
 
 def check_grey_values(array: np.ndarray, name: str) -> None:
@@ -116,15 +131,17 @@ def lost_spacings(spacings_mm: Mapping[str, Sequence[float]]) -> list[str]:
     return sorted(exact) if 2 * len(exact) < len(spacings_mm) else []
 
 
-def _centre_x_mm(
-    labels: Volume, boxes: Sequence[tuple[slice, ...] | None], value: int
-) -> float | None:
+def _centre_x_mm(labels: Volume, boxes: Sequence[tuple[slice, ...] | None], value: int) -> float | None:
     """World x of a class's centre of mass in mm; None where the class has no voxel."""
     box = boxes[value - 1]
     if box is None:
         return None
-    inside = np.argwhere(labels.array[box] == value).mean(axis=0) + [part.start for part in box]
-    return float(labels.affine[0, :3] @ inside[::-1] + labels.affine[0, 3])
+    mask = labels.array[box] == value
+    index = []  # of the centre, along each axis of the array
+    for axis, part in enumerate(box):
+        counts = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+        index.append(part.start + float(counts @ np.arange(len(counts))) / float(counts.sum()))
+    return float(labels.affine[0, :3] @ index[::-1] + labels.affine[0, 3])
 
 
 def _bare(name: str, side: str) -> str:

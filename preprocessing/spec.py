@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +56,10 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value."""
+    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value.
+
+    raw: the folder of the scans where it is not raw/<name>; images, labels: patterns for the layout `pattern`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +68,10 @@ class DatasetSpec(BaseModel):
     year: int | None = None
     modality: Modality
     role: Role
+    raw: str | None = None
     layout: str = "msd"
+    images: str | None = None
+    labels: str | None = None
     source: str
     licence: str
     citation: str = ""
@@ -141,6 +147,11 @@ class DatasetSpec(BaseModel):
         """The namespace of the subject ids: datasets with the same one share people."""
         return self.subject_group or self.name
 
+    def raw_folder(self, raw_root: Path) -> Path:
+        """Where the scans are: <raw_root>/<name> where that is a folder or no other one is told, else `raw`."""
+        beside = raw_root / self.name
+        return beside if self.raw is None or beside.is_dir() else Path(self.raw)
+
     def subject_of(self, case_id: str) -> str:
         """The person a case belongs to. SpecError where `subject_pattern` does not match the id."""
         if self.subject_pattern is None:
@@ -170,37 +181,59 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
         path = Path(name_or_path)
         if not path.is_file():
             raise SpecError(f"The specification {path} does not exist: give a YAML file or a dataset's name.")
-        return parse_spec(path.read_text(encoding="utf-8"), str(path))
+        spec = parse_spec(path.read_text(encoding="utf-8"), str(path))
+        # A relative folder counts from the specification, wherever the command is called.
+        told = None if spec.raw is None else str(path.parent.absolute() / Path(spec.raw).expanduser())
+        return spec.model_copy(update={"raw": told})
     known = list_specs()
     if text_form not in known:
         raise SpecError(unknown_name(text_form, known))
     text = (resources.files("dataset_specs") / f"{text_form}.yaml").read_text(encoding="utf-8")
     spec = parse_spec(text, f"dataset_specs/{text_form}.yaml")
-    if spec.name != text_form:
-        raise SpecError(
-            f"dataset_specs/{text_form}.yaml names itself '{spec.name}': file and name must agree."
-        )
-    return spec
+    return _named(spec, Path("dataset_specs", f"{text_form}.yaml"))
+
+
+def own_specs(raw_root: Path) -> dict[str, Path]:
+    """The specifications beside the raw datasets, <raw_root>/<name>.yaml: name -> file."""
+    return {path.stem: path for path in sorted(raw_root.glob("*.yaml")) if not path.name.startswith(".")}
 
 
 def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
     """The specifications behind `-d`: names, YAML files, or `all`, `upstream`, `held-out`, `phantom`.
 
-    The four words stand for the datasets (of that role) with a folder under `raw_root`. SpecError for an
-    unknown name, with the nearest known one, and for a word that no dataset there fits.
+    A name is looked for beside the raw datasets first (`own_specs`), then inside the package. The four words
+    stand for the datasets (of that role) whose scans are there. SpecError for an unknown name, with the nearest
+    known one, and for a word that no dataset there fits.
     """
     chosen: dict[str, DatasetSpec] = {}
+    own = own_specs(raw_root)
     for name in names:
         if name in GROUPS:
-            known = list_specs()
-            specs = [load_spec(each) for each in known if (raw_root / each).is_dir()]
-            specs = [spec for spec in specs if name in ("all", spec.role)]
+            known = sorted({*list_specs(), *own})
+            specs = [_own_or_packaged(each, own) for each in known]
+            specs = [
+                spec for spec in specs if name in ("all", spec.role) and spec.raw_folder(raw_root).is_dir()
+            ]
             if not specs:
                 raise SpecError(f"'{name}' fits no dataset under {raw_root}: known are {', '.join(known)}.")
         else:
-            specs = [load_spec(name)]
+            specs = [_own_or_packaged(name, own)]
         chosen |= {spec.name: spec for spec in specs}
     return list(chosen.values())
+
+
+def _own_or_packaged(name: str, own: Mapping[str, Path]) -> DatasetSpec:
+    if name in own:
+        return _named(load_spec(own[name]), own[name])
+    if not name.endswith((".yaml", ".yml")) and name not in list_specs():
+        raise SpecError(unknown_name(name, {*list_specs(), *own}))
+    return load_spec(name)
+
+
+def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
+    if spec.name != path.stem:
+        raise SpecError(f"{path} names itself '{spec.name}': file and name must agree.")
+    return spec
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from preprocessing.adapters.base import Adapter, Case
 from preprocessing.adapters.msd import find_msd_cases
+from preprocessing.adapters.pattern import find_pattern_cases
 from preprocessing.errors import RawDataError, SpecError
 from preprocessing.spec import DatasetSpec
 
-LAYOUTS: dict[str, Adapter] = {"msd": find_msd_cases}
+LAYOUTS: dict[str, Adapter] = {"msd": find_msd_cases, "pattern": find_pattern_cases}
 
 __all__ = ["LAYOUTS", "Case", "find_cases"]
 

@@ -140,9 +140,7 @@ def _fields(spec: DatasetSpec) -> Key:
     return orders[0]
 
 
-def _files(
-    paths: Iterable[str], pattern: str, fields: Key, classes: Sequence[str] = ()
-) -> dict[Key, str]:
+def _files(paths: Iterable[str], pattern: str, fields: Key, classes: Sequence[str] = ()) -> dict[Key, str]:
     found: dict[Key, str] = {}
     for path in paths:
         values = path_fields(pattern, path, classes)
