@@ -275,12 +275,14 @@ def _pair(image: _Pattern, label: _Pattern) -> _Pair | None:
     fewest = max(min(2, len(shared)), FEW_CASES * len(shared))
     classes = sorted(name for name, count in counts.items() if count >= fewest and _names_a_class(name))
     shared = {key for key in shared if set(classes) & set(label.files[key])}
-    return _Pair(image, label, frozenset(shared), tuple(classes)) if len(classes) > 1 and shared else None
+    pair = _Pair(image, label, frozenset(shared), tuple(classes))
+    # With one file a case the text names something else, such as the hospital.
+    return pair if pair.mask_files > len(shared) else None
 
 
 def _names_a_class(name: str) -> bool:
     plain = {name.lower(), name.lower().rstrip("0123456789")}
-    return not plain & (LABEL_WORDS | set(IMAGE_WORDS)) and not name.isdecimal()
+    return not plain & (LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET) and not name.isdecimal()
 
 
 def _unlikely_subjects(cases: Iterable[Key]) -> bool:
@@ -291,10 +293,11 @@ def _unlikely_subjects(cases: Iterable[Key]) -> bool:
 
 def _other_images(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
     used = {best.image.files[key][""] for key in best.shared}
+    rivals = [pair for pair in pairs if pair.label is best.label and len(pair.shared) == len(best.shared)]
     others: dict[frozenset[str], str] = {}
-    for pair in pairs:
+    for pair in sorted(rivals, key=_Pair.score, reverse=True):
         theirs = frozenset(pair.image.files[key][""] for key in pair.shared)
-        if pair.label is best.label and pair.shared == best.shared and not theirs & used:
+        if not theirs & used:
             others.setdefault(theirs, _with_ending(pair.image))
     return tuple(sorted(others.values()))
 

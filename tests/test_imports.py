@@ -44,7 +44,9 @@ ORDER = (
     "preprocessing.run",
     "preprocessing.leaks",
     "preprocessing.check",
+    "preprocessing.guess",
     "preprocessing.discover",
+    "preprocessing.add",
     "preprocessing.phantom_anatomy",
     "preprocessing.phantoms",
     # unified store -> model -> masks -> tables

@@ -98,6 +98,17 @@ def scan_paths(raw: Path) -> list[str]:
     return sorted(found)
 
 
+def mask_names(raw: Path, images: str, labels: str) -> tuple[str, ...]:
+    """What stands for {class} in the paths under `raw` that fit `labels` and are no image, sorted."""
+    names = {
+        fields["class"]
+        for path in scan_paths(raw)
+        if path_fields(images, path, ()) is None or _exactness(labels) > _exactness(images)
+        if (fields := path_fields(labels, path, ())) is not None
+    }
+    return tuple(sorted(names))
+
+
 def path_fields(pattern: str, path: str, classes: Sequence[str]) -> dict[str, str] | None:
     """The fields of a path that fits the pattern, else None. Without `classes` any text may be a class."""
     match = _expression(pattern, tuple(classes)).fullmatch(path)
