@@ -115,7 +115,7 @@ def _same_images(cases: list[Case]) -> list[str]:
     """One scan under two subjects would be on both sides of a split."""
     by_size: dict[int, list[Case]] = defaultdict(list)
     for case in cases:
-        if all(path.is_file() for path in case.image.files):
+        if case.image.files and all(path.is_file() for path in case.image.files):
             by_size[sum(path.stat().st_size for path in case.image.files)].append(case)
     by_bytes: dict[str, list[Case]] = defaultdict(list)
     for same_size in by_size.values():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -196,7 +196,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
         )
     image, labels = case.image.read_image(), case.labels.read_labels()
     mended = (*case.repairs, *image.repairs, *labels.repairs)
-    found = (orientation_conflict(case.image.files[0]), check_same_grid(image, labels))
+    found = (*map(orientation_conflict, case.image.files[:1]), check_same_grid(image, labels))
     repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
     if not np.isfinite(image.array).all():
         raise RawDataError(
@@ -208,7 +208,9 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
-    notes = repairs if classes else [*repairs, "no class of the specification has a voxel"]
+    check_volumes(classes, case.id, spec)
+    notes = [*repairs, *dict.fromkeys((*image.doubts, *labels.doubts))]
+    notes += [] if classes else ["no class of the specification has a voxel"]
     return CasePrint(
         id=case.id,
         subject=case.subject,
@@ -232,6 +234,16 @@ def check_label_values(labels: np.ndarray, source: Source, spec: DatasetSpec) ->
             f"{source} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
             f"0 (background), {allowed}; correct the label map or the specification."
         )
+
+
+def check_volumes(classes: Mapping[str, ClassPrint], case_id: str, spec: DatasetSpec) -> None:
+    """LabelValueError where a class has a volume that its organ cannot have (quirks.volume_ml)."""
+    for name, (least, most) in spec.quirks.volume_ml.items():
+        if name in classes and not least <= classes[name].ml <= most:
+            raise LabelValueError(
+                f"'{name}' of dataset {spec.name} has {least:g} to {most:g} ml, but {classes[name].ml:g} ml in case "
+                f"{case_id}: its label values mean something else than the specification says."
+            )
 
 
 def _ras_spacing(affine: np.ndarray) -> Triple:
@@ -273,7 +285,9 @@ def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> 
 
 
 def _spec_digest(spec: DatasetSpec) -> str:
-    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset}")
+    rules = f"{sorted(spec.classes.items())} {spec.intensity_offset}"
+    bounds = sorted(spec.quirks.volume_ml.items())
+    return text_digest(f"{rules} {bounds}" if bounds else rules)
 
 
 def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
