@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.references import CT_MINIMUM_HU, image_hash
+from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.sliding_window import Weighting, check_options, segment_volume
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.case import preprocess_case
 from preprocessing.errors import IrisError, PredictionError, RawDataError, ReferenceCaseError
 from preprocessing.files import append_log
+from preprocessing.findings import image_hash
 from preprocessing.volume import Volume, write_volume
 
 LOG = "predict.log"

@@ -6,7 +6,6 @@ are read one by one, once to measure and once to encode, so that memory does not
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, ReferenceCaseError
+from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
-from preprocessing.geometry import Reorientation
 from preprocessing.plan import Plan, Policy, make_plan
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import Volume, case_id_of, is_image_path
+from preprocessing.volume import case_id_of, is_image_path
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
@@ -121,14 +120,6 @@ def name_values(cases: Sequence[Case]) -> dict[str, int]:
             "A reference must show at least one class; all the given label files are empty."
         )
     return {f"label_{value}": value for value in sorted(values - {0})}
-
-
-def image_hash(image: Volume) -> str:
-    """Content hash of the voxels in RAS+ order: a copy of other name, format or orientation has the same."""
-    array = np.ascontiguousarray(Reorientation.to_ras(image.affine).apply(image.array), dtype=np.float32)
-    digest = hashlib.blake2b(f"{array.shape}".encode(), digest_size=16)
-    digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def reference_spec(

@@ -152,7 +152,7 @@ def write_picture(
             f"'{chosen}', case '{case}': run iris_evaluate, or choose others."
         )
     spec = dataset_spec(dataset, root.preprocessed)
-    view = _view(run / "predictions" / dataset / chosen, str(case), spec, root.raw / dataset)
+    view = _view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
     title = f"{spec.title}, test case {case}, {chosen}: mean Dice {_text(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def _dataset_part(
         title, modality, remarks, column = spec.title, spec.modality, spec.remarks, spec.paper_column
         shown = ours[ours["strategy"] == chosen]
         for rank, case in pick_cases(shown):
-            view = _view(run / "predictions" / name / chosen, case, spec, root.raw / name)
+            view = _view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
             cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels))
         if not cases:
             problem = f"the strategy '{chosen}' has no scored case here."

@@ -301,7 +301,9 @@ def train(
         weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
-    specs = {name: store.manifest.spec.model_dump(mode="json") for name, store in stores.items()}
+    specs = {
+        name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
+    }
 
     def save() -> None:
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)

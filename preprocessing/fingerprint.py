@@ -21,13 +21,14 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import check_same_grid
 from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
+from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import Reorientation
 from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
 from preprocessing.source import Source
 from preprocessing.spec import DatasetSpec, choose_specs
-from preprocessing.volume import orientation_conflict
+from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
 Triple = tuple[float, float, float]
@@ -48,7 +49,10 @@ class ClassPrint(BaseModel):
 
 
 class CasePrint(BaseModel):
-    """One case. Where it is refused only `id`, `subject`, `verdict`, `why` and `digest` say something."""
+    """One case. Where it is refused only `id`, `subject`, `verdict`, `why` and `digest` say something.
+
+    digest: of the files' bytes; content: of the voxels, the same for a copy in another format or orientation.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +61,7 @@ class CasePrint(BaseModel):
     verdict: Verdict
     why: str = ""
     digest: str
+    content: str = ""
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: Triple = (0.0, 0.0, 0.0)
     orientation: str = ""
@@ -76,7 +81,7 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = 2
     dataset: str
     spec_digest: str
     cases: tuple[CasePrint, ...]
@@ -196,27 +201,29 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
         )
     image, labels = case.image.read_image(), case.labels.read_labels()
     mended = (*case.repairs, *image.repairs, *labels.repairs)
-    found = (*map(orientation_conflict, case.image.files[:1]), check_same_grid(image, labels))
+    conflicts = map(orientation_conflict, case.image.files[:1])
+    found = (*conflicts, skew(image.affine), check_same_grid(image, labels))
     repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
-    if not np.isfinite(image.array).all():
-        raise RawDataError(
-            f"{case.image} holds values that are not finite: only finite grey values can be used."
-        )
+    check_field(image.shape, image.spacing_mm, str(case.image))
+    check_grey_values(image.array, str(case.image))
     check_label_values(labels.array, case.labels, spec)
+    check_sides(Volume(labels.array, image.affine), spec.classes, spec.sides, str(case.labels))
     orientation = "".join(nib.aff2axcodes(image.affine))
     reorientation = Reorientation.to_ras(image.affine)
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
     check_volumes(classes, case.id, spec)
-    notes = [*repairs, *dict.fromkeys((*image.doubts, *labels.doubts))]
-    notes += [] if classes else ["no class of the specification has a voxel"]
+    remarks = [no_place(image.header), None if classes else "no class of the specification has a voxel"]
+    told = (*repairs, *image.doubts, *labels.doubts, *remarks)
+    notes = [text for text in dict.fromkeys(told) if text]
     return CasePrint(
         id=case.id,
         subject=case.subject,
         verdict="repaired" if repairs else "ok",
         why="; ".join(notes),
         digest=digest,
+        content=image_hash(image),
         shape=array.shape,
         spacing_mm=spacing,
         orientation=orientation,
@@ -285,9 +292,9 @@ def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> 
 
 
 def _spec_digest(spec: DatasetSpec) -> str:
-    rules = f"{sorted(spec.classes.items())} {spec.intensity_offset}"
+    sides = sorted((side, tuple(names)) for side, names in spec.sides.items())
     bounds = sorted(spec.quirks.volume_ml.items())
-    return text_digest(f"{rules} {bounds}" if bounds else rules)
+    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset} {sides} {bounds}")
 
 
 def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
@@ -346,7 +353,7 @@ def _run(arguments: argparse.Namespace) -> int:
     verdicts: list[CaseVerdict] = []
     for spec in choose_specs(arguments.datasets, root.raw):
         fingerprint = fingerprint_dataset(
-            root.raw / spec.name,
+            spec.raw_folder(root.raw),
             spec,
             root.preprocessed / spec.name,
             workers=arguments.workers,

@@ -187,6 +187,7 @@ class MapFiles(_Pairs):
 
 FORMS: dict[str, type[Files]] = {
     "msd": FolderFiles,
+    "pattern": Files,
     "files": PairFiles,
     "frames": FrameFiles,
     "dicom_png": SeriesFiles,

@@ -73,7 +73,7 @@ def plan_and_preprocess(
     verdicts: list[CaseVerdict] = []
     failures: list[IrisError] = []
     for spec in _known_specs(names, raw_root, failures):
-        raw, folder = raw_root / spec.name, preprocessed_root / spec.name
+        raw, folder = spec.raw_folder(raw_root), preprocessed_root / spec.name
         mine: list[CaseVerdict] = []
         try:
             fingerprint = fingerprint_dataset(raw, spec, folder, workers=workers, progress=progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -61,7 +61,10 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value."""
+    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value.
+
+    raw: the folder of the scans where it is not raw/<name>; images, labels: patterns for the layout `pattern`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,9 +73,12 @@ class DatasetSpec(BaseModel):
     year: int | None = None
     modality: Modality
     role: Role
+    raw: str | None = None
     layout: str = "msd"
     files: dict[str, Any] = Field(default_factory=dict)
     quirks: Quirks = Field(default_factory=Quirks)
+    images: str | None = None
+    labels: str | None = None
     source: str
     licence: str
     citation: str = ""
@@ -178,6 +184,21 @@ class DatasetSpec(BaseModel):
         """The key `files`, in the form of the layout."""
         return parse_files(self.layout, self.files)
 
+    def raw_folder(self, raw_root: Path) -> Path:
+        """Where the scans are: <raw_root>/<name>, else the download's own folder there, else the key `raw`.
+
+        So `raw/amos22` serves amos_ct and amos_mr alike. <raw_root>/<name> where there is none of them.
+        """
+        beside, form = raw_root / self.name, self.raw_files
+        places = () if beside.is_dir() else [raw_root / top for top in form.top]
+        told = beside if self.raw is None or beside.is_dir() else Path(self.raw)
+        return next((place for place in places if finds_any(place, form.patterns, form.where)), told)
+
+    def settled_folder(self, raw: Path) -> Path:
+        """The folder from which the patterns count: `raw`, or what the download is called inside it."""
+        form = self.raw_files
+        return settle_top(raw, form.top, form.patterns, form.where)
+
     def subject_of(self, case_id: str) -> str:
         """The person a case belongs to. SpecError where `subject_pattern` does not match the id."""
         listed = next((person for person, cases in self.subjects.items() if case_id in cases), None)
@@ -210,65 +231,60 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
         path = Path(name_or_path)
         if not path.is_file():
             raise SpecError(f"The specification {path} does not exist: give a YAML file or a dataset's name.")
-        return parse_spec(path.read_text(encoding="utf-8"), str(path), path.parent)
+        spec = parse_spec(path.read_text(encoding="utf-8"), str(path), path.parent)
+        # A relative folder counts from the specification, wherever the command is called.
+        told = None if spec.raw is None else str(path.parent.absolute() / Path(spec.raw).expanduser())
+        return spec.model_copy(update={"raw": told})
     known = list_specs()
     if text_form not in known:
         raise SpecError(unknown_name(text_form, known))
     inside = resources.files("dataset_specs")
     text = (inside / f"{text_form}.yaml").read_text(encoding="utf-8")
     spec = parse_spec(text, f"dataset_specs/{text_form}.yaml", inside)
-    if spec.name != text_form:
-        raise SpecError(
-            f"dataset_specs/{text_form}.yaml names itself '{spec.name}': file and name must agree."
-        )
-    return spec
+    return _named(spec, Path("dataset_specs", f"{text_form}.yaml"))
+
+
+def own_specs(raw_root: Path) -> dict[str, Path]:
+    """The specifications beside the raw datasets, <raw_root>/<name>.yaml: name -> file."""
+    return {path.stem: path for path in sorted(raw_root.glob("*.yaml")) if not path.name.startswith(".")}
 
 
 def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
     """The specifications behind `-d`: names, YAML files, or `all`, `upstream`, `held-out`, `phantom`.
 
-    The four words stand for the datasets (of that role) with a folder under `raw_root`. SpecError for an
-    unknown name, with the nearest known one, and for a word that no dataset there fits.
+    A name is looked for beside the raw datasets first (`own_specs`), then inside the package. The four words
+    stand for the datasets (of that role) whose scans are there. SpecError for an unknown name, with the nearest
+    known one, and for a word that no dataset there fits.
     """
     chosen: dict[str, DatasetSpec] = {}
+    own = own_specs(raw_root)
     for name in names:
         if name in GROUPS:
-            known = list_specs()
-            specs = [spec for spec in map(load_spec, known) if name in ("all", spec.role)]
-            specs = [spec for spec in specs if raw_folder(raw_root, spec).is_dir()]
+            known = sorted({*list_specs(), *own})
+            specs = [_own_or_packaged(each, own) for each in known]
+            specs = [
+                spec for spec in specs if name in ("all", spec.role) and spec.raw_folder(raw_root).is_dir()
+            ]
             if not specs:
                 raise SpecError(f"'{name}' fits no dataset under {raw_root}: known are {', '.join(known)}.")
         else:
-            specs = [load_spec(name)]
+            specs = [_own_or_packaged(name, own)]
         chosen |= {spec.name: spec for spec in specs}
     return list(chosen.values())
 
 
-def raw_folder(raw_root: Path, spec: DatasetSpec) -> Path:
-    """Where the dataset lies: raw/<name>, else a download's own folder under raw/ that holds its files.
-
-    So `raw/amos22` serves amos_ct and amos_mr alike. raw/<name> where there is neither.
-    """
-    named, form = raw_root / spec.name, spec.raw_files
-    if named.is_dir():
-        return named
-    places = [raw_root / top for top in form.top]
-    return next((place for place in places if place.is_dir() and _holds(place, form)), named)
+def _own_or_packaged(name: str, own: Mapping[str, Path]) -> DatasetSpec:
+    if name in own:
+        return _named(load_spec(own[name]), own[name])
+    if not name.endswith((".yaml", ".yml")) and name not in list_specs():
+        raise SpecError(unknown_name(name, {*list_specs(), *own}))
+    return load_spec(name)
 
 
-def settled_folder(raw: Path, spec: DatasetSpec) -> Path:
-    """The folder under `raw` from which the patterns of the specification count."""
-    form = spec.raw_files
-    return settle_top(raw, form.top, form.patterns, form.where)
-
-
-def holds_dataset(folder: Path, spec: DatasetSpec) -> bool:
-    """Whether a file of the dataset's layout lies there."""
-    return folder.is_dir() and _holds(settled_folder(folder, spec), spec.raw_files)
-
-
-def _holds(folder: Path, form: Files) -> bool:
-    return finds_any(folder, form.patterns, form.where)
+def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
+    if spec.name != path.stem:
+        raise SpecError(f"{path} names itself '{spec.name}': file and name must agree.")
+    return spec
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:

@@ -23,9 +23,9 @@ from iris_pipeline.predict import (
     predict_folder,
     raise_for_refused,
 )
-from iris_pipeline.references import image_hash
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.source import FileSource
 

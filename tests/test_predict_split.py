@@ -18,9 +18,10 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import held_out_tasks, predict_split, split_cases, stored_tasks
-from iris_pipeline.references import image_hash, measure_references, plan_references
+from iris_pipeline.references import measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
+from preprocessing.findings import image_hash
 from preprocessing.source import FileSource
 from preprocessing.store import Store
 

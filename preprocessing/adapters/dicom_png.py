@@ -10,7 +10,7 @@ from preprocessing.layouts import SeriesFiles
 from preprocessing.patterns import Match, fill, find
 from preprocessing.source import FileSource, Source
 from preprocessing.source_kinds import PngStackSource
-from preprocessing.spec import DatasetSpec, settled_folder
+from preprocessing.spec import DatasetSpec
 
 
 def find_dicom_png_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
@@ -20,7 +20,7 @@ def find_dicom_png_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     form = spec.raw_files
     assert isinstance(form, SeriesFiles)
-    folder = settled_folder(raw, spec)
+    folder = spec.settled_folder(raw)
     greys = tuple(sorted((low, high, spec.classes[name]) for name, (low, high) in form.greys.items()))
     images: dict[str, Source] = {}
     labels: dict[str, Source] = {}

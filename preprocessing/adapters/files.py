@@ -17,7 +17,7 @@ from preprocessing.errors import RawDataError
 from preprocessing.layouts import PairFiles
 from preprocessing.patterns import Match, fill, find
 from preprocessing.source import FileSource, Source, Unreadable
-from preprocessing.spec import DatasetSpec, settled_folder
+from preprocessing.spec import DatasetSpec
 
 _DATE = re.compile(r"(\d{2})-(\d{2})-(\d{4})")
 
@@ -29,7 +29,7 @@ def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     form = spec.raw_files
     assert isinstance(form, PairFiles)
-    folder = settled_folder(raw, spec)
+    folder = spec.settled_folder(raw)
     images = list(find(folder, form.image, form.where))
     labels = list(find(folder, form.labels, form.where))
     if form.numbered:

@@ -15,7 +15,7 @@ from preprocessing.errors import RawDataError
 from preprocessing.layouts import FrameFiles
 from preprocessing.patterns import Match, fill, find
 from preprocessing.source import FileSource, FrameSource, Source, Unreadable
-from preprocessing.spec import DatasetSpec, settled_folder
+from preprocessing.spec import DatasetSpec
 
 FRAME = "frame"
 
@@ -27,7 +27,7 @@ def find_frame_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     form = spec.raw_files
     assert isinstance(form, FrameFiles)
-    folder = settled_folder(raw, spec)
+    folder = spec.settled_folder(raw)
     images, labels = (_by_subject(find(folder, each, form.where)) for each in (form.image, form.labels))
     if not images:
         raise nothing_found(folder, spec, form.image)

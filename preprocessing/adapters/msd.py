@@ -12,7 +12,7 @@ from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import FolderFiles
 from preprocessing.source import FileSource
-from preprocessing.spec import DatasetSpec, settled_folder
+from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -25,7 +25,7 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     form = spec.raw_files
     assert isinstance(form, FolderFiles)
-    raw = settled_folder(raw, spec)
+    raw = spec.settled_folder(raw)
     images, labels = _by_id(raw / IMAGES, form.channel), _by_id(raw / LABELS)
     if not images:
         raise RawDataError(

@@ -10,7 +10,7 @@ from preprocessing.layouts import MapFiles
 from preprocessing.patterns import find
 from preprocessing.source import FileSource, Source, Unreadable
 from preprocessing.source_kinds import ArgmaxSource
-from preprocessing.spec import DatasetSpec, settled_folder
+from preprocessing.spec import DatasetSpec
 
 
 def find_probability_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
@@ -20,7 +20,7 @@ def find_probability_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     form = spec.raw_files
     assert isinstance(form, MapFiles)
-    folder = settled_folder(raw, spec)
+    folder = spec.settled_folder(raw)
     images = by_case(find(folder, form.image, form.where), form.case)
     if not images:
         raise nothing_found(folder, spec, form.image)

@@ -46,7 +46,5 @@ def _labels(source: Source, image: Source, spec: DatasetSpec) -> Source:
     if quirks.sides_between is not None:
         (left,), (right,) = spec.sides["left"], spec.sides["right"]
         names = (left, right, quirks.sides_between)
-        source = SidesByPlace(
-            source, spec.classes[left], spec.classes[right], spec.classes[names[2]], names
-        )
+        source = SidesByPlace(source, spec.classes[left], spec.classes[right], spec.classes[names[2]], names)
     return source
