@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -201,7 +201,8 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
         )
     image, labels = case.image.read_image(), case.labels.read_labels()
     mended = (*case.repairs, *image.repairs, *labels.repairs)
-    found = (orientation_conflict(case.image.files[0]), skew(image.affine), check_same_grid(image, labels))
+    conflicts = map(orientation_conflict, case.image.files[:1])
+    found = (*conflicts, skew(image.affine), check_same_grid(image, labels))
     repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
     check_field(image.shape, image.spacing_mm, str(case.image))
     check_grey_values(image.array, str(case.image))
@@ -212,8 +213,10 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
+    check_volumes(classes, case.id, spec)
     remarks = [no_place(image.header), None if classes else "no class of the specification has a voxel"]
-    notes = [*repairs, *(text for text in remarks if text)]
+    told = (*repairs, *image.doubts, *labels.doubts, *remarks)
+    notes = [text for text in dict.fromkeys(told) if text]
     return CasePrint(
         id=case.id,
         subject=case.subject,
@@ -238,6 +241,16 @@ def check_label_values(labels: np.ndarray, source: Source, spec: DatasetSpec) ->
             f"{source} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
             f"0 (background), {allowed}; correct the label map or the specification."
         )
+
+
+def check_volumes(classes: Mapping[str, ClassPrint], case_id: str, spec: DatasetSpec) -> None:
+    """LabelValueError where a class has a volume that its organ cannot have (quirks.volume_ml)."""
+    for name, (least, most) in spec.quirks.volume_ml.items():
+        if name in classes and not least <= classes[name].ml <= most:
+            raise LabelValueError(
+                f"'{name}' of dataset {spec.name} has {least:g} to {most:g} ml, but {classes[name].ml:g} ml in case "
+                f"{case_id}: its label values mean something else than the specification says."
+            )
 
 
 def _ras_spacing(affine: np.ndarray) -> Triple:
@@ -280,7 +293,8 @@ def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> 
 
 def _spec_digest(spec: DatasetSpec) -> str:
     sides = sorted((side, tuple(names)) for side, names in spec.sides.items())
-    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset} {sides}")
+    bounds = sorted(spec.quirks.volume_ml.items())
+    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset} {sides} {bounds}")
 
 
 def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:

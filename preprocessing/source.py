@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from preprocessing.errors import RawDataError
 from preprocessing.volume import Volume, as_image, as_labels, read_raw
 
 
@@ -60,3 +63,57 @@ class FileSource(Source):
 
     def read(self) -> Volume:
         return read_raw(self.path)
+
+
+@dataclass(frozen=True)
+class FrameSource(Source):
+    """One frame (from 0) of a 4D NIfTI (x,y,z,t). labelled: an empty frame is an error, not an empty label map."""
+
+    path: Path
+    frame: int
+    labelled: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def recipe(self) -> str:
+        return f"frame {self.frame}"
+
+    def read(self) -> Volume:
+        volume = read_raw(self.path, self.frame)
+        if self.labelled and not np.any(volume.array):
+            raise RawDataError(
+                f"Frame {self.frame} (from 0) of {self.path} should be labelled and is empty: the table of frames "
+                "and the label file do not belong together."
+            )
+        return volume
+
+    def __str__(self) -> str:
+        return f"{self.path} (frame {self.frame})"
+
+
+@dataclass(frozen=True)
+class Unreadable(Source):
+    """A case that was announced but cannot be read: `why`, one sentence, becomes its verdict."""
+
+    why: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def name(self) -> str:
+        return "nothing"
+
+    @property
+    def recipe(self) -> str:
+        return self.why
+
+    def read(self) -> Volume:
+        raise RawDataError(self.why)
+
+    def __str__(self) -> str:
+        return self.name

@@ -55,13 +55,14 @@ LENGTHS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 class Volume:
     """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header of the file it came from, if any.
 
-    repairs: what was mended while it was read, a phrase each.
+    repairs: what was mended while it was read, doubts: what looks odd and was kept, a phrase each.
     """
 
     array: np.ndarray
     affine: np.ndarray
     header: nib.Nifti1Header | None = None
     repairs: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -320,8 +321,11 @@ def _damaged(path: Path, error: Exception) -> RawDataError:
     return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
 
 
-def _dicom_series(folder: Path) -> list[str]:
-    """The files of the only series of a folder."""
+def dicom_files(folder: Path) -> list[str]:
+    """The files of the only series of a folder, by their place along the normal of the slices.
+
+    RawDataError where there is no series or more than one.
+    """
     talks = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
     try:
@@ -340,7 +344,7 @@ def _from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     RawDataError where slices are missing or lie unevenly: no affine could place them.
     """
-    files = _dicom_series(folder)
+    files = dicom_files(folder)
     if len(files) == 1:
         return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
     reader = sitk.ImageSeriesReader()

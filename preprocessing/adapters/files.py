@@ -1,0 +1,123 @@
+"""Image and label files found by patterns: flat pairs, a folder a case, several folders, any depth.
+
+`pair_up` is the common part of all layouts with patterns: two lists of found files become cases, and what
+lacks its partner is listed all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from preprocessing.adapters.base import Case
+from preprocessing.errors import RawDataError
+from preprocessing.layouts import PairFiles
+from preprocessing.patterns import Match, fill, find
+from preprocessing.source import FileSource, Source, Unreadable
+from preprocessing.spec import DatasetSpec
+
+_DATE = re.compile(r"(\d{2})-(\d{2})-(\d{4})")
+
+
+def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
+    """Layout `files`: one image file and one label file a case.
+
+    RawDataError where there is no image, or two files for one case.
+    """
+    form = spec.raw_files
+    assert isinstance(form, PairFiles)
+    folder = spec.settled_folder(raw)
+    images = list(find(folder, form.image, form.where))
+    labels = list(find(folder, form.labels, form.where))
+    if form.numbered:
+        numbers = _numbers([*images, *labels], form.numbered)
+        images, labels = (_numbered(each, form.numbered, numbers) for each in (images, labels))
+    if not images:
+        raise nothing_found(folder, spec, form.image)
+    found_images, found_labels = by_case(images, form.case), by_case(labels, form.case)
+    return pair_up(
+        {case: FileSource(path) for case, path in found_images.items()},
+        {case: FileSource(path) for case, path in found_labels.items()},
+        spec,
+    )
+
+
+def pair_up(images: Mapping[str, Source], labels: Mapping[str, Source], spec: DatasetSpec) -> list[Case]:
+    """One case for each id on either side, sorted; what lacks its image is refused by name when it is read."""
+    return [
+        Case(
+            id=case_id,
+            subject=spec.subject_of(case_id),
+            image=images.get(case_id)
+            or Unreadable(
+                f"Case {case_id} has labels ({labels[case_id].name}) but no image: add the image or remove them."
+            ),
+            labels=labels.get(case_id),
+            modality=spec.modality,
+        )
+        for case_id in sorted(images.keys() | labels.keys())
+    ]
+
+
+def by_case(matches: Iterable[Match], template: str) -> dict[str, Path]:
+    """Case id -> its file. RawDataError for two files of one case."""
+    found: dict[str, Path] = {}
+    for match in matches:
+        case_id = fill(template, match.names)
+        if found.setdefault(case_id, match.path) != match.path:
+            raise RawDataError(
+                f"Case '{case_id}' is there twice, {found[case_id]} and {match.path}: keep one."
+            )
+    return found
+
+
+def nothing_found(folder: Path, spec: DatasetSpec, patterns: Iterable[str]) -> RawDataError:
+    """The sentence for a raw folder in which no image lies where the specification says."""
+    tops = spec.raw_files.top
+    place = f" (or below its folder {tops[0]})" if tops else ""
+    return RawDataError(
+        f"{folder} holds no image of dataset {spec.name}: the layout '{spec.layout}' looks there{place} for "
+        f"{' or '.join(patterns)}; unpack the download there as it is."
+    )
+
+
+def _numbers(matches: Iterable[Match], part: str) -> dict[tuple[tuple[str, str], ...], int]:
+    """(all named parts) -> the place, from 0, of `part` among those whose other parts are the same.
+
+    By the date month-day-year with which a name begins, if it does, then by the name.
+    """
+    groups: dict[tuple[tuple[str, str], ...], set[str]] = defaultdict(set)
+    for match in matches:
+        groups[_without(match, part)].add(match.names[part])
+    return {
+        (*others, (part, name)): number
+        for others, names in groups.items()
+        for number, name in enumerate(sorted(names, key=_by_date))
+    }
+
+
+def _numbered(
+    matches: list[Match], part: str, numbers: Mapping[tuple[tuple[str, str], ...], int]
+) -> list[Match]:
+    return [
+        replace(
+            match,
+            names={
+                **match.names,
+                "number": str(numbers[(*_without(match, part), (part, match.names[part]))]),
+            },
+        )
+        for match in matches
+    ]
+
+
+def _without(match: Match, part: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in match.names.items() if name != part))
+
+
+def _by_date(name: str) -> tuple[str, str]:
+    date = _DATE.match(name)
+    return (f"{date[3]}{date[1]}{date[2]}" if date else "", name)
