@@ -15,9 +15,8 @@ import numpy as np
 import yaml
 
 from preprocessing.adapters import Case, find_cases
-from preprocessing.adapters.pattern import CLASS, FIELD, mask_names
 from preprocessing.class_names import read_class_names
-from preprocessing.discover import LABEL_WORDS, discover_pairs
+from preprocessing.discover import CLASS, LABEL_WORDS, discover_pairs
 from preprocessing.errors import IrisError, RawDataError, SpecError
 from preprocessing.files import write_text
 from preprocessing.guess import (
@@ -31,6 +30,7 @@ from preprocessing.guess import (
     read_dataset_json,
 )
 from preprocessing.parallel import parallel_map
+from preprocessing.patterns import PLACEHOLDER, find
 from preprocessing.spec import DatasetSpec, Modality, Role, list_specs, parse_spec
 
 SCANS_READ = 8  # for the guess of the modality
@@ -40,14 +40,14 @@ HEADING = "# Written by iris_add; every key is described in dataset_specs/README
 
 @dataclass(frozen=True)
 class Survey:
-    """What was read of a folder, once. ids and subjects: of the pairs, sorted; values: of their label maps.
+    """What was read of a folder, once.
 
-    names: class -> value, by dataset.json or classes.json; masks: names of mask files; remarks: for the user.
+    files: the key of the specification; ids, subjects: of the pairs; values: of all label maps. names: class ->
+    value, by dataset.json or classes.json; masks: names of mask files; remarks: for the user.
     """
 
     folder: Path
-    images: str
-    labels: str
+    files: Mapping[str, Any]
     ids: tuple[str, ...]
     subjects: tuple[str, ...]
     values: tuple[int, ...]
@@ -98,34 +98,37 @@ def survey_folder(
     remarks: list[str] = []
     if images is None or labels is None:
         found = discover_pairs(folder)
-        images, labels = found.images, found.labels
+        files, masks = _files(found.images, found.labels), found.classes
         if found.others:
             remarks.append(
                 f"Other images pair up with the same masks ({', '.join(found.others)}): one of them is chosen with "
                 "--images and --labels."
             )
-    masks = mask_names(folder, images, labels) if CLASS in labels else ()
-    cases = find_cases(folder, _provisional(images, labels, masks))
-    pairs = [case for case in cases if case.labels is not None and case.image.files[0].exists()]
+    else:
+        files, masks = _files((images,), (labels,)), _mask_names(folder, images, labels)
+    cases = find_cases(folder, _provisional(files, masks))
+    pairs = [case for case in cases if case.labels is not None and case.image.files]
     if not pairs:
-        raise RawDataError(f"No image {images} of {folder} has a mask {labels}: correct the two patterns.")
+        raise RawDataError(
+            f"No image {images} of {folder} has a mask {labels}: correct the two patterns, in which {{case}} stands "
+            "for the case's name."
+        )
     alone = [case.id for case in cases if case not in pairs]
     if alone:
         remarks.append(
             f"{len(alone)} of {len(cases)} cases lack the image or the mask and will be refused: "
             f"{', '.join(alone[:5])}{' ...' * (len(alone) > 5)}."
         )
-    files = [len(case.labels.files) for case in pairs if case.labels is not None]
+    mask_files = [len(case.labels.files) for case in pairs if case.labels is not None]
     return Survey(
         folder=folder,
-        images=images,
-        labels=labels,
+        files=files,
         ids=tuple(case.id for case in pairs),
         subjects=tuple(case.subject for case in pairs),
         values=() if masks else _label_values(pairs, workers, progress, remarks),
         names={} if masks else _told_names(folder, remarks),
         masks=masks,
-        some_masks_missing=bool(masks) and min(files) < len(masks),
+        some_masks_missing=bool(masks) and min(mask_files) < len(masks),
         scans=_some_scans(pairs, workers, progress),
         told=read_dataset_json(folder),
         remarks=tuple(remarks),
@@ -139,7 +142,11 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
     reasons["name"] = "as asked" if wishes.name else "the folder's name"
     modality, reasons["modality"] = wishes.modality, "as asked"
     if modality is None:
-        words = [modality_text(dict(survey.told)), *_fixed_texts(survey.images), survey.folder.name]
+        words = [
+            modality_text(dict(survey.told)),
+            *_fixed_texts(survey.files["image"][0]),
+            survey.folder.name,
+        ]
         modality, reasons["modality"] = guess_modality(survey.scans, [word for word in words if word])
     classes, reasons["classes"] = (wishes.classes, "as asked") if wishes.classes else _guess_classes(survey)
     offset = guess_offset(survey.scans) if modality == "CT" else 0.0
@@ -157,9 +164,11 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
         "raw": None
         if (raw_root / name).absolute() == survey.folder.absolute()
         else str(survey.folder.absolute()),
-        "layout": "pattern",
-        "images": survey.images,
-        "labels": survey.labels,
+        "layout": "files",
+        "files": {
+            key: (value[0] if len(value) == 1 else list(value)) if isinstance(value, tuple) else value
+            for key, value in survey.files.items()
+        },
         "classes": dict(classes),
         "sides": {side: list(names) for side, names in sides.items()} or None,
         "subject_pattern": pattern,
@@ -191,7 +200,27 @@ def write_spec(proposal: Proposal, folder: Path, raw_root: Path, overwrite: bool
     return path
 
 
-def _provisional(images: str, labels: str, masks: tuple[str, ...]) -> DatasetSpec:
+def _files(images: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
+    """The key `files`: the patterns and, where the case's name has several parts, how they are joined."""
+    parts = [name for name in dict.fromkeys(PLACEHOLDER.findall(images[0])) if name != "class"]
+    files: dict[str, Any] = {"image": images, "labels": labels}
+    if parts != ["case"]:
+        files["case"] = "_".join(f"{{{name}}}" for name in parts)
+    return files | ({"subject": "{subject}"} if "subject" in parts and len(parts) > 1 else {})
+
+
+def _mask_names(folder: Path, images: str, labels: str) -> tuple[str, ...]:
+    """What {class} stands for in the paths that fit `labels` and are no image, sorted."""
+    if CLASS not in labels:
+        return ()
+    pictures = {match.path for match in find(folder, [images])}
+    names = {match.names["class"] for match in find(folder, [labels]) if match.path not in pictures}
+    if not names:
+        raise RawDataError(f"No file of {folder} fits {labels}: correct the pattern.")
+    return tuple(sorted(names))
+
+
+def _provisional(files: Mapping[str, Any], masks: tuple[str, ...]) -> DatasetSpec:
     """Enough of a specification to list the cases."""
     return DatasetSpec(
         name="survey",
@@ -200,9 +229,8 @@ def _provisional(images: str, labels: str, masks: tuple[str, ...]) -> DatasetSpe
         role="held-out",
         source="",
         licence="",
-        layout="pattern",
-        images=images,
-        labels=labels,
+        layout="files",
+        files=dict(files),
         classes={name: value for value, name in enumerate(masks, 1)} or {"any": 1},
     )
 
@@ -270,7 +298,7 @@ def _guess_classes(survey: Survey) -> tuple[dict[str, int], str]:
     if survey.names:
         told = "as the JSON file beside the scans names them"
         return {**survey.names, **unnamed}, told + (", and values it does not name" if unnamed else "")
-    words = [word for word in _fixed_texts(survey.labels)[-1:] if word.lower() not in LABEL_WORDS]
+    words = [word for word in _fixed_texts(survey.files["labels"][0])[-1:] if word.lower() not in LABEL_WORDS]
     if len(survey.values) == 1 and words:
         return {words[0]: survey.values[0]}, "the name of the mask files"
     return unnamed, "the values in the label maps; no file names them"
@@ -279,7 +307,7 @@ def _guess_classes(survey: Survey) -> tuple[dict[str, int], str]:
 def _fixed_texts(pattern: str) -> list[str]:
     """The words of a pattern's last part that are no field, without those that only say "mask"."""
     last = re.sub(r"\.[A-Za-z0-9.]+$", "", pattern.rstrip("/").split("/")[-1])
-    texts = re.findall(r"[A-Za-z0-9]+(?:[_ ][A-Za-z0-9]+)*", FIELD.sub(" - ", last))
+    texts = re.findall(r"[A-Za-z0-9]+(?:[_ ][A-Za-z0-9]+)*", PLACEHOLDER.sub(" - ", last))
     return [
         kept
         for text in texts
@@ -288,7 +316,7 @@ def _fixed_texts(pattern: str) -> list[str]:
 
 
 def _subjects(survey: Survey, wishes: Wishes) -> tuple[str | None, str]:
-    if "{subject}" in survey.images:
+    if "subject" in survey.files:
         return None, f"{len(set(survey.subjects))} subjects in {len(survey.ids)} cases, a folder for each"
     if wishes.subject_pattern is not None:
         return wishes.subject_pattern or None, "as asked"

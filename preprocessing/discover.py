@@ -1,4 +1,4 @@
-"""Pairs of images and masks in a folder of somebody's own, as patterns for the layout `pattern`.
+"""Pairs of images and masks in a folder of somebody's own, as patterns for the layout `files`.
 
 No name is known beforehand. Each path is generalised in every way that a person would name cases (the file's name
 with or without a word before or behind it, a folder for each case, a mask file for each class), and the two
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.adapters.pattern import CLASS, ENDINGS, FIELD, scan_paths
 from preprocessing.errors import RawDataError
+from preprocessing.volume import ITK, NIFTI, is_image_path
 
 _LABELS = (
     "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva lbl lab "
@@ -28,6 +28,10 @@ _IMAGES = (
 _PARTS = "train training tr val valid validation va test testing ts batch fold part"
 LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
 PARTS_OF_A_SET = frozenset(_PARTS.split())
+CLASS = "{class}"
+ENDINGS = NIFTI + ITK
+FIELD = re.compile(r"\{[a-z]+\}|\*")
+JUNK = re.compile(r"[*?\[\]{}]|(^|/)(\.|__MACOSX)")  # what patterns cannot say, what hides, what macOS packs
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
 SCANS_OF_A_SUBJECT = 5  # a folder with more scans than this on average is no person's
@@ -38,14 +42,14 @@ Variant = tuple[str, dict[str, str]]  # a pattern's text and the values of its f
 
 @dataclass(frozen=True)
 class Found:
-    """Two patterns and what they pair. `classes`: names of mask files where `labels` has {class}.
+    """Patterns (one for each file ending) and what they pair. `classes`: names of mask files, if of one class each.
 
     cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half; others: patterns
     of other images that pair up with the same masks.
     """
 
-    images: str
-    labels: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
     cases: int
     images_alone: int = 0
     labels_alone: int = 0
@@ -134,8 +138,8 @@ def discover_pairs(folder: Path) -> Found:
     best = max((pair for pair in pairs if len(pair.shared) == most), key=_Pair.score)
     alone = best.alone()
     return Found(
-        images=_with_ending(best.image),
-        labels=_with_ending(best.label),
+        images=_with_endings(best.image),
+        labels=_with_endings(best.label),
         cases=len(best.shared),
         images_alone=alone[0],
         labels_alone=alone[1],
@@ -144,10 +148,26 @@ def discover_pairs(folder: Path) -> Found:
     )
 
 
+def scan_paths(folder: Path) -> list[str]:
+    """Files that can be read, as sorted paths inside `folder`, and DICOM folders with a "/" behind."""
+    found: set[str] = set()
+    for path in folder.rglob("*"):
+        inner = path.relative_to(folder)
+        if JUNK.search(inner.as_posix()):
+            continue
+        if is_image_path(path):
+            found.add(inner.as_posix())
+        elif path.suffix.lower() == ".dcm" and len(inner.parts) > 1:
+            found.add(inner.parent.as_posix() + "/")
+    return sorted(found)
+
+
 def _by_role(paths: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Images, labels, and those whose names do not tell. A folder that holds everything tells nothing."""
     shared = set.intersection(*({*path.rstrip("/").split("/")[:-1]} for path in paths))
-    images, labels, unknown = [], [], []
+    images: list[str] = []
+    labels: list[str] = []
+    unknown: list[str] = []
     for path in paths:
         words = {
             word for part in _without_ending(path).split("/") if part not in shared for word in _words(part)
@@ -298,14 +318,14 @@ def _other_images(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
     for pair in sorted(rivals, key=_Pair.score, reverse=True):
         theirs = frozenset(pair.image.files[key][""] for key in pair.shared)
         if not theirs & used:
-            others.setdefault(theirs, _with_ending(pair.image))
+            others.setdefault(theirs, _with_endings(pair.image)[0])
     return tuple(sorted(others.values()))
 
 
-def _with_ending(pattern: _Pattern) -> str:
-    """The pattern with the files' ending where all have the same one."""
+def _with_endings(pattern: _Pattern) -> tuple[str, ...]:
     if pattern.text.endswith("/"):
-        return pattern.text
+        return (pattern.text.rstrip("/"),)
     paths = [path for found in pattern.files.values() for path in found.values()]
-    endings = {path[len(_without_ending(path)) :] for path in paths}
-    return pattern.text + endings.pop() if len(endings) == 1 else pattern.text
+    return tuple(
+        pattern.text + ending for ending in sorted({path[len(_without_ending(path)) :] for path in paths})
+    )
