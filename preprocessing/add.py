@@ -151,7 +151,9 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
     classes, reasons["classes"] = (wishes.classes, "as asked") if wishes.classes else _guess_classes(survey)
     offset = guess_offset(survey.scans) if modality == "CT" else 0.0
     if offset:
-        reasons["intensity_offset"] = "no grey value is negative: HU were stored with 1024 added"
+        reasons["intensity_offset"] = (
+            "no grey value is negative: HU seem to be stored with 1024 added; correct it if it was 1000"
+        )
     pattern, reasons["subjects"] = _subjects(survey, wishes)
     sides = guess_sides(classes)
     content: dict[str, Any] = {

@@ -7,6 +7,7 @@ patterns that pair most cases win. Words such as "seg" or "images" only say whic
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -151,14 +152,21 @@ def discover_pairs(folder: Path) -> Found:
 def scan_paths(folder: Path) -> list[str]:
     """Files that can be read, as sorted paths inside `folder`, and DICOM folders with a "/" behind."""
     found: set[str] = set()
-    for path in folder.rglob("*"):
-        inner = path.relative_to(folder)
-        if JUNK.search(inner.as_posix()):
+    walked: set[Path] = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in walked:  # a link that leads back to where it lies
+            inside.clear()
             continue
-        if is_image_path(path):
-            found.add(inner.as_posix())
-        elif path.suffix.lower() == ".dcm" and len(inner.parts) > 1:
-            found.add(inner.parent.as_posix() + "/")
+        walked.add(here.resolve())
+        for path in (here / name for name in names):
+            inner = path.relative_to(folder)
+            if JUNK.search(inner.as_posix()):
+                continue
+            if is_image_path(path):
+                found.add(inner.as_posix())
+            elif path.suffix.lower() == ".dcm" and len(inner.parts) > 1:
+                found.add(inner.parent.as_posix() + "/")
     return sorted(found)
 
 

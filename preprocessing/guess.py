@@ -58,24 +58,36 @@ class GreyValues:
         return cls(float(values.min()), middle, high, float(values.max()), whole)
 
 
-def guess_modality(scans: Sequence[GreyValues], names: Iterable[str]) -> tuple[Modality, str]:
-    """The modality and why. `names`: texts that may say it, the most trusted first."""
-    lows = sorted(scan.low for scan in scans)
-    low = lows[len(lows) // 2]
-    for name in names:
-        said = {
-            MODALITY_WORDS[word] for word in re.findall(r"[a-z0-9]+", name.lower()) if word in MODALITY_WORDS
-        }
-        if len(said) == 1:
-            return said.pop(), f"'{name}' says so"
+def guess_modality(scans: Sequence[GreyValues], told: str, names: Iterable[str]) -> tuple[Modality, str]:
+    """The modality and why: what dataset.json tells, then air in HU, then names, then the grey values' kind."""
+    lows, tops = sorted(scan.low for scan in scans), sorted(scan.top for scan in scans)
+    low, top = lows[len(lows) // 2], tops[len(tops) // 2]
+    if (said := _said(told)) is not None:
+        return said, f"'{told}' in dataset.json"
     if low < AIR_HU:
         return "CT", f"grey values go down to {low:g}, as air does in HU"
+    for name in names:
+        said = _said(name)
+        if said == "CT" and not guess_offset(scans):
+            return (
+                "CT",
+                f"'{name}' says so, but grey values from {low:g} to {top:g} are no HU: look at them first",
+            )
+        if said is not None:
+            return said, f"'{name}' says so"
     uptake = [
         scan.low >= 0 and not scan.whole and scan.middle < SUV[0] < scan.high < SUV[1] for scan in scans
     ]
     if sum(uptake) * 2 > len(uptake):
         return "PET", "no value is negative and most are fractions below 1.5, as uptake values (SUV) are"
-    return "MR", f"grey values from {low:g} on are neither HU nor uptake values"
+    return "MR", f"grey values from {low:g} to {top:g} are neither HU nor uptake values"
+
+
+def _said(text: str) -> Modality | None:
+    """The one modality whose words are in a text."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    said = {MODALITY_WORDS[word] for word in words if word in MODALITY_WORDS}
+    return said.pop() if len(said) == 1 else None
 
 
 def guess_offset(scans: Sequence[GreyValues]) -> float:
