@@ -103,6 +103,8 @@ def _descend(
 
 
 def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted(
         entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"
     )

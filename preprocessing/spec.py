@@ -92,6 +92,7 @@ class DatasetSpec(BaseModel):
     expected_cases: int | None = Field(default=None, ge=1)
     sides: dict[Literal["left", "right"], tuple[str, ...]] = Field(default_factory=dict)
     paper_column: str | None = None
+    paper_classes: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
 
     @field_validator("name")
@@ -145,10 +146,10 @@ class DatasetSpec(BaseModel):
     def _files_fit_the_layout(self) -> DatasetSpec:
         form = parse_files(self.layout, self.files)
         greys: dict[str, Any] = getattr(form, "greys", {}) or getattr(form, "maps", {})
-        named = {*greys, *self.quirks.volume_ml, *filter(None, [self.quirks.sides_between])}
+        named = {*greys, *self.paper_classes, *self.quirks.volume_ml, *filter(None, [self.quirks.sides_between])}
         unknown = sorted(named - set(self.classes))
         if unknown:
-            raise ValueError(f"files and quirks name {unknown}, which are not among the classes")
+            raise ValueError(f"files, quirks or paper_classes name {unknown}, which are not among the classes")
         pair = [self.sides.get("left", ()), self.sides.get("right", ())]
         if self.quirks.sides_between and [len(names) for names in pair] != [1, 1]:
             raise ValueError(
