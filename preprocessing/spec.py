@@ -148,10 +148,17 @@ class DatasetSpec(BaseModel):
     def _files_fit_the_layout(self) -> DatasetSpec:
         form = parse_files(self.layout, self.files)
         greys: dict[str, Any] = getattr(form, "greys", {}) or getattr(form, "maps", {})
-        named = {*greys, *self.paper_classes, *self.quirks.volume_ml, *filter(None, [self.quirks.sides_between])}
+        named = {
+            *greys,
+            *self.paper_classes,
+            *self.quirks.volume_ml,
+            *filter(None, [self.quirks.sides_between]),
+        }
         unknown = sorted(named - set(self.classes))
         if unknown:
-            raise ValueError(f"files, quirks or paper_classes name {unknown}, which are not among the classes")
+            raise ValueError(
+                f"files, quirks or paper_classes name {unknown}, which are not among the classes"
+            )
         pair = [self.sides.get("left", ()), self.sides.get("right", ())]
         if self.quirks.sides_between and [len(names) for names in pair] != [1, 1]:
             raise ValueError(
