@@ -1,4 +1,4 @@
-"""Pairs of images and masks in a folder of somebody's own, as patterns for the layout `pattern`.
+"""Pairs of images and masks in a folder of somebody's own, as patterns for the layout `files`.
 
 No name is known beforehand. Each path is generalised in every way that a person would name cases (the file's name
 with or without a word before or behind it, a folder for each case, a mask file for each class), and the two
@@ -7,14 +7,15 @@ patterns that pair most cases win. Words such as "seg" or "images" only say whic
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.adapters.pattern import CLASS, ENDINGS, FIELD, scan_paths
 from preprocessing.errors import RawDataError
+from preprocessing.volume import ITK, NIFTI, is_image_path
 
 _LABELS = (
     "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva lbl lab "
@@ -28,6 +29,10 @@ _IMAGES = (
 _PARTS = "train training tr val valid validation va test testing ts batch fold part"
 LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
 PARTS_OF_A_SET = frozenset(_PARTS.split())
+CLASS = "{class}"
+ENDINGS = NIFTI + ITK
+FIELD = re.compile(r"\{[a-z]+\}|\*")
+JUNK = re.compile(r"[*?\[\]{}]|(^|/)(\.|__MACOSX)")  # what patterns cannot say, what hides, what macOS packs
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
 SCANS_OF_A_SUBJECT = 5  # a folder with more scans than this on average is no person's
@@ -38,14 +43,14 @@ Variant = tuple[str, dict[str, str]]  # a pattern's text and the values of its f
 
 @dataclass(frozen=True)
 class Found:
-    """Two patterns and what they pair. `classes`: names of mask files where `labels` has {class}.
+    """Patterns (one for each file ending) and what they pair. `classes`: names of mask files, if of one class each.
 
     cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half; others: patterns
     of other images that pair up with the same masks.
     """
 
-    images: str
-    labels: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
     cases: int
     images_alone: int = 0
     labels_alone: int = 0
@@ -134,8 +139,8 @@ def discover_pairs(folder: Path) -> Found:
     best = max((pair for pair in pairs if len(pair.shared) == most), key=_Pair.score)
     alone = best.alone()
     return Found(
-        images=_with_ending(best.image),
-        labels=_with_ending(best.label),
+        images=_with_endings(best.image),
+        labels=_with_endings(best.label),
         cases=len(best.shared),
         images_alone=alone[0],
         labels_alone=alone[1],
@@ -144,10 +149,33 @@ def discover_pairs(folder: Path) -> Found:
     )
 
 
+def scan_paths(folder: Path) -> list[str]:
+    """Files that can be read, as sorted paths inside `folder`, and DICOM folders with a "/" behind."""
+    found: set[str] = set()
+    walked: set[Path] = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in walked:  # a link that leads back to where it lies
+            inside.clear()
+            continue
+        walked.add(here.resolve())
+        for path in (here / name for name in names):
+            inner = path.relative_to(folder)
+            if JUNK.search(inner.as_posix()):
+                continue
+            if is_image_path(path):
+                found.add(inner.as_posix())
+            elif path.suffix.lower() == ".dcm" and len(inner.parts) > 1:
+                found.add(inner.parent.as_posix() + "/")
+    return sorted(found)
+
+
 def _by_role(paths: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Images, labels, and those whose names do not tell. A folder that holds everything tells nothing."""
     shared = set.intersection(*({*path.rstrip("/").split("/")[:-1]} for path in paths))
-    images, labels, unknown = [], [], []
+    images: list[str] = []
+    labels: list[str] = []
+    unknown: list[str] = []
     for path in paths:
         words = {
             word for part in _without_ending(path).split("/") if part not in shared for word in _words(part)
@@ -275,12 +303,14 @@ def _pair(image: _Pattern, label: _Pattern) -> _Pair | None:
     fewest = max(min(2, len(shared)), FEW_CASES * len(shared))
     classes = sorted(name for name, count in counts.items() if count >= fewest and _names_a_class(name))
     shared = {key for key in shared if set(classes) & set(label.files[key])}
-    return _Pair(image, label, frozenset(shared), tuple(classes)) if len(classes) > 1 and shared else None
+    pair = _Pair(image, label, frozenset(shared), tuple(classes))
+    # With one file a case the text names something else, such as the hospital.
+    return pair if pair.mask_files > len(shared) else None
 
 
 def _names_a_class(name: str) -> bool:
     plain = {name.lower(), name.lower().rstrip("0123456789")}
-    return not plain & (LABEL_WORDS | set(IMAGE_WORDS)) and not name.isdecimal()
+    return not plain & (LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET) and not name.isdecimal()
 
 
 def _unlikely_subjects(cases: Iterable[Key]) -> bool:
@@ -291,18 +321,19 @@ def _unlikely_subjects(cases: Iterable[Key]) -> bool:
 
 def _other_images(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
     used = {best.image.files[key][""] for key in best.shared}
+    rivals = [pair for pair in pairs if pair.label is best.label and len(pair.shared) == len(best.shared)]
     others: dict[frozenset[str], str] = {}
-    for pair in pairs:
+    for pair in sorted(rivals, key=_Pair.score, reverse=True):
         theirs = frozenset(pair.image.files[key][""] for key in pair.shared)
-        if pair.label is best.label and pair.shared == best.shared and not theirs & used:
-            others.setdefault(theirs, _with_ending(pair.image))
+        if not theirs & used:
+            others.setdefault(theirs, _with_endings(pair.image)[0])
     return tuple(sorted(others.values()))
 
 
-def _with_ending(pattern: _Pattern) -> str:
-    """The pattern with the files' ending where all have the same one."""
+def _with_endings(pattern: _Pattern) -> tuple[str, ...]:
     if pattern.text.endswith("/"):
-        return pattern.text
+        return (pattern.text.rstrip("/"),)
     paths = [path for found in pattern.files.values() for path in found.values()]
-    endings = {path[len(_without_ending(path)) :] for path in paths}
-    return pattern.text + endings.pop() if len(endings) == 1 else pattern.text
+    return tuple(
+        pattern.text + ending for ending in sorted({path[len(_without_ending(path)) :] for path in paths})
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +38,7 @@ def image_hash(image: Volume) -> str:
     """Content hash of the voxels in RAS+ order: a copy of other name, format or orientation has the same."""
     array = np.ascontiguousarray(Reorientation.to_ras(image.affine).apply(image.array), dtype=np.float32)
     digest = hashlib.blake2b(f"{array.shape}".encode(), digest_size=16)
-    digest.update(array)
+    digest.update(array.reshape(-1).data)
     return digest.hexdigest()
 
 
@@ -85,7 +86,7 @@ def no_place(header: nib.Nifti1Header | None) -> str | None:
     return "the header does not say how the patient lies (qform and sform codes are 0); L,A,S is assumed"
 
 
-def side_pairs(sides: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+def side_pairs(sides: Mapping[Any, Sequence[str]]) -> list[tuple[str, str]]:
     """(left, right) classes: by the name without its side ("kidney_left", "L kidney"), the rest in order.
 
     A rest of two lengths is no pair of anything and is left out.
@@ -102,7 +103,7 @@ def side_pairs(sides: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def check_sides(
-    labels: Volume, classes: Mapping[str, int], sides: Mapping[str, Sequence[str]], name: str
+    labels: Volume, classes: Mapping[str, int], sides: Mapping[Any, Sequence[str]], name: str
 ) -> None:
     """LabelValueError where the class of the left lies further right (at greater world x) than its partner.
 

@@ -87,10 +87,14 @@ class _Pairs(Files):
 
 
 class PairFiles(_Pairs):
-    """One image file and one label file a case. `numbered`: {number} is the place of this part among its like."""
+    """One image file and one label file a case, or by {class} in `labels` one mask file a class.
+
+    numbered: {number} is the place of this part among its like. subject: the named parts that are the person.
+    """
 
     labels: Patterns = Field(min_length=1)
     numbered: str | None = None
+    subject: str | None = None
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -101,6 +105,16 @@ class PairFiles(_Pairs):
 
     def given(self) -> set[str]:
         return {"number"} if self.numbered else set()
+
+    @model_validator(mode="after")
+    def _person_and_class_are_told(self) -> PairFiles:
+        wanted = placeholders(self.subject or "")
+        if self.subject and not (wanted and wanted <= placeholders(self.case)):
+            raise ValueError(f"subject: '{self.subject}' is made of named parts of case: '{self.case}'")
+        of_class = ["{class}" in pattern for pattern in self.labels]
+        if (any(of_class) and not all(of_class)) or any("{class}" in pattern for pattern in self.image):
+            raise ValueError("{class} stands in all patterns of labels or in none, and never in image")
+        return self
 
 
 class FrameFiles(_Pairs):
@@ -187,7 +201,6 @@ class MapFiles(_Pairs):
 
 FORMS: dict[str, type[Files]] = {
     "msd": FolderFiles,
-    "pattern": Files,
     "files": PairFiles,
     "frames": FrameFiles,
     "dicom_png": SeriesFiles,

@@ -63,7 +63,7 @@ class SplitSpec(BaseModel):
 class DatasetSpec(BaseModel):
     """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value.
 
-    raw: the folder of the scans where it is not raw/<name>; images, labels: patterns for the layout `pattern`.
+    raw: the folder of the scans where it is not raw/<name>.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,8 +77,6 @@ class DatasetSpec(BaseModel):
     layout: str = "msd"
     files: dict[str, Any] = Field(default_factory=dict)
     quirks: Quirks = Field(default_factory=Quirks)
-    images: str | None = None
-    labels: str | None = None
     source: str
     licence: str
     citation: str = ""

@@ -9,7 +9,6 @@ from preprocessing.adapters.dicom_png import find_dicom_png_cases
 from preprocessing.adapters.files import find_file_cases
 from preprocessing.adapters.frames import find_frame_cases
 from preprocessing.adapters.msd import find_msd_cases
-from preprocessing.adapters.pattern import find_pattern_cases
 from preprocessing.adapters.probability_maps import find_probability_cases
 from preprocessing.adapters.quirks import mended
 from preprocessing.errors import RawDataError, SpecError
@@ -17,7 +16,6 @@ from preprocessing.spec import DatasetSpec
 
 LAYOUTS: dict[str, Adapter] = {
     "msd": find_msd_cases,
-    "pattern": find_pattern_cases,
     "files": find_file_cases,
     "frames": find_frame_cases,
     "dicom_png": find_dicom_png_cases,

@@ -15,6 +15,7 @@ from pathlib import Path
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import PairFiles
+from preprocessing.masks import MaskFiles
 from preprocessing.patterns import Match, fill, find
 from preprocessing.source import FileSource, Source, Unreadable
 from preprocessing.spec import DatasetSpec
@@ -31,18 +32,48 @@ def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     assert isinstance(form, PairFiles)
     folder = spec.settled_folder(raw)
     images = list(find(folder, form.image, form.where))
-    labels = list(find(folder, form.labels, form.where))
+    of_class = {"class": "|".join(re.escape(name) for name in spec.classes)}
+    labels = list(find(folder, form.labels, of_class | form.where))
+    images, labels = _one_role_each(images, labels)
     if form.numbered:
         numbers = _numbers([*images, *labels], form.numbered)
         images, labels = (_numbered(each, form.numbered, numbers) for each in (images, labels))
     if not images:
         raise nothing_found(folder, spec, form.image)
-    found_images, found_labels = by_case(images, form.case), by_case(labels, form.case)
-    return pair_up(
-        {case: FileSource(path) for case, path in found_images.items()},
-        {case: FileSource(path) for case, path in found_labels.items()},
+    cases = pair_up(
+        {case: FileSource(path) for case, path in by_case(images, form.case).items()},
+        _mask_files(labels, form.case, spec)
+        if "{class}" in form.labels[0]
+        else {case: FileSource(path) for case, path in by_case(labels, form.case).items()},
         spec,
     )
+    if form.subject is None:
+        return cases
+    people = {fill(form.case, match.names): fill(form.subject, match.names) for match in (*images, *labels)}
+    return [replace(case, subject=people[case.id]) for case in cases]
+
+
+def _one_role_each(images: list[Match], labels: list[Match]) -> tuple[list[Match], list[Match]]:
+    """`{case}` fits x_seg.nii.gz as well as `{case}_seg` does: a file that fits both goes to the more exact."""
+    as_image = {match.path: match.exactness for match in images}
+    as_labels = {match.path: match.exactness for match in labels}
+    return (
+        [match for match in images if as_labels.get(match.path, -1) <= match.exactness],
+        [match for match in labels if as_image.get(match.path, -1) < match.exactness],
+    )
+
+
+def _mask_files(labels: list[Match], template: str, spec: DatasetSpec) -> dict[str, Source]:
+    """Case id -> its mask files, in the order of the classes."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for name in spec.classes:
+        mine = [match for match in labels if match.names["class"] == name]
+        for case, path in by_case(mine, template).items():
+            found[case][name] = path
+    return {
+        case: MaskFiles(tuple((spec.classes[name], path) for name, path in files.items()))
+        for case, files in found.items()
+    }
 
 
 def pair_up(images: Mapping[str, Source], labels: Mapping[str, Source], spec: DatasetSpec) -> list[Case]:
