@@ -26,6 +26,7 @@ ORDER = (
     "preprocessing.options",
     "preprocessing.patterns",
     "preprocessing.layouts",
+    "preprocessing.nnunet",
     "preprocessing.spec",
     "preprocessing.splits",
     "preprocessing.class_names",
