@@ -142,12 +142,8 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
     reasons["name"] = "as asked" if wishes.name else "the folder's name"
     modality, reasons["modality"] = wishes.modality, "as asked"
     if modality is None:
-        words = [
-            modality_text(dict(survey.told)),
-            *_fixed_texts(survey.files["image"][0]),
-            survey.folder.name,
-        ]
-        modality, reasons["modality"] = guess_modality(survey.scans, [word for word in words if word])
+        names = [*_fixed_texts(survey.files["image"][0]), survey.folder.absolute().name]
+        modality, reasons["modality"] = guess_modality(survey.scans, modality_text(dict(survey.told)), names)
     classes, reasons["classes"] = (wishes.classes, "as asked") if wishes.classes else _guess_classes(survey)
     offset = guess_offset(survey.scans) if modality == "CT" else 0.0
     if offset:

@@ -88,6 +88,7 @@ ORDER = (
     "iris_pipeline.predict_split",
     "iris_pipeline.evaluate",
     "iris_pipeline.tables",
+    "iris_pipeline.paper_tables",
     "iris_pipeline.overlays",
     "iris_pipeline.report",
     "iris_pipeline.cli",
