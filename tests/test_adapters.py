@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import TinyRaw
 
-from preprocessing.adapters import find_cases
+from preprocessing.adapters import LAYOUTS, find_cases
 from preprocessing.errors import RawDataError, SpecError
+from preprocessing.layouts import FORMS
 from preprocessing.source import FileSource
 
 
@@ -55,6 +56,10 @@ def test_two_files_of_one_case_are_refused(tmp_path: Path, tiny_raw: TinyRaw) ->
     touch(tmp_path, "imagesTr/s1_a.nii.gz", "imagesTr/s1_a.nii")
     with pytest.raises(RawDataError, match=r"holds case 's1_a' twice, s1_a\.nii and s1_a\.nii\.gz: keep one"):
         find_cases(tmp_path, tiny_raw.spec)
+
+
+def test_every_layout_has_an_adapter_and_a_form() -> None:
+    assert set(LAYOUTS) == set(FORMS)
 
 
 def test_missing_folders_and_unknown_layouts(tmp_path: Path, tiny_raw: TinyRaw) -> None:

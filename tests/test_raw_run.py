@@ -14,6 +14,7 @@ from raw_trees import CHANNELS, TREES, Truth, write_tree
 
 from iris_pipeline.cli.prepare import datasets_main, plan_and_preprocess_main
 from preprocessing.adapters import find_cases
+from preprocessing.check import dataset_folder
 from preprocessing.errors import RawDataError
 from preprocessing.spec import choose_specs, load_spec
 from preprocessing.store import Store
@@ -102,6 +103,8 @@ def test_the_download_may_be_named_contained_or_the_folder_itself(
         assert spec.raw_folder(root) == root / name
         assert [case.id for case in find_cases(spec.raw_folder(root), spec)] == ids
         assert [each.name for each in choose_specs(["all"], root)] == [name]
+    # RAW of iris_check: the download's own folder
+    assert [case.id for case in find_cases(dataset_folder(raw / top, spec), spec)] == ids
     empty = tmp_path / "empty" / name
     empty.mkdir(parents=True)
     with pytest.raises(RawDataError, match="holds no image"):
@@ -118,6 +121,16 @@ def test_datasets_are_listed_with_what_is_found(
         expected = load_spec(name).expected_cases
         assert f" {len(truths[name])} of {expected} " in lines[name], lines[name]
     assert " - " in lines["msd_hippocampus"]
+
+
+def test_studies_of_a_patient_are_numbered_by_date(
+    downloads: tuple[Path, dict[str, dict[str, Truth]]],
+) -> None:
+    """The later one would come first by name: 09-22-2005 stands before 12-05-2003."""
+    spec = load_spec("autopet")
+    cases = [case for case in find_cases(spec.raw_folder(downloads[0]), spec) if case.id.endswith("_1")]
+    assert len(cases) == 1 and cases[0].image.files[0].parent.name.startswith("09-22-2005")
+    assert cases[0].labels is not None and cases[0].labels.files[0].parent == cases[0].image.files[0].parent
 
 
 def test_nobody_of_ivdm3seg_is_on_two_sides(downloads: tuple[Path, dict[str, dict[str, Truth]]]) -> None:
