@@ -125,7 +125,8 @@ def native_bfloat16(device: torch.device) -> bool:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
         return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    # AVX-512's bf16 products alone lose more to conversions than they win: a step takes a third longer (LOG.md).
+    return "amx_bf16" in flags
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
