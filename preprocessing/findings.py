@@ -76,7 +76,7 @@ def skew(affine: np.ndarray) -> str | None:
     if cosine <= RIGHT_ANGLE:
         return None
     degrees = np.degrees(np.arcsin(min(1.0, cosine)))
-    return f"the direction cosines are not orthonormal: axes {degrees:.2g} degrees off a right angle are taken as one"
+    return f"the direction cosines are not orthonormal ({degrees:.2g} degrees off); the axes are taken as orthogonal"
 
 
 def no_place(header: nib.Nifti1Header | None) -> str | None:
