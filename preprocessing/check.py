@@ -183,7 +183,8 @@ def _remarks(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
     listed = {*(spec.split.test_subjects or ()), *(spec.split.validation_subjects or ())}
     strangers = sorted(listed - {case.subject for case in fingerprint.cases})
     if strangers:
-        remarks.append(f"The split lists subjects that are not there: {', '.join(strangers)}.")
+        some = ", ".join(strangers[:5]) + f" and {len(strangers) - 5} more" * (len(strangers) > 5)
+        remarks.append(f"The split lists subjects that are not there: {some}.")
     return remarks
 
 

@@ -200,7 +200,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
     image, labels = case.image.read_image(), case.labels.read_labels()
-    mended = (*case.repairs, *image.repairs, *labels.repairs)
+    mended = (*image.repairs, *labels.repairs)
     conflicts = map(orientation_conflict, case.image.files[:1])
     found = (*conflicts, skew(image.affine), check_same_grid(image, labels))
     repairs = [text for text in dict.fromkeys((*mended, *found)) if text]

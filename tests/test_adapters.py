@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import TinyRaw
 
-from preprocessing.adapters import find_cases
+from preprocessing.adapters import LAYOUTS, find_cases
 from preprocessing.errors import RawDataError, SpecError
+from preprocessing.layouts import FORMS
 from preprocessing.source import FileSource
 
 
@@ -57,10 +58,16 @@ def test_two_files_of_one_case_are_refused(tmp_path: Path, tiny_raw: TinyRaw) ->
         find_cases(tmp_path, tiny_raw.spec)
 
 
+def test_every_layout_has_an_adapter_and_a_form() -> None:
+    assert set(LAYOUTS) == set(FORMS)
+
+
 def test_missing_folders_and_unknown_layouts(tmp_path: Path, tiny_raw: TinyRaw) -> None:
     with pytest.raises(RawDataError, match="absent of dataset tiny does not exist"):
         find_cases(tmp_path / "absent", tiny_raw.spec)
     with pytest.raises(RawDataError, match="imagesTr holds no image: the layout 'msd' of dataset tiny needs"):
         find_cases(tmp_path, tiny_raw.spec)
-    with pytest.raises(SpecError, match="has the layout 'dicom_zip': known are msd"):
+    with pytest.raises(
+        SpecError, match="has the layout 'dicom_zip': known are dicom_png, files, frames, msd"
+    ):
         find_cases(tmp_path, tiny_raw.spec.model_copy(update={"layout": "dicom_zip"}))

@@ -205,6 +205,19 @@ def test_cases_that_were_trained_on_are_not_segmented_for_a_table(tiny_store: St
     assert split_cases(loaded_on(tiny_store, split=fold), tiny_store, "paper", "test")
 
 
+def test_people_of_a_dataset_that_was_trained_on_are_not_segmented_for_a_table(held_out: Store) -> None:
+    spec = held_out.manifest.spec.model_copy(update={"overlaps": ("other",)})
+    store = Store(held_out.folder, held_out.manifest.model_copy(update={"spec": spec}))
+    loaded = loaded_with(
+        GreyModel(width=0.8), plans={"other": store.plan.model_copy(update={"dataset": "other"})}
+    )
+    with pytest.raises(
+        StoreError, match="those of tiny are also in other, on which it was: use a model trained"
+    ):
+        split_cases(loaded, store, "paper", "test")
+    assert split_cases(loaded, held_out, "paper", "test")
+
+
 def test_splits_and_plans_that_do_not_fit(tiny_store: Store, cases: list[Case], tmp_path: Path) -> None:
     loaded = loaded_on(tiny_store)
     with pytest.raises(

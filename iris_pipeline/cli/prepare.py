@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iris_pipeline.cli._common import run
+from preprocessing.adapters import find_cases
 from preprocessing.check import Checked, check_dataset, dataset_folder, summarise
 from preprocessing.errors import IrisError
 from preprocessing.files import json_text, save_json
@@ -15,7 +16,7 @@ from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_opt
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
 from preprocessing.run import run_stages
-from preprocessing.spec import choose_specs, list_specs, load_spec, own_specs
+from preprocessing.spec import DatasetSpec, choose_specs, list_specs, load_spec, own_specs
 from preprocessing.store import Store
 
 
@@ -89,7 +90,7 @@ def _datasets(root: Root) -> int:
     own = {path.parent.name for path in root.preprocessed.glob(f"*/{MANIFEST}")} - set(specs)
     specs |= {name: Store.open(root.preprocessed / name).manifest.spec for name in sorted(own)}
     for name, spec in specs.items():
-        raw = "yes" if spec.raw_folder(root.raw).is_dir() else "-"
+        raw = _found(spec, root.raw)
         folder = root.preprocessed / name
         store = "finished" if (folder / MANIFEST).is_file() else "unfinished" if folder.is_dir() else "-"
         rows.append((name, spec.role, spec.modality, str(len(spec.classes)), raw, store))
@@ -97,7 +98,20 @@ def _datasets(root: Root) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if root.raw.is_dir():
-        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - set(specs))
+        claimed = {*specs, *(top.partition("/")[0] for spec in specs.values() for top in spec.raw_files.top)}
+        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - claimed)
         if strangers:
             print(f"Under {root.raw} without a specification: {', '.join(strangers)}.")
     return 0
+
+
+def _found(spec: DatasetSpec, raw_root: Path) -> str:
+    """How many cases lie under raw/, and how many there should be; nothing is read."""
+    folder = spec.raw_folder(raw_root)
+    if not folder.is_dir():
+        return "-"
+    try:
+        count = len(find_cases(folder, spec))
+    except IrisError:
+        return "none found"
+    return str(count) if spec.expected_cases is None else f"{count} of {spec.expected_cases}"

@@ -12,17 +12,13 @@ from preprocessing.spec import DatasetSpec, Modality
 
 @dataclass(frozen=True)
 class Case:
-    """`labels` is None where the image has no label file: reported as refused, never lost silently.
-
-    repairs: what the adapter mended, a phrase each; the verdict names them.
-    """
+    """`labels` is None where the image has no label file: reported as refused, never lost silently."""
 
     id: str
     subject: str
     image: Source
     labels: Source | None
     modality: Modality
-    repairs: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):

@@ -78,19 +78,17 @@ def _mask_files(labels: list[Match], template: str, spec: DatasetSpec) -> dict[s
 
 def pair_up(images: Mapping[str, Source], labels: Mapping[str, Source], spec: DatasetSpec) -> list[Case]:
     """One case for each id on either side, sorted; what lacks its image is refused by name when it is read."""
-    return [
-        Case(
-            id=case_id,
-            subject=spec.subject_of(case_id),
-            image=images.get(case_id)
-            or Unreadable(
+    cases = []
+    for case_id in sorted(images.keys() | labels.keys()):
+        image, mask = images.get(case_id), labels.get(case_id)
+        if image is None:
+            image = Unreadable(
                 f"Case {case_id} has labels ({labels[case_id].name}) but no image: add the image or remove them."
-            ),
-            labels=labels.get(case_id),
-            modality=spec.modality,
-        )
-        for case_id in sorted(images.keys() | labels.keys())
-    ]
+            )
+        if mask is None and isinstance(image, Unreadable):
+            mask = image  # its sentence is to be told, not that labels are missing too
+        cases.append(Case(case_id, spec.subject_of(case_id), image, mask, spec.modality))
+    return cases
 
 
 def by_case(matches: Iterable[Match], template: str) -> dict[str, Path]:

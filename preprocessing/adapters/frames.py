@@ -41,7 +41,9 @@ def find_frame_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
             row = _row(form, names, rows, infos.get(key), who, folder)
             numbers = {phase: _number(row, phase, who) for phase in form.frames}
         except RawDataError as error:
-            case_id = fill(form.case, names | {"phase": form.frames[0], FRAME: "00"})
+            case_id = fill(
+                form.case, names | {"phase": form.frames[0], FRAME: "00"}
+            )  # which ones, nobody says
             found[0][case_id] = Unreadable(str(error))
             continue
         for phase, number in numbers.items():
