@@ -24,21 +24,38 @@ ORDER = (
     "preprocessing.files",
     "preprocessing.parallel",
     "preprocessing.options",
+    "preprocessing.patterns",
+    "preprocessing.layouts",
+    "preprocessing.nnunet",
     "preprocessing.spec",
     "preprocessing.splits",
     "preprocessing.class_names",
     "preprocessing.volume",
+    "preprocessing.source",
+    "preprocessing.source_kinds",
     "preprocessing.geometry",
+    "preprocessing.mending",
     "preprocessing.normalise",
     "preprocessing.case",
+    "preprocessing.masks",
+    "preprocessing.findings",
     "preprocessing.adapters.base",
     "preprocessing.adapters.msd",
+    "preprocessing.adapters.files",
+    "preprocessing.adapters.frames",
+    "preprocessing.adapters.dicom_png",
+    "preprocessing.adapters.probability_maps",
+    "preprocessing.adapters.quirks",
     "preprocessing.adapters",
     "preprocessing.fingerprint",
     "preprocessing.plan",
     "preprocessing.store",
     "preprocessing.run",
+    "preprocessing.leaks",
     "preprocessing.check",
+    "preprocessing.guess",
+    "preprocessing.discover",
+    "preprocessing.add",
     "preprocessing.phantom_anatomy",
     "preprocessing.phantoms",
     # unified store -> model -> masks -> tables
@@ -74,11 +91,13 @@ ORDER = (
     "iris_pipeline.predict_split",
     "iris_pipeline.evaluate",
     "iris_pipeline.tables",
+    "iris_pipeline.paper_tables",
     "iris_pipeline.overlays",
     "iris_pipeline.report",
     "iris_pipeline.cli",
     "iris_pipeline.cli._common",
     "iris_pipeline.cli.prepare",
+    "iris_pipeline.cli.add",
     "iris_pipeline.cli.train",
     "iris_pipeline.cli.predict",
     "iris_pipeline.cli.evaluate",
@@ -184,7 +203,7 @@ def test_model_knows_torch_only(drawn: list[Arrow]) -> None:
 
 
 def test_preprocessing_knows_no_network(drawn: list[Arrow]) -> None:
-    allowed = {"numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "pydantic", "yaml", "tqdm"}
+    allowed = {"numpy", "scipy", "nibabel", "PIL", "SimpleITK", "blosc2", "pydantic", "yaml", "tqdm"}
     strangers = foreign(drawn, "preprocessing") - allowed
     assert not strangers, f"preprocessing imports {sorted(strangers)}; allowed are {sorted(allowed)}"
 
