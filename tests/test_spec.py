@@ -87,6 +87,34 @@ def test_the_defaults_are_filled_in() -> None:
             r"give either table and key \(one table for all\), or info \(a file a subject\)",
         ),
         (
+            {
+                "layout": "frames",
+                "files": {
+                    "image": "{p}",
+                    "labels": "{p}",
+                    "frames": "ED",
+                    "table": "t",
+                    "key": "k",
+                    "case": "{p}",
+                },
+            },
+            r"files\.frames: Input should be a valid tuple",
+        ),
+        (
+            {
+                "layout": "frames",
+                "files": {
+                    "image": "{p}",
+                    "labels": "{p}",
+                    "frames": ["ED"],
+                    "table": "t",
+                    "key": "k",
+                    "case": "{p}",
+                },
+            },
+            r"case: '\{p\}' needs \{case\}, which the column 'k' holds",
+        ),
+        (
             {"layout": "probability_maps", "files": {"image": "{case}", "maps": {"c": "{case}_c"}}},
             r"name \['c'\], which are not among the classes",
         ),
