@@ -72,6 +72,8 @@ def _add(arguments: argparse.Namespace) -> int:
         role=role,
     )
     speed = {"workers": arguments.workers, "progress": not arguments.quiet}
+    if not arguments.quiet:
+        print(f"Looking for images and masks in {folder} ...", file=sys.stderr)
     survey = survey_folder(folder, arguments.images, arguments.labels, **speed)
     proposal = propose(survey, wishes, root.raw)
     print(_shown(survey, proposal))
