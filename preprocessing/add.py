@@ -163,10 +163,7 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
         if (raw_root / name).absolute() == survey.folder.absolute()
         else str(survey.folder.absolute()),
         "layout": "files",
-        "files": {
-            key: (value[0] if len(value) == 1 else list(value)) if isinstance(value, tuple) else value
-            for key, value in survey.files.items()
-        },
+        "files": _plain(survey.files),
         "classes": dict(classes),
         "sides": {side: list(names) for side, names in sides.items()} or None,
         "subject_pattern": pattern,
@@ -219,18 +216,21 @@ def _mask_names(folder: Path, images: str, labels: str) -> tuple[str, ...]:
 
 
 def _provisional(files: Mapping[str, Any], masks: tuple[str, ...]) -> DatasetSpec:
-    """Enough of a specification to list the cases."""
-    return DatasetSpec(
-        name="survey",
-        title="",
-        modality="MR",
-        role="held-out",
-        source="",
-        licence="",
-        layout="files",
-        files=dict(files),
-        classes={name: value for value, name in enumerate(masks, 1)} or {"any": 1},
-    )
+    """Enough of a specification to list the cases. SpecError where the patterns do not go together."""
+    content = {
+        **{"name": "survey", "title": "", "source": "", "licence": "", "modality": "MR", "role": "held-out"},
+        **{"layout": "files", "files": _plain(files)},
+        "classes": {name: value for value, name in enumerate(masks, 1)} or {"any": 1},
+    }
+    return parse_spec(yaml.safe_dump(content, allow_unicode=True), "The pair of patterns")
+
+
+def _plain(files: Mapping[str, Any]) -> dict[str, Any]:
+    """As YAML has it: one pattern as a text, several as a list."""
+    return {
+        key: (value[0] if len(value) == 1 else list(value)) if isinstance(value, tuple) else value
+        for key, value in files.items()
+    }
 
 
 def _told_names(folder: Path, remarks: list[str]) -> Mapping[str, int]:
