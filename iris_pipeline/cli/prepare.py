@@ -106,7 +106,7 @@ def _datasets(root: Root) -> int:
 
 
 def _found(spec: DatasetSpec, raw_root: Path) -> str:
-    """How many cases lie under raw/, and how many there should be; nothing is read. iris_check says why there is none."""
+    """How many cases lie under raw/, and how many there should be (iris_check says what is wrong); nothing is read."""
     folder = spec.raw_folder(raw_root)
     if not folder.is_dir():
         return "-"
