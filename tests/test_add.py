@@ -92,6 +92,7 @@ def test_from_a_folder_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [entry.id for entry in store.manifest.cases] == ["s0000", "s0001", "s0002", "s0003"]
     assert store.manifest.classes == {"kidney_left": 1, "kidney_right": 2, "spleen": 3}
     assert "spleen" not in store.entry("s0001").classes
+    assert store.manifest.spec.raw_folder(root / "raw") == folder, "evaluation and pictures find the scans"
     assert snapshot(folder) == before
 
 
