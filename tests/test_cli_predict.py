@@ -13,7 +13,9 @@ import pytest
 from scans import load, save
 
 from iris_pipeline.checkpoint import RunState, load_model, save_checkpoint
-from iris_pipeline.cli.predict import encode_main, find_run, predict_main, tasks_main
+from iris_pipeline.cli._models import find_run
+from iris_pipeline.cli.predict import predict_main
+from iris_pipeline.cli.tasks import encode_main, tasks_main
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.references import stored_reference

@@ -77,7 +77,9 @@ ORDER = (
     "iris_pipeline.cli._common",
     "iris_pipeline.cli.prepare",
     "iris_pipeline.cli.train",
+    "iris_pipeline.cli._models",
     "iris_pipeline.cli.predict",
+    "iris_pipeline.cli.tasks",
     "iris_pipeline.cli.evaluate",
     "iris_pipeline.demo",
 )
