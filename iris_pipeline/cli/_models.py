@@ -1,21 +1,20 @@
-"""What the commands that use a model share: which run, which device, which references; and encoding these."""
+"""What the commands that use a model share: which run, which device, which references, what became of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.cli._common import at_least_one
-from iris_pipeline.references import ReferenceFiles, encode_files, find_references, reference_pair
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
+from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.train import native_bfloat16
+from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, RawDataError
 from preprocessing.paths import Root
 
@@ -70,12 +69,22 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-k",
         "--references",
         type=at_least_one,
         metavar="N",
         help="draw N of the references (default: all of -r, 5 of -d)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
+    parser.add_argument(
+        "--draw",
+        "--seed",
+        dest="seed",
+        type=int,
+        metavar="SEED",
+        help="of the draw of references, and of tuning (default: 0)",
+    )
+    parser.add_argument("--steps", type=at_least_one, metavar="N", help="of tuning, at most (default: 60)")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="of tuning (default: 0.01)")
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )
@@ -109,26 +118,28 @@ def reference_files(paths: Sequence[str]) -> ReferenceFiles:
     return files
 
 
-def encode_references(
-    loaded: LoadedModel, arguments: argparse.Namespace, device: str, autocast: bool, strategy: str | None
-) -> TaskEmbedding:
-    files = reference_files(arguments.r)
-    task = encode_files(
-        loaded,
-        files,
-        strategy=strategy,
-        count=arguments.references,
-        seed=arguments.seed,
-        modality=arguments.modality,
-        device=device,
-        autocast=autocast,
-    )
+def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:
+    """What --steps and --learning-rate say, else the defaults."""
+    given = {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "seed": arguments.seed}
+    return TuningSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def tell_task(task: TaskEmbedding, arguments: argparse.Namespace, classes: Iterable[str]) -> None:
+    """What references became, and what they do not show."""
     guessed = "" if arguments.modality else " (guessed: --modality says it better)"
     print(f"Task: {summary(task)}; modality {task.modality}{guessed}.")
-    absent = [name for name in files.classes if name not in task.class_names]
+    for record in task.tuned:
+        print(f"Tuned: {tuned_text(record)}.")
+    absent = [name for name in classes if name not in task.class_names]
     if absent:
         print(f"Warning: no reference shows {', '.join(absent)}; the task is without.")
-    return replace(task, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def tuned_text(record: Tuned) -> str:
+    return (
+        f"{record.steps} steps at {record.learning_rate:g}, loss {record.loss_before:.3f} -> {record.loss:.3f} on "
+        f"the {record.judged_by}"
+    )
 
 
 def summary(task: TaskEmbedding) -> str:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.cli._common import choose_device, run
+from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
     add_reference_options,
     autocast_of,
-    encode_references,
     load_run,
+    reference_files,
     summary,
+    tell_task,
+    tuning_settings,
 )
 from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.predict import InferenceOptions, Verdict, predict_folder, raise_for_refused
+from iris_pipeline.predict import (
+    InferenceOptions,
+    Verdict,
+    digest,
+    predict_cases,
+    predict_folder,
+    raise_for_refused,
+)
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
-    STRATEGIES,
+    Experiment,
     check_plan,
     predict_split,
     stored_tasks,
 )
-from iris_pipeline.strategies import bank
-from iris_pipeline.task import TaskEmbedding, load_task
+from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
+from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.strategies import bank, ensemble
+from iris_pipeline.task import load_task
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import RawDataError, TaskError
 from preprocessing.paths import Root
@@ -60,6 +72,9 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--strategy",
         choices=STRATEGIES,
         help="default: bank for -d; for -r one-shot, or ensemble if there are several",
+    )
+    parser.add_argument(
+        "--top", type=at_least_one, metavar="N", help="references a class is taken from in object-retrieval"
     )
     add_model_options(parser)
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
@@ -114,17 +129,114 @@ def _predict_inputs(arguments: argparse.Namespace, root: Root, options: Inferenc
         if arguments.t:
             task = load_task(arguments.t, loaded.model_hash)
             print(f"Task: {summary(task)}.")
-        else:
-            task = encode_references(loaded, arguments, options.device, options.autocast, arguments.strategy)
-        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+            return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+        return _predict_from_files(arguments, loaded, inputs, out, options)
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
         task = bank(loaded, dataset)
         print(f"Task: {summary(task)}.")
         return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
-    task = _stored_task(arguments, root, loaded, dataset, {case.id for case in inputs}, options)
-    print(f"Task: {summary(task)}.")
-    return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+    return _predict_from_store(arguments, root, loaded, dataset, inputs, out, options)
+
+
+def _predict_from_files(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    inputs: list[InputCase],
+    out: Path,
+    options: InferenceOptions,
+) -> list[Verdict]:
+    """-r with any strategy: one task for all scans, or one for each."""
+    files = reference_files(arguments.r)
+    strategy = arguments.strategy or default_strategy(files, arguments.references)
+    if strategy in ONE_TASK:
+        task = encode_files(
+            loaded,
+            files,
+            options,
+            strategy=strategy,
+            count=arguments.references,
+            seed=arguments.seed or 0,
+            modality=arguments.modality,
+            tuning=tuning_settings(arguments),
+            progress=True,
+        )
+        tell_task(task, arguments, files.classes)
+        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+    task_of, pool = file_tasks(
+        strategy,
+        loaded,
+        files,
+        options,
+        count=arguments.references,
+        seed=arguments.seed or 0,
+        modality=arguments.modality,
+        retrieval=_retrieval_settings(arguments),
+    )
+    tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
+    return predict_cases(
+        loaded,
+        lambda _, image: task_of(image),
+        inputs,
+        out,
+        options,
+        classes=files.classes,
+        made_from={
+            "strategy": strategy,
+            "references": [digest(reference.task) for reference in pool],
+            "settings": asdict(_retrieval_settings(arguments)),
+        },
+        remarks={"references": [reference.id for reference in pool]},
+        overwrite=arguments.overwrite,
+    )
+
+
+def _predict_from_store(
+    arguments: argparse.Namespace,
+    root: Root,
+    loaded: LoadedModel,
+    dataset: str,
+    inputs: list[InputCase],
+    out: Path,
+    options: InferenceOptions,
+) -> list[Verdict]:
+    """-d with a strategy that draws references from the store's train part."""
+    store = open_stores(root.preprocessed, [dataset])[dataset]
+    check_plan(loaded, store)
+    split = store.manifest.splits.get(str(loaded.state.settings.get("split")), store.manifest.splits["paper"])
+    # A scan that bears the name of a stored case may be that case: it is no reference then.
+    ids = [case_id for case_id in split["train"] if case_id not in {case.id for case in inputs}]
+    if not ids:
+        raise TaskError(
+            f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
+            "with -r."
+        )
+    experiment = _experiment(arguments, arguments.strategy)
+    raw = {case.id: case for case in _raw_cases(root, store)}
+    return predict_cases(
+        loaded,
+        stored_tasks(loaded, store, ids, experiment, options, raw),
+        inputs,
+        out,
+        options,
+        classes=store.manifest.classes,
+        made_from={"dataset": dataset, "from": ids} | experiment.describe(),
+        overwrite=arguments.overwrite,
+    )
+
+
+def _experiment(arguments: argparse.Namespace, strategy: str) -> Experiment:
+    return Experiment(
+        strategy,
+        arguments.references or DEFAULT_REFERENCES,
+        arguments.seed or 0,
+        _retrieval_settings(arguments),
+        tuning_settings(arguments),
+    )
+
+
+def _retrieval_settings(arguments: argparse.Namespace) -> RetrievalSettings:
+    return RetrievalSettings(**({} if arguments.top is None else {"top": arguments.top}))
 
 
 def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
@@ -137,30 +249,6 @@ def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
             "or give a task file with -t or references with -r."
         )
     return next(iter(loaded.plans))
-
-
-def _stored_task(
-    arguments: argparse.Namespace,
-    root: Root,
-    loaded: LoadedModel,
-    dataset: str,
-    input_ids: set[str],
-    options: InferenceOptions,
-) -> TaskEmbedding:
-    """A task from references of the unified store's train part."""
-    store = open_stores(root.preprocessed, [dataset])[dataset]
-    check_plan(loaded, store)
-    split = store.manifest.splits.get(str(loaded.state.settings.get("split")), store.manifest.splits["paper"])
-    # A scan that bears the name of a stored case may be that case: it is no reference then.
-    ids = [case_id for case_id in split["train"] if case_id not in input_ids]
-    if not ids:
-        raise TaskError(
-            f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
-            "with -r."
-        )
-    count = 1 if arguments.strategy == "one-shot" else arguments.references or DEFAULT_REFERENCES
-    raw = {case.id: case for case in _raw_cases(root, store)}
-    return stored_tasks(loaded, store, ids, count, arguments.seed, options, raw)(InputCase("", None))
 
 
 def _raw_cases(root: Root, store: Store) -> list[Case]:
@@ -182,18 +270,19 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
             "Results are to lie on the raw grids, so the raw scans are needed: there is no "
             f"{root.raw / dataset}; name the folder of the raw datasets with --raw."
         )
+    experiment = _experiment(arguments, strategy)
     name = strategy if arguments.part == "test" else f"{strategy}_{arguments.part}"
+    if strategy != "bank" and (arguments.references is not None or arguments.seed is not None):
+        name += f"_k{experiment.count}_draw{experiment.seed}"  # experiments side by side, each in a folder
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
     print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {strategy}, to {out}.")
     return predict_split(
         loaded,
         store,
         cases,
+        experiment,
         split=arguments.split,
         part=arguments.part,
-        strategy=strategy,
-        references=arguments.references or DEFAULT_REFERENCES,
-        seed=arguments.seed,
         out=out,
         options=options,
         overwrite=arguments.overwrite,
