@@ -103,10 +103,10 @@ def predict_split(
         task = bank(loaded, store.manifest.dataset)
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     elif store.manifest.role == "held-out":
-        task_of = held_out_tasks(loaded, store, raw, wanted, experiment, options, _notes(out))
+        task_of = held_out_tasks(loaded, store, raw, wanted, experiment, options, note_references(out))
     else:
         train = store.manifest.splits[split]["train"]
-        task_of = stored_tasks(loaded, store, train, experiment, options, note=_notes(out))
+        task_of = stored_tasks(loaded, store, train, experiment, options, note=note_references(out))
     return predict_cases(
         loaded,
         task_of,
@@ -120,7 +120,7 @@ def predict_split(
     )
 
 
-def _notes(out: Path) -> Note:
+def note_references(out: Path) -> Note:
     """Keeps OUT/references.json: query -> {reference: its classes}."""
 
     def note(case_id: str, draws: Sequence[Draw]) -> None:

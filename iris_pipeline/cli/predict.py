@@ -32,6 +32,7 @@ from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
     check_plan,
+    note_references,
     predict_split,
     stored_tasks,
 )
@@ -212,10 +213,15 @@ def _predict_from_store(
             "with -r."
         )
     experiment = _experiment(arguments, arguments.strategy)
+    count = min(experiment.count, len(ids))
+    print(
+        f"Task: {experiment.strategy} from {count} reference{'s' * (count != 1)} among the {len(ids)} train cases "
+        f"of {dataset}."
+    )
     raw = {case.id: case for case in _raw_cases(root, store)}
     return predict_cases(
         loaded,
-        stored_tasks(loaded, store, ids, experiment, options, raw),
+        stored_tasks(loaded, store, ids, experiment, options, raw, note_references(out)),
         inputs,
         out,
         options,
