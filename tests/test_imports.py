@@ -74,6 +74,8 @@ ORDER = (
     "iris_pipeline.tuning",
     "iris_pipeline.query_tasks",
     "iris_pipeline.api",
+    "iris_pipeline.advisor",
+    "iris_pipeline.advice_page",
     "iris_pipeline.predict_split",
     "iris_pipeline.evaluate",
     "iris_pipeline.tables",
@@ -86,6 +88,7 @@ ORDER = (
     "iris_pipeline.cli._models",
     "iris_pipeline.cli.predict",
     "iris_pipeline.cli.tasks",
+    "iris_pipeline.cli.advise",
     "iris_pipeline.cli.evaluate",
     "iris_pipeline.demo",
 )
