@@ -243,7 +243,10 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
 def describe(task: TaskEmbedding) -> dict[str, Any]:
     """A task without its tokens, fit for JSON."""
     values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "tokens"}
-    return values | {"normalisation": task.normalisation.model_dump(mode="json")}
+    return values | {
+        "normalisation": task.normalisation.model_dump(mode="json"),
+        "tuned": [record.model_dump(mode="json") for record in task.tuned],
+    }
 
 
 def digest(task: TaskEmbedding) -> str:
