@@ -142,8 +142,9 @@ def _draw_sizes(axes: Axes, advice: Advice, class_name: str) -> None:
     axes.fill_between(sizes, [n.low for n in notes], [n.high for n in notes], color=HELPS, alpha=0.15)
     axes.plot(sizes, [note.mean for note in notes], marker="o", color=HELPS)
     for note in notes:
-        place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-        axes.annotate(f"{note.mean:.2f}", (note.size, note.mean), **place)
+        at = (note.size, note.mean)
+        text = f"{note.mean:.2f}"
+        axes.annotate(text, at, (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.set(
         title=f"{class_name}: how many are enough",
         xlabel="references in the ensemble",

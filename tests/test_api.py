@@ -18,7 +18,7 @@ from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import find_references
-from preprocessing.errors import GridMismatchError, LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.errors import RawDataError, ReferenceCaseError
 
 SPACING = (1.0, 1.0, 1.0)
 OPTIONS = InferenceOptions(overlap=0.0)
@@ -99,9 +99,11 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
         encode(loaded, [LabelledScan(image[0], labels[0], SPACING)], CLASSES)
     with pytest.raises(RawDataError, match=r"got shape \[32, 32, 32\], spacing None, no affine"):
         segment(loaded, encode(loaded, [labelled(1)], CLASSES), Scan(image))
-    with pytest.raises(GridMismatchError, match="must have the same grid"):
+    with pytest.raises(ReferenceCaseError, match="Reference '1' cannot be used: .* must have the same grid"):
         encode(loaded, [LabelledScan(image, labels[1:], SPACING)], CLASSES)
-    with pytest.raises(LabelValueError, match=r"label map of reference 1 holds unknown label values \(4\)"):
+    with pytest.raises(
+        ReferenceCaseError, match=r"label map of reference 1 holds unknown label values \(4\)"
+    ):
         encode(loaded, [labelled(1)], {"ball": 1})
     with pytest.raises(ReferenceCaseError, match="never its own query"):
         segment(loaded, encode(loaded, [labelled(1)], CLASSES), Scan(image, SPACING))
