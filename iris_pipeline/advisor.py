@@ -6,22 +6,28 @@ ensemble is a mean of tokens and costs nothing, so the time goes into segmenting
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import Embedded
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.predict import InferenceOptions, digest
 from iris_pipeline.retrieval import rough_labels
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 
+SCHEMA_VERSION = 1
+Pair = tuple[str, tuple[str, ...]]
+"""A query and the references it is segmented from."""
 MARGIN = 0.01  # Dice: what is nearer than this is called equal
 OUTLIER = 0.2  # Dice below the median case at which a reference is called unlike the others
 
@@ -72,9 +78,7 @@ class Advice:
     lines: tuple[str, ...]
 
 
-def plan_trials(
-    subjects: Mapping[str, str], draws: int = 3, seed: int = 0
-) -> list[tuple[str, tuple[str, ...]]]:
+def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> list[Pair]:
     """Pairs (query, references): all singles, all others together, all others but one, and `draws` of each size
     between, drawn by `seed`. subjects: id -> person; a query's references are of other people.
 
@@ -86,7 +90,7 @@ def plan_trials(
             f"{len(subjects)} of {len(set(subjects.values()))}: give more references."
         )
     rng = np.random.default_rng(seed)
-    planned: list[tuple[str, tuple[str, ...]]] = []
+    planned: list[Pair] = []
     for query in subjects:
         others = [each for each in subjects if subjects[each] != subjects[query]]
         for size in range(1, len(others) + 1):
@@ -103,29 +107,61 @@ def run_trials(
     loaded: LoadedModel,
     pool: Sequence[Embedded],
     prepare: Callable[[str], PreparedReference],
-    planned: Sequence[tuple[str, tuple[str, ...]]],
+    planned: Sequence[Pair],
     options: InferenceOptions,
+    *,
+    memory: Path | None = None,
     progress: bool = True,
 ) -> list[Trial]:
     """Segment as planned and compare with the query's own labels; one trial for each class both sides show.
 
-    prepare: reads a reference by id; each is read once, when it is the query.
+    prepare: reads a reference by id; each is read once, when it is the query. memory: a JSON file of what is
+    done, from which a call of the same model, references and overlap goes on.
     """
     tasks = {reference.id: reference.task for reference in pool}
-    trials: list[Trial] = []
+    made_from = {
+        "model": loaded.model_hash,
+        "overlap": options.overlap,
+        "references": {name: digest(task) for name, task in tasks.items()},
+    }
+    done = _remembered(memory, made_from)
     held: PreparedReference | None = None
     for query, references in tqdm(planned, desc="Trying references", unit="trial", disable=not progress):
+        if (query, references) in done:
+            continue
         if held is None or held.id != query:
             held = prepare(query)
         task = ensemble([tasks[name] for name in references])
         shown = [name for name in task.class_names if name in tasks[query].class_names]
-        if not shown:
-            continue
-        found = rough_labels(loaded, held.image, task, options)
-        values = {name: held.classes[name] for name in shown}
-        overlaps = label_overlaps(found, held.labels, values)
-        trials += [Trial(query, references, name, overlaps[name].dice) for name in shown]
-    return trials
+        scores = {}
+        if shown:
+            found = rough_labels(loaded, held.image, task, options)
+            overlaps = label_overlaps(found, held.labels, {name: held.classes[name] for name in shown})
+            scores = {name: overlap.dice for name, overlap in overlaps.items()}
+        done[query, references] = scores
+        if memory is not None:
+            _remember(memory, made_from, done)
+    return [
+        Trial(query, references, name, dice)
+        for query, references in planned
+        for name, dice in done[query, references].items()
+    ]
+
+
+def _remembered(memory: Path | None, made_from: Mapping[str, Any]) -> dict[Pair, dict[str, float]]:
+    """The trials of a former call, if it was one of the same model, references and settings."""
+    try:
+        content = json.loads(memory.read_text(encoding="utf-8")) if memory is not None else {}
+    except (OSError, ValueError):
+        return {}
+    if content.get("schema_version") != SCHEMA_VERSION or content.get("made_from") != made_from:
+        return {}
+    return {(query, tuple(references)): scores for query, references, scores in content["trials"]}
+
+
+def _remember(memory: Path, made_from: Mapping[str, Any], done: Mapping[Pair, dict[str, float]]) -> None:
+    trials = [[query, list(references), scores] for (query, references), scores in done.items()]
+    write_json(memory, {"schema_version": SCHEMA_VERSION, "made_from": made_from, "trials": trials})
 
 
 def advise(trials: Sequence[Trial], ids: Sequence[str], classes: Sequence[str]) -> Advice:

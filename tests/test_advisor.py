@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,30 @@ def test_trials_with_a_model_that_goes_by_grey_values() -> None:
     assert found["b", ("a", "odd")] == 0.0
     lines = advise(trials, list(references), ["x"]).lines
     assert "x: odd hurts; without it the others gain 1.00 Dice: look at its mask, or leave it out." in lines
+
+
+def test_advice_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    loaded = loaded_with(GreyModel(width=0.6))
+    plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+    references = {name: grey_reference(name, grey) for name, grey in (("a", 3.0), ("b", 3.4), ("c", 5.0))}
+    pool = [embed(loaded, reference, plan) for reference in references.values()]
+    planned, memory = plan_trials({name: name for name in references}), tmp_path / "trials.json"
+
+    def run(prepare: Any, some: int = 9, **changes: Any) -> list[Trial]:
+        options = InferenceOptions(**changes)
+        return run_trials(loaded, pool, prepare, planned[:some], options, memory=memory, progress=False)
+
+    def broken(name: str) -> PreparedReference:
+        raise AssertionError(f"{name} is read again")
+
+    first = run(references.__getitem__, some=4)
+    whole = run(references.__getitem__)
+    assert len(loaded.model.images) == 9 and whole[: len(first)] == first
+    assert run(broken) == whole, "all is remembered"
+    with pytest.raises(AssertionError, match="a is read again"):
+        run(broken, overlap=0.1)
+    memory.write_text("{")
+    assert run(references.__getitem__) == whole
 
 
 def test_the_files(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "3 references, 9 trials; each reference is encoded once." in said
     assert "left: " in said and "core: " in said
-    assert sorted(p.name for p in out.iterdir()) == ["advice.csv", "advice.md", "advice.png"]
+    assert sorted(p.name for p in out.iterdir()) == ["advice.csv", "advice.md", "advice.png", "trials.json"]
     rows = (out / "advice.csv").read_text(encoding="utf-8").splitlines()
     # left and right in all nine; core is in two, once alone and once with s4_a
     assert len(rows) == 1 + 9 + 9 + 4 + 1 and rows[-1].startswith("# Made by `iris_advise -r ")

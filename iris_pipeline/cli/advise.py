@@ -66,7 +66,8 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     subjects = {reference.id: reference.subject for reference in sorted(embedded.pool, key=lambda r: r.id)}
     planned = plan_trials(subjects, arguments.draws, arguments.seed)
     print(f"{len(subjects)} references, {len(planned)} trials; each reference is encoded once.")
-    trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options)
+    memory = Path(arguments.o) / "trials.json"
+    trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
     advice = advise(trials, list(subjects), list(files.classes))
     write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
     print("\n".join(advice.lines))
