@@ -20,31 +20,17 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.references import CT_MINIMUM_HU, image_hash
-from iris_pipeline.sliding_window import Weighting, check_options, segment_volume
+from iris_pipeline.references import CT_MINIMUM_HU
+from iris_pipeline.scan import segment_scan
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
-from preprocessing.case import preprocess_case
-from preprocessing.errors import IrisError, PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
 from preprocessing.volume import Volume, read_volume, write_volume
 
 LOG = "predict.log"
 CLASSES = "classes.json"
 RECORD = "predict.json"
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """How volumes go through the network; see `segment_volume`. autocast: bfloat16; False is float32."""
-
-    overlap: float = 0.5
-    weighting: Weighting = "gaussian"
-    batch_size: int = 1
-    device: str = "cpu"
-    autocast: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self.overlap, self.weighting, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -69,28 +55,7 @@ def predict_case(
     Where several classes are, the most probable wins. TaskError if the task is of another model,
     ReferenceCaseError if the image is one of the task's own references.
     """
-    options = options or InferenceOptions()
-    task.check_model(loaded.model_hash)
-    if task.reference_hashes and image_hash(image) in task.reference_hashes:
-        raise ReferenceCaseError(
-            "A reference is never its own query; this scan is one of the references of the task: take it "
-            "out of the input, or out of the references."
-        )
-    prepared = preprocess_case(
-        image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
-    )
-    probabilities = segment_volume(
-        loaded.model,
-        prepared.image,
-        task,
-        overlap=options.overlap,
-        weighting=options.weighting,
-        batch_size=options.batch_size,
-        device=options.device,
-        autocast=options.autocast,
-        progress=progress,
-    )
-    return prepared.trace.undo_argmax(zip(task.class_values, probabilities, strict=True), threshold=0.5)
+    return segment_scan(loaded, [task], image, options, progress=progress).labels
 
 
 def modality_warning(task: TaskEmbedding, image: Volume) -> str:

@@ -57,8 +57,8 @@ def axis_weights(length: int, window: int, starts: Sequence[int], weighting: Wei
 
 
 @dataclass(frozen=True)
-class WindowOptions:
-    """How windows are laid and weighted; ModelError if one of the values is not usable.
+class InferenceOptions:
+    """How volumes go through the network; ModelError if one of the values is not usable.
 
     overlap: share of a window that its neighbour covers too (0.5 is the paper's). batch_size: windows run
     together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
@@ -69,13 +69,15 @@ class WindowOptions:
     overlap: float = 0.5
     weighting: Weighting = "gaussian"
     batch_size: int = 1
-    device: torch.device | str = "cpu"
+    device: str = "cpu"
     autocast: bool = False
     skip: Skip = "never"
     shift: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.weighting, self.batch_size)
+        if self.skip not in get_args(Skip):
+            raise ModelError(f"Windows to skip must be {' or '.join(get_args(Skip))}; got {self.skip!r}.")
 
 
 def segment_volume(
@@ -94,7 +96,7 @@ def segment_volume(
 
     All of `segment_slabs` at once, for volumes and classes that fit into memory together.
     """
-    options = WindowOptions(overlap, weighting, batch_size, device, autocast)
+    options = InferenceOptions(overlap, weighting, batch_size, str(device), autocast)
     result: np.ndarray | None = None
     with window_bar(image.shape, task.patch_size, options, progress) as bar:
         for first, slab in segment_slabs(model, image, task, options, bar=bar):
@@ -109,7 +111,7 @@ def segment_slabs(
     model: Segmenter,
     image: np.ndarray,
     task: TaskEmbedding,
-    options: WindowOptions,
+    options: InferenceOptions,
     *,
     rows: slice | None = None,
     halo: int = 0,
@@ -183,7 +185,7 @@ def segment_slabs(
 def window_bar(
     shape: Sequence[int],
     window: Sequence[int],
-    options: WindowOptions,
+    options: InferenceOptions,
     progress: bool,
     rows: Sequence[slice | None] = (None,),
 ) -> tqdm:
@@ -213,7 +215,7 @@ def check_options(overlap: float, weighting: str, batch_size: int) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """A window: its patch [d,h,w], weights of the same shape, start (y,x), and its maximum above the volume's minimum."""
+    """A window: patch and weights [d,h,w], start (y,x), and how far its maximum is above the volume's minimum."""
 
     patch: np.ndarray
     weight: Tensor

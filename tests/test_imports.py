@@ -66,6 +66,8 @@ ORDER = (
     "iris_pipeline.sliding_window",
     "iris_pipeline.strategies",
     "iris_pipeline.references",
+    "iris_pipeline.native",
+    "iris_pipeline.scan",
     "iris_pipeline.inputs",
     "iris_pipeline.predict",
     "iris_pipeline.predict_split",
