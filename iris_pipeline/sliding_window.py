@@ -27,6 +27,7 @@ GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
 SAME = 1e-5  # grey values (in standard deviations) that are no farther apart are equal: resampling rounds
 AIR = 0.1  # standard deviations above a volume's minimum: noise of the air round a patient stays below
 Skip = Literal["never", "air"]
+Placement = Literal["middle", "low", "high"]
 
 
 class Segmenter(Protocol):
@@ -62,8 +63,9 @@ class InferenceOptions:
 
     overlap: share of a window that its neighbour covers too (0.5 is the paper's). batch_size: windows run
     together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
-    the volume's minimum are background without asking the network. shift (z,y,x): voxels of padding put
-    before the volume, so that every window cuts it elsewhere.
+    the volume's minimum are background without asking the network. placement: where a volume smaller than the
+    window lies in it, "middle" as in training; under "high" a larger one is moved by half a window, so that
+    every window cuts it elsewhere.
     """
 
     overlap: float = 0.5
@@ -72,12 +74,16 @@ class InferenceOptions:
     device: str = "cpu"
     autocast: bool = False
     skip: Skip = "never"
-    shift: tuple[int, int, int] = (0, 0, 0)
+    placement: Placement = "middle"
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.weighting, self.batch_size)
         if self.skip not in get_args(Skip):
-            raise ModelError(f"Windows to skip must be {' or '.join(get_args(Skip))}; got {self.skip!r}.")
+            raise ModelError(f"Windows to skip are {' or '.join(get_args(Skip))}; got {self.skip!r}.")
+        if self.placement not in get_args(Placement):
+            raise ModelError(
+                f"A volume lies {', '.join(get_args(Placement))} in its windows; got {self.placement!r}."
+            )
 
 
 def segment_volume(
@@ -133,7 +139,7 @@ def segment_slabs(
         )
     device = torch.device(options.device)
     window = task.patch_size
-    padded, inner = _pad_to_window(image, window, options.shift)
+    padded, inner = _pad_to_window(image, window, options.placement)
     minimum = float(padded.min())
     starts = [window_starts(n, w, options.overlap) for n, w in zip(padded.shape, window, strict=True)]
     weights = [
@@ -155,23 +161,19 @@ def segment_slabs(
         for i, z in enumerate(starts[0]):
             slab = held[:, halo:]
             waiting: list[_Place] = []
-            for (j, y), (k, x) in pairs:
+            for n, ((j, y), (k, x)) in enumerate(pairs, start=1):
                 patch = padded[z : z + depth, y : y + window[1], x : x + window[2]]
                 weight = weights[0][i][:, None, None] * weights[1][j][:, None] * weights[2][k]
                 place = _Place(patch, weight, (y, x), float(patch.max()) - minimum)
-                if options.skip == "air" and place.contrast <= AIR:
-                    continue
-                if place.contrast <= SAME and air is not None:
+                if place.contrast <= SAME and air is not None and options.skip != "air":
                     _add(slab, air, place, region)
-                    continue
-                waiting.append(place)
-                if len(waiting) == options.batch_size:
+                elif options.skip != "air" or place.contrast > AIR:
+                    waiting.append(place)
+                if waiting and (len(waiting) == options.batch_size or n == len(pairs)):
                     air = _run(model, tokens, waiting, slab, region, air)
                     waiting = []
-            if waiting:
-                air = _run(model, tokens, waiting, slab, region, air)
-            if bar is not None:
-                bar.update(len(pairs))
+                if bar is not None:
+                    bar.update()
             done = (starts[0][i + 1] if i + 1 < len(starts[0]) else padded.shape[0]) - z
             begin, end = max(z - kept, inner[0].start), min(z + done, inner[0].stop)
             if end > max(z, inner[0].start):
@@ -192,7 +194,7 @@ def window_bar(
     """A progress bar that counts the windows of a volume [D,H,W], cut into these rows."""
     total = 0
     for part in rows:
-        padded, inner = _padding(shape, window, options.shift)
+        padded, inner = _padding(shape, window, options.placement)
         starts = [window_starts(n, w, options.overlap) for n, w in zip(padded, window, strict=True)]
         low, high, _ = part.indices(shape[1]) if part else (0, shape[1], 1)
         reached = slice(inner[1].start + low, inner[1].start + high)
@@ -262,21 +264,24 @@ def _reaching(starts: Sequence[int], edge: int, part: slice) -> list[tuple[int, 
 
 
 def _padding(
-    shape: Sequence[int], window: Sequence[int], shift: Sequence[int]
+    shape: Sequence[int], window: Sequence[int], placement: Placement
 ) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-    """Shape of the padded volume, and where the original lies in it: in the middle, moved by `shift`."""
+    """Shape of the padded volume, and where the original lies in it."""
     missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
-    before = [m - m // 2 + s for m, s in zip(missing, shift, strict=True)]  # as the crops of training lie
+    if placement == "high":
+        before = [m or w // 2 for m, w in zip(missing, window, strict=True)]
+    else:  # "middle" is where the crops of training lie
+        before = [m - m // 2 if placement == "middle" else 0 for m in missing]
     inner = tuple(slice(b, b + n) for n, b in zip(shape, before, strict=True))
     return tuple(max(w, part.stop) for w, part in zip(window, inner, strict=True)), inner
 
 
 def _pad_to_window(
-    image: np.ndarray, window: Sequence[int], shift: Sequence[int]
+    image: np.ndarray, window: Sequence[int], placement: Placement
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
     """The image as float32, padded as `_padding` says with its minimum; and where the original lies in it."""
     image = np.ascontiguousarray(image, dtype=np.float32)
-    shape, inner = _padding(image.shape, window, shift)
+    shape, inner = _padding(image.shape, window, placement)
     if shape != image.shape:
         margins = [(part.start, n - part.stop) for n, part in zip(shape, inner, strict=True)]
         image = np.pad(image, margins, constant_values=image.min())

@@ -86,12 +86,13 @@ def case_id_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, channel: int | None = None) -> Volume:
     """A scan as float32 [D,H,W]: NIfTI, mha, mhd, nrrd, or a folder with one DICOM series.
 
+    channel: which one, from 0 on, of an image with several (a fourth axis, or a vector in each voxel).
     RawDataError, one sentence with the file's name, where it is missing, damaged or no single 3D image.
     """
-    array, affine, header = _read(Path(path))
+    array, affine, header = _read(Path(path), channel)
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which normalise refuses
         return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header)
 
@@ -101,7 +102,7 @@ def read_labels(path: Path) -> Volume:
 
     Formats and errors as `read_volume`; RawDataError too where values are not whole numbers.
     """
-    array, affine, header = _read(Path(path))
+    array, affine, header = _read(Path(path), None)
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if not np.isfinite(whole).all() or np.abs(array - whole).max() > FRACTION:
@@ -114,8 +115,10 @@ def read_labels(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(array.astype(kind, copy=False)), affine, header)
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None:
     """NIfTI (.nii.gz or .nii) of the array's own type; the same volume always gives the same bytes.
+
+    scale: what the numbers in the file are multiples of; readers multiply by it (scl_slope).
 
     Where `volume.header` places the voxels as `volume.affine` does, its qform, sform, their codes and the
     units are kept to the bit, so that every viewer lays the result over the scan as before. RawDataError for
@@ -134,6 +137,8 @@ def write_volume(path: Path, volume: Volume) -> None:
             f"NIfTI has no type {array.dtype} (for {path}): convert the array first."
         ) from None
     _place(image.header, volume.affine, volume.header)
+    if scale is not None:
+        image.header.set_slope_inter(scale, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part{ending}")
     try:
@@ -191,16 +196,17 @@ def _place(header: nib.Nifti1Header, affine: np.ndarray, known: nib.Nifti1Header
     header["xyzt_units"] = known["xyzt_units"] if known is not None else nib.nifti1.unit_codes["mm"]
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
+def _read(path: Path, channel: int | None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
     if not path.exists():
         raise RawDataError(f"{path} does not exist: check the name.")
     header = None
     if path.is_dir():
         array, affine = _from_dicom(path)
+        _choose_channel(path, 1, channel)
     elif path.name.lower().endswith(NIFTI):
-        array, affine, header = _from_nifti(path)
+        array, affine, header = _from_nifti(path, channel)
     elif path.name.lower().endswith(ITK):
-        array, affine = _from_itk(path, lambda: sitk.ReadImage(str(path)))
+        array, affine = _from_itk(path, lambda: sitk.ReadImage(str(path)), channel)
     else:
         raise RawDataError(f"{path} is in no known format: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
     if array.dtype.kind not in "biuf":
@@ -243,18 +249,33 @@ def _nifti(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
         raise _damaged(path, error) from error
 
 
-def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def _choose_channel(path: Path, channels: int, wanted: int | None) -> int:
+    """The number of the channel to read; RawDataError where none was named and there are several, or another one."""
+    if wanted is None and channels > 1:
+        raise RawDataError(
+            f"A scan has one channel, but {path} has {channels} and none was named: choose one of 0 to "
+            f"{channels - 1} (iris_predict: --channel)."
+        )
+    if wanted is not None and not 0 <= wanted < channels:
+        there = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"
+        raise RawDataError(f"{path} has {there}, but channel {wanted} was asked for: name one that it has.")
+    return wanted or 0
+
+
+def _from_nifti(path: Path, channel: int | None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     with _opened(path) as stream:
         image = _nifti(path, stream)
-        shape = image.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != 3 or min(shape) < 1:
+        more = [n for n in image.shape[3:] if n != 1]
+        if len(image.shape) < 3 or min(image.shape) < 1 or len(more) > 1:
             raise RawDataError(
-                f"A scan has three axes, but {path} has shape {shape} (x,y,z,...): extract one image."
+                f"A scan has three axes, but {path} has shape {image.shape} (x,y,z,...): extract one image."
             )
+        number = _choose_channel(path, *(more or [1]), channel)
         try:
-            array = np.asarray(image.dataobj).reshape(shape, order="F")
+            if more:
+                array = np.asarray(image.dataobj[(..., *(number if n > 1 else 0 for n in image.shape[3:]))])
+            else:
+                array = np.asarray(image.dataobj).reshape(image.shape[:3], order="F")
             while stream.read(1 << 20):  # only at its end does gzip compare the checksum
                 pass
         except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
@@ -321,18 +342,26 @@ def _from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return array, affine
 
 
-def _from_itk(path: Path, read: Callable[[], sitk.Image]) -> tuple[np.ndarray, np.ndarray]:
+def _from_itk(
+    path: Path, read: Callable[[], sitk.Image], channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = read()
     except RuntimeError as error:
         raise _damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        channels = image.GetNumberOfComponentsPerPixel()
+    vector = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 4 and vector == 1:  # channels as a fourth axis
+        number = _choose_channel(path, image.GetSize()[3], channel)
+        image = sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, number])
+    elif image.GetDimension() == 3:
+        number = _choose_channel(path, vector, channel)
+        image = sitk.VectorIndexSelectionCast(image, number) if vector > 1 else image
+    else:
         raise RawDataError(
-            f"A scan has three axes and one channel, but {path} has shape {image.GetSize()} (x,y,z,...) and "
-            f"{channels} channel{'s' * (channels > 1)}: extract one image."
+            f"A scan has three axes and perhaps channels, but {path} has shape {image.GetSize()} (x,y,z,...) "
+            f"with {vector} number{'s' * (vector > 1)} in each voxel: extract one image."
         )
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
