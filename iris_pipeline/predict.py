@@ -84,7 +84,7 @@ def predict_folder(
     task.check_model(loaded.model_hash)
     return predict_cases(
         loaded,
-        lambda _: task,
+        lambda _case, _image: task,
         inputs,
         out,
         options or InferenceOptions(),
@@ -98,7 +98,7 @@ def predict_folder(
 
 def predict_cases(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase], TaskEmbedding],
+    task_of: Callable[[InputCase, Volume], TaskEmbedding],
     inputs: Sequence[InputCase],
     out: Path,
     options: InferenceOptions,
@@ -109,7 +109,7 @@ def predict_cases(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
-    """Segment every input with the task that `task_of` gives it: one verdict a case.
+    """Segment every input with the task that `task_of` gives the case and its image: one verdict a case.
 
     Writes OUT/<id>.nii.gz, OUT/classes.json (name -> value), OUT/predict.json (what the results were made
     from) and OUT/predict.log. Existing results are skipped unless `overwrite`; PredictionError if they were
@@ -164,7 +164,7 @@ def _check_former_results(out: Path, identity: Mapping[str, Any], overwrite: boo
 
 def _predict_one(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase], TaskEmbedding],
+    task_of: Callable[[InputCase, Volume], TaskEmbedding],
     case: InputCase,
     out: Path,
     options: InferenceOptions,
@@ -180,7 +180,7 @@ def _predict_one(
         if case.path is None:
             raise RawDataError(f"The raw file of case '{case.id}' is not there.")
         image = read_volume(case.path)
-        task = task_of(case)
+        task = task_of(case, image)
         warning = modality_warning(task, image)
         labels = predict_case(loaded, task, image, options, progress)
         write_volume(path, Volume(labels, image.affine, image.header))
