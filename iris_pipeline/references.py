@@ -137,20 +137,32 @@ def reference_spec(
     modality None: guessed from the grey values, CT if one of the references goes below -200.
     ReferenceCaseError names a reference that cannot be used and why.
     """
-    spec = DatasetSpec(
+    spec = made_up_spec(files.classes, modality or "MR", intensity_offset)
+    prints = measure_references(files.cases, spec)
+    if modality is None:
+        spec = spec.model_copy(update={"modality": guess_modality(prints)})
+    return spec, prints
+
+
+def made_up_spec(
+    classes: Mapping[str, int], modality: Modality, intensity_offset: float = 0.0
+) -> DatasetSpec:
+    """A specification for references of no known dataset."""
+    return DatasetSpec(
         name="references",
         title="References",
-        modality=modality or "MR",
+        modality=modality,
         role="held-out",
         source="given",
         licence="",
-        classes=files.classes,
+        classes=dict(classes),
         intensity_offset=intensity_offset,
     )
-    prints = measure_references(files.cases, spec)
-    if modality is None and min(p.intensity["minimum"] for p in prints) < CT_MINIMUM_HU:
-        spec = spec.model_copy(update={"modality": "CT"})
-    return spec, prints
+
+
+def guess_modality(prints: Sequence[CasePrint]) -> Modality:
+    """CT if one of the references goes below -200, else MR."""
+    return "CT" if min(p.intensity["minimum"] for p in prints) < CT_MINIMUM_HU else "MR"
 
 
 def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePrint, ...]:

@@ -26,7 +26,7 @@ from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec, choose_specs
-from preprocessing.volume import orientation_conflict, read_labels, read_volume
+from preprocessing.volume import Volume, orientation_conflict, read_labels, read_volume
 
 Verdict = Literal["ok", "repaired", "refused"]
 Triple = tuple[float, float, float]
@@ -187,24 +187,44 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
     image, labels = read_volume(case.image), read_labels(case.labels)
-    repairs = [text for text in (orientation_conflict(case.image), check_same_grid(image, labels)) if text]
+    measured = measure_volumes(image, labels, spec, str(case.image), str(case.labels))
+    conflict = orientation_conflict(case.image)
+    return measured.model_copy(
+        update={
+            "id": case.id,
+            "subject": case.subject,
+            "digest": digest,
+            "verdict": "repaired" if conflict else measured.verdict,
+            "why": "; ".join(text for text in (conflict, measured.why) if text),
+        }
+    )
+
+
+def measure_volumes(
+    image: Volume, labels: Volume, spec: DatasetSpec, image_name: str = "image", label_name: str = "labels"
+) -> CasePrint:
+    """What one labelled scan is, from its arrays; the names stand in the sentences of errors.
+
+    GridMismatchError, LabelValueError or RawDataError where it cannot be used.
+    """
+    repair = check_same_grid(image, labels)
     if not np.isfinite(image.array).all():
         raise RawDataError(
-            f"{case.image} holds values that are not finite: only finite grey values can be used."
+            f"{image_name} holds values that are not finite: only finite grey values can be used."
         )
-    check_label_values(labels.array, case.labels, spec)
+    check_label_values(labels.array, label_name, spec)
     orientation = "".join(nib.aff2axcodes(image.affine))
     reorientation = Reorientation.to_ras(image.affine)
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
-    notes = repairs if classes else [*repairs, "no class of the specification has a voxel"]
+    notes = [repair, "" if classes else "no class of the specification has a voxel"]
     return CasePrint(
-        id=case.id,
-        subject=case.subject,
-        verdict="repaired" if repairs else "ok",
-        why="; ".join(notes),
-        digest=digest,
+        id=image_name,
+        subject=image_name,
+        verdict="repaired" if repair else "ok",
+        why="; ".join(note for note in notes if note),
+        digest="",
         shape=array.shape,
         spacing_mm=spacing,
         orientation=orientation,
@@ -213,7 +233,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     )
 
 
-def check_label_values(labels: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+def check_label_values(labels: np.ndarray, path: Path | str, spec: DatasetSpec) -> None:
     """LabelValueError where a label map holds a value that is neither 0 nor a class of the specification."""
     unknown = sorted({int(value) for value in np.unique(labels)} - {0, *spec.classes.values()})
     if unknown:

@@ -75,6 +75,7 @@ ORDER = (
     "iris_pipeline.retrieval",
     "iris_pipeline.tuning",
     "iris_pipeline.query_tasks",
+    "iris_pipeline.api",
     "iris_pipeline.predict_split",
     "iris_pipeline.evaluate",
     "iris_pipeline.tables",
