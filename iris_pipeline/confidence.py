@@ -31,7 +31,7 @@ SIGNS = {
     "windows": "Dice between the mask and those from windows that lie elsewhere",
     "references": "mean Dice between masks from different references",
     "certainty": "mean probability inside the mask",
-    "likeness": "cosine between the tokens of the task and those of the scan with its own mask",
+    "likeness": "cosine of the task's tokens and those of the scan with its own mask as the reference",
     "cycle": "Dice between the mask and the one that the scan with its own mask as the reference gives",
     "volume": "ratio of the mask's volume to the references' (the smaller by the larger)",
 }

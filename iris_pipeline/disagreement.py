@@ -13,17 +13,16 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.metrics import label_overlaps
+from iris_pipeline.retrieval import class_vector
 from iris_pipeline.scan import ScanResult, segment_scan
 from iris_pipeline.sliding_window import InferenceOptions, Placement
-from iris_pipeline.strategies import PreparedReference, one_shot
+from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.case import preprocess_case
 from preprocessing.errors import ReferenceCaseError
-from preprocessing.plan import Plan
 from preprocessing.volume import Volume
 
 MOST_REFERENCES = 3
@@ -114,7 +113,7 @@ def _own_task(
             shown = one_shot(
                 loaded.model,
                 reference,
-                _plan_of(task),
+                plan_like(task),
                 model_hash=task.model_hash,
                 device=options.device,
                 autocast=options.autocast,
@@ -123,32 +122,8 @@ def _own_task(
             continue
         own.append(shown)
         for name in shown.class_names:
-            likeness[name] = _cosine(shown.select([name]), task.select([name]))
+            likeness[name] = float(class_vector(shown, name) @ class_vector(task, name))
     return own, likeness
-
-
-def _plan_of(task: TaskEmbedding) -> Plan:
-    """The plan that the task's references were prepared by."""
-    return Plan(
-        dataset="query",
-        modality=task.normalisation.modality,
-        policy="fit",
-        spacing_mm=task.spacing_mm,
-        patch_size=task.patch_size,
-        normalisation=task.normalisation,
-        intensity_offset=task.intensity_offset,
-        reasons=(),
-    )
-
-
-def _cosine(first: TaskEmbedding, second: TaskEmbedding) -> float:
-    """Between the foreground tokens of one class, mean over the levels."""
-    pairs = zip(first.tokens, second.tokens, strict=True)
-    values = [
-        torch.nn.functional.cosine_similarity(a[0, 0, 0].float().cpu(), b[0, 0, 0].float().cpu(), dim=0)
-        for a, b in pairs
-    ]
-    return float(torch.stack(values).mean())
 
 
 def _volume_ratios(

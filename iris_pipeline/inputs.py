@@ -145,9 +145,9 @@ def _case_id(path: Path, number: int | None) -> str:
 def _series_below(folder: Path) -> list[tuple[str, Path]]:
     """(name, folder) of the DICOM series at any depth below a folder."""
     found: dict[str, list[Path]] = {}
-    for place, inner, _ in os.walk(folder):
+    for walked, inner, _ in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        here = Path(place)
+        here = Path(walked)
         if here != folder and _is_dicom_series(here):
             found.setdefault(here.relative_to(folder).parts[0], []).append(here)
             inner.clear()

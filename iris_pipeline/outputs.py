@@ -37,17 +37,17 @@ def label_path(out: Path, case: str) -> Path:
     return out / f"{case}.nii.gz"
 
 
-def result_paths(out: Path, case: str, names: Sequence[str], outputs: Outputs) -> list[Path]:
-    """All files of a case with classes of these names."""
-    files = file_names(names)
-    paths = [label_path(out, case)]
-    for kind, asked in ((PER_CLASS, outputs.per_class), (PROBABILITIES, outputs.probabilities)):
-        paths += [out / kind / case / files[name] for name in names if asked]
-    return paths
+def is_complete(out: Path, case: str, outputs: Outputs) -> bool:
+    """Whether all that is asked for is there."""
+    kinds = ((PER_CLASS, outputs.per_class), (PROBABILITIES, outputs.probabilities))
+    return label_path(out, case).exists() and all(
+        (out / kind / case).is_dir() for kind, asked in kinds if asked
+    )
 
 
 def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> None:
-    """Write the files of a case, its label map last: where that is, the others are."""
+    """Write the files of a case. The label map goes first and comes last: where it is, the others are whole."""
+    label_path(out, case).unlink(missing_ok=True)
     for kind, maps, scale in (
         (PER_CLASS, result.masks, None),
         (PROBABILITIES, result.probabilities, 1 / FULL),

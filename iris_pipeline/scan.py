@@ -17,7 +17,7 @@ from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block,
 from iris_pipeline.references import image_hash
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
-from preprocessing.case import PreparedCase, preprocess_case
+from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import Reorientation
 from preprocessing.volume import Volume
@@ -54,39 +54,41 @@ class ScanResult:
 
 
 def unite(tasks: Sequence[TaskEmbedding]) -> tuple[TaskEmbedding, ...]:
-    """Tasks to be found in one scan -> as few as can be: those that share grid and intensities become one.
+    """Tasks to be found in one scan -> as few as can be: those that share grid and intensities are merged.
 
     Each class has a value of its own in all of them: the tasks' own where these differ, else 1, 2, 3, ... in
-    the order given. TaskError if there is none, if a class is in two of them or if they are of two models.
+    their order. TaskError if there is none, if they are of two models, if two that cannot be merged have a class
+    in common, or as `merge` says.
     """
     if not tasks:
         raise TaskError("Segmenting needs at least one task; got none.")
-    names = [name for task in tasks for name in task.class_names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    count = len({name for task in tasks for name in task.class_names})
+    if count > HIGHEST_LABEL:
         raise TaskError(
-            f"Tasks that are used together have classes of different names; {', '.join(twice)} came twice: leave "
-            "one of the tasks out, or encode their references together."
+            f"A label map holds at most {HIGHEST_LABEL} classes; got {count}: use fewer tasks at once."
         )
-    for task in tasks[1:]:
-        task.check_model(tasks[0].model_hash)
-    values = [value for task in tasks for value in task.class_values]
-    if len(set(values)) < len(values):
-        if len(values) > 255:
-            raise TaskError(
-                f"A label map holds at most 255 classes; got {len(values)}: use fewer tasks at once."
-            )
-        fresh = iter(range(1, len(values) + 1))
-        tasks = [replace(task, class_values=tuple(next(fresh) for _ in task.class_names)) for task in tasks]
     groups: list[list[TaskEmbedding]] = []
     for task in tasks:
+        task.check_model(tasks[0].model_hash)
         for group in groups:
             if same_footing(group[0], task):
                 group.append(task)
                 break
         else:
             groups.append([task])
-    return tuple(merge(group) for group in groups)
+    united = [merge(group) if len(group) > 1 else group[0] for group in groups]
+    names = [name for task in united for name in task.class_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TaskError(
+            "Tasks of different spacing or intensities that are used together have classes of different names; "
+            f"{', '.join(twice)} came twice: leave one of the tasks out, or make it with iris_encode --like the other."
+        )
+    values = [value for task in united for value in task.class_values]
+    if len(set(values)) == len(values):
+        return tuple(united)
+    fresh = iter(range(1, len(values) + 1))
+    return tuple(replace(task, class_values=tuple(next(fresh) for _ in task.class_names)) for task in united)
 
 
 def refuse_own_reference(tasks: Sequence[TaskEmbedding], image: Volume) -> None:

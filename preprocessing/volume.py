@@ -270,7 +270,7 @@ def _from_nifti(path: Path, channel: int | None) -> tuple[np.ndarray, np.ndarray
             raise RawDataError(
                 f"A scan has three axes, but {path} has shape {image.shape} (x,y,z,...): extract one image."
             )
-        number = _choose_channel(path, *(more or [1]), channel)
+        number = _choose_channel(path, more[0] if more else 1, channel)
         try:
             if more:
                 array = np.asarray(image.dataobj[(..., *(number if n > 1 else 0 for n in image.shape[3:]))])

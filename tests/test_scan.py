@@ -112,7 +112,7 @@ def test_united_tasks_of_one_grid_are_one_pass() -> None:
     [
         ([], "at least one task; got none"),
         (
-            [make_task([1.0], ("liver",)), make_task([2.0], ("liver",))],
+            [make_task([1.0], ("liver",)), make_task([2.0], ("liver",), spacing_mm=(2.0, 2.0, 2.0))],
             "liver came twice: leave one of the tasks out",
         ),
         (
@@ -176,9 +176,7 @@ def test_windows_that_lie_elsewhere_cover_the_same(shape: tuple[int, int, int], 
     if shape[0] == 7:  # of 16 planes the volume has the lowest or the highest
         first, last = model.images[0][0, 0].numpy(), model.images[-1][0, 0].numpy()
         where, columns = (np.s_[:7], np.s_[:10]) if placement == "low" else (np.s_[9:], np.s_[6:])
-        assert np.array_equal(
-            last[where, :, columns], image[:, -16:]
-        )
+        assert np.array_equal(last[where, :, columns], image[:, -16:])
         assert (np.delete(first, where, axis=0) == image.min()).all()
 
 
