@@ -43,10 +43,14 @@ COLUMNS = ("case", "class", "predicted_dice", "review", *SIGNS)
 
 
 class Agreement(BaseModel):
-    """Predicted against true Dice: Pearson's and Spearman's correlation (None: not to be told), mean error."""
+    """Predicted against true Dice: Pearson's and Spearman's correlation (None: not to be told), mean error.
+
+    poor: masks whose true Dice is below `review_below`; flagged: those whose predicted Dice is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: int = 1
     masks: int
     cases: int
     pearson: float | None
@@ -202,6 +206,18 @@ def agreement(
         poor_flagged=int((poor & flagged).sum()),
         flagged=int(flagged.sum()),
         review_below=review_below,
+    )
+
+
+def compare_with_truth(judgements: Sequence[Judgement], dice: Mapping[tuple[str, str], float]) -> Agreement:
+    """Judgements against the true Dice by (case, class); masks without one (NaN) are left out.
+
+    PredictionError without a mask that has both.
+    """
+    pairs = [(j, dice.get((j.case, j.class_name), math.nan)) for j in judgements]
+    known = [(j, true) for j, true in pairs if not math.isnan(true)]
+    return agreement(
+        [j.predicted_dice for j, _ in known], [true for _, true in known], [j.case for j, _ in known]
     )
 
 
