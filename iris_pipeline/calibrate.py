@@ -153,7 +153,9 @@ def _row(
     case = InputCase(job.case, raw.image, store.entry(job.case).subject)
     task = task_of(case, image)
     result = segment_scan(loaded, [task], image, options, Wanted(certainty=True))
-    signs = gather_signs(loaded, [task], image, result, options, witnesses(case), volumes_ml)
+    signs = gather_signs(
+        loaded, [task], image, result, options, lambda each: witnesses(case, each), volumes_ml
+    )
     found = Volume(result.labels, image.affine, image.header)
     overlaps = compare(found, truth, task.classes, store.manifest.classes)
     row = {}

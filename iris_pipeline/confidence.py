@@ -1,8 +1,9 @@
 """How much a mask can be trusted, as numbers: signs of trouble -> the Dice to expect, fitted and written as plain JSON.
 
 A sign is a number of one case and class, most of them in 0..1 and higher where a mask is better (see `SIGNS`); NaN
-where it cannot be told. A ridge regression over the signs gives the predicted Dice. Its few numbers are stored with
-the model; what it says of cases it was not fitted on is stored beside them.
+where it cannot be told. A ridge regression over the signs, none of which may count against a mask for being good, gives
+the predicted Dice. Its few numbers are stored with the model; what it says of cases it was not fitted on is stored
+beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 from iris_pipeline.checkpoint import STATE_FILE
@@ -36,7 +37,7 @@ SIGNS = {
     "volume": "ratio of the mask's volume to the references' (the smaller by the larger)",
 }
 Signs = Mapping[str, float]
-PENALTIES = tuple(float(p) for p in np.logspace(-2, 3, 11))
+PENALTIES = tuple(float(p) for p in np.logspace(-1, 3, 9))
 FEWEST = 8  # masks: with fewer a line through six signs says nothing
 FOLDS = 10
 COLUMNS = ("case", "class", "predicted_dice", "review", *SIGNS)
@@ -152,8 +153,8 @@ def fit(
 ) -> Calibration:
     """Fit the numbers to masks whose true Dice is known; one entry a mask, `cases` says which belong together.
 
-    The penalty is chosen by generalised cross-validation. PredictionError where there are fewer than 8 masks or
-    only one case.
+    The penalty is the one that errs least on cases left out of the fit. PredictionError where there are fewer
+    than 8 masks or only one case.
     """
     if len(dice) < FEWEST or len(set(cases)) < 2:
         raise PredictionError(
@@ -164,12 +165,12 @@ def fit(
     truth = np.asarray(dice, dtype=float)
     groups = np.unique(np.asarray(cases), return_inverse=True)[1]
     held_out = np.empty(len(truth))
-    for train, test in GroupKFold(min(FOLDS, len(set(cases)))).split(table, truth, groups):
-        means, scales = _standard(table[train])
-        ridge = RidgeCV(PENALTIES).fit(_scaled(table[train], means, scales), truth[train])
-        held_out[test] = ridge.predict(_scaled(table[test], means, scales)).clip(0, 1)
+    for train, test in _folds(groups):
+        penalty = _best_penalty(table[train], truth[train], groups[train])
+        held_out[test] = _predicted(table[train], truth[train], penalty, table[test])
+    penalty = _best_penalty(table, truth, groups)
     means, scales = _standard(table)
-    ridge = RidgeCV(PENALTIES).fit(_scaled(table, means, scales), truth)
+    ridge = Ridge(alpha=penalty, positive=True).fit(_scaled(table, means, scales), truth)
     return Calibration(
         model_hash=model_hash,
         signs=tuple(SIGNS),
@@ -177,7 +178,7 @@ def fit(
         scales=tuple(scales.tolist()),
         weights=tuple(ridge.coef_.tolist()),
         intercept=float(ridge.intercept_),
-        penalty=float(ridge.alpha_),
+        penalty=penalty,
         agreement=agreement(held_out, truth, cases, review_below),
         made_from=dict(made_from),
         volumes_ml={name: dict(volumes) for name, volumes in (volumes_ml or {}).items()},
@@ -274,6 +275,33 @@ def read_judgements(path: Path) -> list[Judgement]:
         raise PredictionError(
             f"{path} should have the columns {', '.join(COLUMNS)}: take it away, it is made anew with --confidence."
         ) from None
+
+
+def _folds(groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) rows; a case is in one fold with all of its rows."""
+    return list(GroupKFold(min(FOLDS, len(np.unique(groups)))).split(groups, groups=groups))
+
+
+def _predicted(table: np.ndarray, truth: np.ndarray, penalty: float, asked: np.ndarray) -> np.ndarray:
+    """What a fit to some rows says of others, 0..1."""
+    means, scales = _standard(table)
+    ridge = Ridge(alpha=penalty, positive=True).fit(_scaled(table, means, scales), truth)
+    return ridge.predict(_scaled(asked, means, scales)).clip(0, 1)
+
+
+def _best_penalty(table: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float:
+    """By the squared error on cases left out; the largest where there is but one case."""
+    if len(np.unique(groups)) < 2:
+        return PENALTIES[-1]
+    folds = _folds(groups)
+
+    def error(penalty: float) -> float:
+        return sum(
+            float(((_predicted(table[a], truth[a], penalty, table[b]) - truth[b]) ** 2).sum())
+            for a, b in folds
+        )
+
+    return min(PENALTIES, key=error)
 
 
 def _standard(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

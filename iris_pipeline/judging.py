@@ -19,31 +19,29 @@ from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions, Judge
 from iris_pipeline.references import (
     Candidate,
-    Draw,
     ReferenceFiles,
     draw_references,
     embed_draws,
     embed_files,
-    measure_references,
-    plan_references,
     prepare_reference,
     stored_reference,
 )
 from iris_pipeline.scan import ScanResult
+from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
-from preprocessing.spec import Modality
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, read_labels
 
 WITNESS_SEED = (
     1000  # added to the seed of the references: other ones than those the task is made from, where it can be
 )
-Witnesses = Callable[[InputCase], Sequence[TaskEmbedding]]
+Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
+"""A query and its task -> tasks of single references on the same grid and intensities."""
 
 
-def no_witnesses(_: InputCase) -> Sequence[TaskEmbedding]:
+def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbedding]:
     """For tasks whose references are not at hand, or are but one."""
     return ()
 
@@ -56,14 +54,15 @@ def make_judge(
     witnesses: Witnesses = no_witnesses,
     volumes_ml: Mapping[str, float] | None = None,
     review_below: float,
-    progress: bool = False,
 ) -> Judge:
     """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class."""
 
     def judged(
         case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
     ) -> list[Judgement]:
-        signs = gather_signs(loaded, tasks, image, result, options, witnesses(case), volumes_ml, progress)
+        signs = gather_signs(
+            loaded, tasks, image, result, options, lambda task: witnesses(case, task), volumes_ml
+        )
         counts = np.bincount(result.labels.ravel(), minlength=256)
         voxels = {name: int(counts[value]) for task in tasks for name, value in task.classes.items()}
         return judge(calibration, case.id, signs, voxels, review_below)
@@ -72,29 +71,29 @@ def make_judge(
 
 
 def file_witnesses(
-    loaded: LoadedModel,
-    files: ReferenceFiles,
-    options: InferenceOptions,
-    *,
-    seed: int = 0,
-    modality: Modality | None = None,
-    like: TaskEmbedding | None = None,
+    loaded: LoadedModel, files: ReferenceFiles, options: InferenceOptions, seed: int = 0
 ) -> Witnesses:
     """Up to three references on disk, the same for every query; none where there is but one."""
     if len(files.cases) < 2:
         return no_witnesses
-    embedded = embed_files(
-        loaded,
-        files,
-        count=MOST_REFERENCES,
-        seed=seed + WITNESS_SEED,
-        modality=modality,
-        like=like,
-        device=options.device,
-        autocast=options.autocast,
-    )
-    tasks = [reference.task for reference in embedded.pool]
-    return lambda _: tasks
+    known: dict[tuple[object, ...], list[TaskEmbedding]] = {}
+
+    def witnesses(_: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+        grid = (task.spacing_mm, task.patch_size, task.normalisation, task.intensity_offset)
+        if grid not in known:
+            embedded = embed_files(
+                loaded,
+                files,
+                count=MOST_REFERENCES,
+                seed=seed + WITNESS_SEED,
+                like=task,
+                device=options.device,
+                autocast=options.autocast,
+            )
+            known[grid] = [reference.task for reference in embedded.pool]
+        return known[grid]
+
+    return witnesses
 
 
 def stored_witnesses(
@@ -106,51 +105,43 @@ def stored_witnesses(
     seed: int = 0,
     raw: Mapping[str, Case] | None = None,
 ) -> Witnesses:
-    """Up to three of the store's cases `ids`, of other subjects than the query's.
+    """Up to three of the store's cases `ids`, of other subjects than the query's, on the task's grid.
 
     count: of the strategy's references (0: the memory bank); one reference cannot disagree with itself, and no
-    others are asked then. A held-out dataset's are read from their raw files and planned by themselves, as its
-    tasks are.
+    others are asked then. raw: a held-out dataset's, whose tasks have a grid of their own, are read from there.
     """
     if count == 1:
         return no_witnesses
     entries = [store.entry(case_id) for case_id in ids]
     candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
     classes, cache = list(store.manifest.classes), EmbeddingCache()
-    known: dict[tuple[Draw, ...], list[TaskEmbedding]] = {}
 
-    def embedded(draws: tuple[Draw, ...]) -> list[TaskEmbedding]:
-        plan = store.plan
-        if store.manifest.role == "held-out":
-            missing = [draw.id for draw in draws if draw.id not in (raw or {})]
-            if raw is None or missing:
-                raise RawDataError(
-                    f"The raw files of the references {', '.join(missing)} are needed and not there."
-                )
-            cases, spec = raw, store.manifest.spec
-            plan = plan_references(loaded, spec, measure_references([cases[d.id] for d in draws], spec))
-            prepare = lambda name: prepare_reference(cases[name], plan, store.manifest.classes)  # noqa: E731
-        else:
-            prepare = lambda name: stored_reference(store, name)  # noqa: E731
-        pool = embed_draws(
-            loaded, draws, prepare, plan, cache=cache, device=options.device, autocast=options.autocast
-        )
-        return [reference.task for reference in pool]
+    def witnesses(case: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+        def prepare(name: str) -> PreparedReference:
+            if store.manifest.role != "held-out":
+                return stored_reference(store, name)
+            if raw is None or name not in raw:
+                raise RawDataError(f"The raw files of the reference {name} are needed and not there.")
+            return prepare_reference(raw[name], plan_like(task), store.manifest.classes)
 
-    def witnesses(case: InputCase) -> Sequence[TaskEmbedding]:
         # A scan that bears a stored case's name may be that case.
         others = [c for c in candidates if c.id != case.id]
         try:
-            draws = tuple(
-                draw_references(
-                    others, classes, MOST_REFERENCES, seed + WITNESS_SEED, not_subjects=[case.subject]
-                )
+            draws = draw_references(
+                others, classes, MOST_REFERENCES, seed + WITNESS_SEED, not_subjects=[case.subject]
             )
         except ReferenceCaseError:  # nobody else: the sign is left out
             return ()
-        if draws not in known:
-            known[draws] = embedded(draws)
-        return known[draws]
+        pool = embed_draws(
+            loaded,
+            draws,
+            prepare,
+            plan_like(task),
+            cache=cache,
+            device=options.device,
+            autocast=options.autocast,
+        )
+        return [reference.task for reference in pool]
 
     return witnesses
 

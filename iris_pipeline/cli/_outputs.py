@@ -69,7 +69,6 @@ def judge_of(
         witnesses=witnesses(),
         volumes_ml=volumes(calibration),
         review_below=REVIEW_BELOW if arguments.review_below is None else arguments.review_below,
-        progress=True,
     )
 
 

@@ -199,7 +199,7 @@ def _predict_from_files(
         loaded,
         folder,
         options,
-        witnesses=lambda: file_witnesses(loaded, files, options, seed=seed, modality=modality),
+        witnesses=lambda: file_witnesses(loaded, files, options, seed),
         volumes=lambda _: file_volumes(files),
     )
     if strategy in ONE_TASK:
