@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
-from sklearn.linear_model import Ridge
+from scipy.optimize import nnls
 from sklearn.model_selection import GroupKFold
 
 from iris_pipeline.checkpoint import STATE_FILE
@@ -170,14 +170,14 @@ def fit(
         held_out[test] = _predicted(table[train], truth[train], penalty, table[test])
     penalty = _best_penalty(table, truth, groups)
     means, scales = _standard(table)
-    ridge = Ridge(alpha=penalty, positive=True).fit(_scaled(table, means, scales), truth)
+    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
     return Calibration(
         model_hash=model_hash,
         signs=tuple(SIGNS),
         means=tuple(means.tolist()),
         scales=tuple(scales.tolist()),
-        weights=tuple(ridge.coef_.tolist()),
-        intercept=float(ridge.intercept_),
+        weights=tuple(weights.tolist()),
+        intercept=intercept,
         penalty=penalty,
         agreement=agreement(held_out, truth, cases, review_below),
         made_from=dict(made_from),
@@ -285,8 +285,19 @@ def _folds(groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _predicted(table: np.ndarray, truth: np.ndarray, penalty: float, asked: np.ndarray) -> np.ndarray:
     """What a fit to some rows says of others, 0..1."""
     means, scales = _standard(table)
-    ridge = Ridge(alpha=penalty, positive=True).fit(_scaled(table, means, scales), truth)
-    return ridge.predict(_scaled(asked, means, scales)).clip(0, 1)
+    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
+    return (_scaled(asked, means, scales) @ weights + intercept).clip(0, 1)
+
+
+def _ridge(signs: np.ndarray, truth: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights >= 0 and intercept that minimise |signs w + b - truth|^2 + penalty |w|^2; columns have mean 0.
+
+    As rows of a plain least-squares problem: the penalty's are sqrt(penalty) I w = 0.
+    """
+    intercept = float(truth.mean())
+    penalised = np.vstack([signs, np.sqrt(penalty) * np.eye(signs.shape[1])])
+    weights, _ = nnls(penalised, np.concatenate([truth - intercept, np.zeros(signs.shape[1])]))
+    return weights, intercept
 
 
 def _best_penalty(table: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float:
