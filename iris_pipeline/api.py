@@ -13,29 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
-from iris_pipeline.pool import Embedded, EmbeddingCache
+from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions, predict_case
-from iris_pipeline.query_tasks import TaskForQuery, pooled_task, task_for_query
-from iris_pipeline.references import (
-    Draw,
-    embed_draws,
-    guess_modality,
-    image_hash,
-    made_up_spec,
-    plan_references,
-)
+from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
+from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding, load_task, merge, save_task
 from iris_pipeline.tuning import TuningSettings
-from preprocessing.case import preprocess_case
+from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
-from preprocessing.fingerprint import measure_volumes
-from preprocessing.plan import Plan
+from preprocessing.source import Source
 from preprocessing.spec import Modality
 from preprocessing.volume import Volume
 
@@ -83,13 +75,36 @@ class LabelledScan:
     affine: np.ndarray | None = None
     subject: str = ""
 
-    @property
-    def volumes(self) -> tuple[Volume, Volume]:
-        """Image and labels; RawDataError as in `Scan`."""
+    def sources(self, name: str) -> tuple[Source, Source]:
+        """Image and labels as the rest of the pipeline reads them; RawDataError as in `Scan`."""
+        image = _volume(np.asarray(self.image), self.spacing_mm, self.affine)
+        labels = _volume(np.asarray(self.labels), self.spacing_mm, self.affine)
         return (
-            _volume(np.asarray(self.image, dtype=np.float32), self.spacing_mm, self.affine),
-            _volume(np.asarray(self.labels), self.spacing_mm, self.affine),
+            _Array(f"the image of reference {name}", image),
+            _Array(f"the label map of reference {name}", labels),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Array(Source):
+    """An array where others have a file."""
+
+    said: str
+    volume: Volume
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def name(self) -> str:
+        return self.said
+
+    def read(self) -> Volume:
+        return self.volume
+
+    def __str__(self) -> str:
+        return self.said
 
 
 def encode(
@@ -98,6 +113,7 @@ def encode(
     classes: Mapping[str, int],
     *,
     strategy: str = "ensemble",
+    seed: int = 0,
     modality: Modality | None = None,
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
@@ -105,23 +121,21 @@ def encode(
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References -> one task for all queries, by "one-shot" (the first of them), "ensemble" or "tuning".
+    """References -> one task for all queries, by "one-shot" (of one drawn by `seed`), "ensemble" or "tuning".
 
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
-    over several calls. ReferenceCaseError, LabelValueError or GridMismatchError if a reference cannot be used.
+    over several calls. ReferenceCaseError names a reference that cannot be used, and why.
     """
-    options = options or InferenceOptions()
-    references = references[:1] if strategy == "one-shot" else references
-    plan = _plan(loaded, references, classes, modality, like)
-    pool, prepared = _embed(loaded, references, classes, plan, cache, options, with_images=False)
-    return pooled_task(
-        strategy,
+    return encode_files(
         loaded,
-        pool,
-        list(classes),
+        _files(references, classes),
         options,
-        prepare=prepared.__getitem__,
+        strategy=strategy,
+        seed=seed,
+        modality=modality,
+        like=like,
+        cache=cache,
         tuning=tuning,
         progress=progress,
     )
@@ -133,6 +147,7 @@ def strategy_of(
     classes: Mapping[str, int],
     strategy: str,
     *,
+    seed: int = 0,
     modality: Modality | None = None,
     start: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
@@ -146,22 +161,19 @@ def strategy_of(
     start: makes the rough segmentation of "object-retrieval" (default: the references' ensemble), and its grid is
     the references'. The rest as in `encode`.
     """
-    options = options or InferenceOptions()
-    references = references[:1] if strategy == "one-shot" else references
-    plan = _plan(loaded, references, classes, modality, start)
-    pool, prepared = _embed(loaded, references, classes, plan, cache, options, strategy == "image-retrieval")
-    return task_for_query(
+    return file_tasks(
         strategy,
         loaded,
-        pool,
-        list(classes),
-        options,
-        prepare=prepared.__getitem__,
+        _files(references, classes),
+        options or InferenceOptions(),
+        seed=seed,
+        modality=modality,
         start=start,
+        cache=cache,
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,
-    )
+    )[0]
 
 
 def segment(
@@ -181,56 +193,16 @@ def segment(
     return predict_case(loaded, made, image, options, progress)
 
 
-def _plan(
-    loaded: LoadedModel,
-    references: Sequence[LabelledScan],
-    classes: Mapping[str, int],
-    modality: Modality | None,
-    like: TaskEmbedding | None,
-) -> Plan:
-    """The grid and intensities: those of `like`, else what the references call for."""
+def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> ReferenceFiles:
+    """The references as cases, numbered from 1."""
     if not references:
         raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
-    spec = made_up_spec(classes, modality or "MR")
-    prints = tuple(
-        measure_volumes(*scan.volumes, spec, f"Reference {i + 1}", f"The label map of reference {i + 1}")
-        for i, scan in enumerate(references)
-    )
-    if like is not None:
-        return plan_like(like)
-    if modality is None:
-        spec = spec.model_copy(update={"modality": guess_modality(prints)})
-    return plan_references(loaded, spec, prints)
-
-
-def _embed(
-    loaded: LoadedModel,
-    references: Sequence[LabelledScan],
-    classes: Mapping[str, int],
-    plan: Plan,
-    cache: EmbeddingCache | None,
-    options: InferenceOptions,
-    with_images: bool,
-) -> tuple[list[Embedded], dict[str, PreparedReference]]:
-    prepared = {str(i + 1): _prepare(scan, str(i + 1), classes, plan) for i, scan in enumerate(references)}
-    pool = embed_draws(
-        loaded,
-        [Draw(name, tuple(classes)) for name in prepared],
-        prepared.__getitem__,
-        plan,
-        cache=cache,
-        with_images=with_images,
-        device=options.device,
-        autocast=options.autocast,
-    )
-    return pool, prepared
-
-
-def _prepare(scan: LabelledScan, name: str, classes: Mapping[str, int], plan: Plan) -> PreparedReference:
-    image, labels = scan.volumes
-    case = preprocess_case(image, plan.spacing_mm, plan.normalisation, labels, plan.intensity_offset)
-    assert case.labels is not None
-    return PreparedReference(name, case.image, case.labels, classes, scan.subject or name, image_hash(image))
+    cases = []
+    for number, scan in enumerate(references, 1):
+        image, labels = scan.sources(str(number))
+        # The modality is not known yet: `reference_spec` is told or guesses it.
+        cases.append(Case(str(number), scan.subject or str(number), image, labels, "MR"))
+    return ReferenceFiles(tuple(cases), dict(classes))
 
 
 def _volume(

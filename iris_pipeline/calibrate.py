@@ -28,7 +28,7 @@ from iris_pipeline.strategies import bank
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.store import Store
-from preprocessing.volume import Volume, read_labels, read_volume
+from preprocessing.volume import Volume
 
 ROWS = "calibration"  # folder of the rows inside a run's folder
 SCHEMA_VERSION = 1
@@ -149,7 +149,7 @@ def _row(
     raw = job.data.raw.get(job.case)
     if raw is None or raw.labels is None:
         raise RawDataError(f"The raw files of case '{job.case}' are needed for its true Dice and not there.")
-    image, truth = read_volume(raw.image), read_labels(raw.labels)
+    image, truth = raw.image.read_image(), raw.labels.read_labels()
     case = InputCase(job.case, raw.image, store.entry(job.case).subject)
     task = task_of(case, image)
     result = segment_scan(loaded, [task], image, options, Wanted(certainty=True))

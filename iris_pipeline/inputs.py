@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
+from preprocessing.source import FileSource, Source
 from preprocessing.volume import case_id_of, is_image_path
 
 DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
@@ -20,15 +21,14 @@ DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
 
 @dataclass(frozen=True)
 class InputCase:
-    """One scan to segment: a file, or the folder of a DICOM series; None where it should be and is not.
+    """One scan to segment; None where its image should be and is not.
 
-    subject: the person, where known. channel: which one of the file's channels; None where it has but one.
+    subject: the person, where known.
     """
 
     id: str
-    path: Path | None
+    image: Source | None
     subject: str = ""
-    channel: int | None = None
 
 
 def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase], list[str]]:
@@ -48,18 +48,18 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
             )
         number = _channel_number(path.parent, channel)
         inside = None if number is not None and _channel_of(path) == number else number
-        return [InputCase(_case_id(path, number), path, channel=inside)], []
+        return [InputCase(_case_id(path, number), FileSource(path, inside))], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     number = _channel_number(path, channel)
     if _is_dicom_series(path):
-        return [InputCase(path.resolve().name, path, channel=number)], []
+        return [InputCase(path.resolve().name, FileSource(path, number))], []
     files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
     cases, notes = _cases_of(files, number)
     for name, folder in _series_below(path):
         if name in cases:
-            raise _twice(name, cases[name].path, folder)
-        cases[name] = InputCase(name, folder, channel=number)
+            raise _twice(name, cases[name], folder)
+        cases[name] = InputCase(name, FileSource(folder, number))
     if not cases:
         raise RawDataError(
             f"The folder {path} holds no scan{' of channel ' + channel if channel and files else ''}: put NIfTI, "
@@ -109,15 +109,15 @@ def _cases_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, Inpu
             continue
         name = base if is_channel else case_id_of(path)
         if name in cases:
-            raise _twice(name, cases[name].path, path)
-        cases[name] = InputCase(name, path, channel=None if is_channel else number)
+            raise _twice(name, cases[name], path)
+        cases[name] = InputCase(name, FileSource(path, None if is_channel else number))
     for base in sorted(split - cases.keys()):
         notes.append(f"{base} left out: it has no file {base}_{number:04d}.")
     return cases, notes
 
 
-def _twice(name: str, first: Path | None, second: Path) -> RawDataError:
-    shown = first.name if first is not None else ""
+def _twice(name: str, first: InputCase, second: Path) -> RawDataError:
+    shown = first.image.name if first.image is not None else ""
     return RawDataError(
         f"Each case has one file; '{name}' has {shown} and {second.name}: take one of them away."
     )

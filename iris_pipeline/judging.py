@@ -32,7 +32,7 @@ from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
 from preprocessing.store import MANIFEST, Store
-from preprocessing.volume import Volume, read_labels
+from preprocessing.volume import Volume
 
 WITNESS_SEED = (
     1000  # added to the seed of the references: other ones than those the task is made from, where it can be
@@ -176,7 +176,7 @@ def file_volumes(files: ReferenceFiles) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for case in files.cases:
         assert case.labels is not None
-        labels = read_labels(case.labels)
+        labels = case.labels.read_labels()
         voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
         for name, value in files.classes.items():
             count = int(np.count_nonzero(labels.array == value))

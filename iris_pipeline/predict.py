@@ -28,7 +28,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
-from preprocessing.volume import Volume, read_volume
+from preprocessing.volume import Volume
 
 Judge = Callable[[InputCase, Volume, Sequence[TaskEmbedding], ScanResult], list[Judgement]]
 LOG = "predict.log"
@@ -137,7 +137,9 @@ def predict_cases(
         raise PredictionError("There is no case to segment; give at least one.")
     out = out.resolve()
     if any(
-        case.path is not None and out in (case.path.resolve(), case.path.resolve().parent) for case in inputs
+        out in (path.resolve(), path.resolve().parent)
+        for case in inputs
+        for path in (case.image.files if case.image else ())
     ):
         raise PredictionError(f"Results need a folder of their own; {out} holds the input: give another -o.")
     identity = {
@@ -202,9 +204,9 @@ def _predict_one(
         return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
     started = time.perf_counter()
     try:
-        if case.path is None:
+        if case.image is None:
             raise RawDataError(f"The raw file of case '{case.id}' is not there.")
-        image = read_volume(case.path, case.channel)
+        image = case.image.read_image()
         given = task_of(case, image)
         tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
         warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
@@ -245,7 +247,10 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
 def describe(task: TaskEmbedding) -> dict[str, Any]:
     """A task without its tokens, fit for JSON."""
     values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "tokens"}
-    return values | {"normalisation": task.normalisation.model_dump(mode="json")}
+    return values | {
+        "normalisation": task.normalisation.model_dump(mode="json"),
+        "tuned": [record.model_dump(mode="json") for record in task.tuned],
+    }
 
 
 def digest(task: TaskEmbedding) -> str:

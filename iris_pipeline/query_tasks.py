@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.pool import Embedded
+from iris_pipeline.pool import Embedded, EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
@@ -105,13 +105,16 @@ def file_tasks(
     count: int | None = None,
     seed: int = 0,
     modality: Modality | None = None,
+    start: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> tuple[TaskForQuery, list[Embedded]]:
     """References on disk -> what turns a query into its task, and the embedded references.
 
-    "one-shot" takes one of several, `count` that many, drawn by `seed`; see `references.embed_files`.
+    "one-shot" takes one of several, `count` that many, drawn by `seed`; see `references.embed_files`. start: of
+    object-retrieval (default: the references' ensemble); the references are brought to its grid.
     """
     embedded = embed_files(
         loaded,
@@ -119,6 +122,8 @@ def file_tasks(
         count=1 if strategy == "one-shot" else count,
         seed=seed,
         modality=modality,
+        like=start,
+        cache=cache,
         with_images=strategy == "image-retrieval",
         device=options.device,
         autocast=options.autocast,
@@ -130,6 +135,7 @@ def file_tasks(
         list(files.classes),
         options,
         prepare=embedded.prepare,
+        start=start,
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,
@@ -147,6 +153,7 @@ def encode_files(
     seed: int = 0,
     modality: Modality | None = None,
     like: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -160,6 +167,7 @@ def encode_files(
         seed=seed,
         modality=modality,
         like=like,
+        cache=cache,
         device=options.device,
         autocast=options.autocast,
     )

@@ -193,7 +193,7 @@ class _Tutor:
                     (self._loss_of(tokens, example) / settings.crops).backward()
                 optimiser.step()
                 bar.update()
-                if judges and (step + 1) % settings.check_every == 0:
+                if judges and ((step + 1) % settings.check_every == 0 or step + 1 == steps):
                     loss = self.loss(tokens, judges)
                     bar.set_postfix_str(f"judged loss {before:.3f} -> {loss:.3f}")
                     looks += 1

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from iris_pipeline.inputs import InputCase, find_inputs
 from preprocessing.errors import RawDataError
-from preprocessing.volume import read_volume
+from preprocessing.source import FileSource
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -43,7 +43,10 @@ def write_dicom(folder: Path, array: np.ndarray) -> None:
 
 def test_one_file(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz")
-    assert find_inputs(tmp_path / "a_0000.nii.gz") == ([InputCase("a", tmp_path / "a_0000.nii.gz")], [])
+    assert find_inputs(tmp_path / "a_0000.nii.gz") == (
+        [InputCase("a", FileSource(tmp_path / "a_0000.nii.gz"))],
+        [],
+    )
 
 
 def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
         tmp_path, "c.nrrd", "b.mha", "a_0000.nii.gz", "d.nii", "._a.nii.gz", ".hidden.nii.gz", "dataset.json"
     )
     cases, notes = find_inputs(tmp_path)
-    assert [(case.id, case.path.name if case.path else "") for case in cases] == [
+    assert [(case.id, case.image.name if case.image else "") for case in cases] == [
         ("a", "a_0000.nii.gz"),
         ("b", "b.mha"),
         ("c", "c.nrrd"),
@@ -83,11 +86,13 @@ def test_dicom_series(tmp_path: Path) -> None:
     write_dicom(tmp_path / "patients" / "p1", array)
     (tmp_path / "patients" / "notes").mkdir()
     (tmp_path / "patients" / "list.txt").write_text("p1 p2")
-    assert find_inputs(tmp_path / "patients" / "p1")[0] == [InputCase("p1", tmp_path / "patients" / "p1")]
+    assert find_inputs(tmp_path / "patients" / "p1")[0] == [
+        InputCase("p1", FileSource(tmp_path / "patients" / "p1"))
+    ]
     cases, _ = find_inputs(tmp_path / "patients")
     assert [case.id for case in cases] == ["p1", "p2"]
-    assert cases[0].path is not None
-    assert np.array_equal(read_volume(cases[0].path).array, array)
+    assert cases[0].image is not None
+    assert np.array_equal(cases[0].image.read_image().array, array)
 
 
 def test_series_at_any_depth_stand_beside_files(tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_series_at_any_depth_stand_beside_files(tmp_path: Path) -> None:
     write_dicom(tmp_path / "p2" / "friday" / "ct", array)
     touch(tmp_path, "scan_0000.nii.gz")
     cases, _ = find_inputs(tmp_path)
-    assert [(c.id, c.path.relative_to(tmp_path).as_posix() if c.path else "") for c in cases] == [
+    assert [(c.id, c.image.files[0].relative_to(tmp_path).as_posix() if c.image else "") for c in cases] == [
         ("p1", "p1/study/series"),
         ("p2_friday_ct", "p2/friday/ct"),
         ("p2_monday_ct", "p2/monday/ct"),
@@ -112,8 +117,8 @@ def test_a_channel_by_number_or_name(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "c.nrrd")
     cases, notes = find_inputs(tmp_path, "1")
     assert cases == [
-        InputCase("a", tmp_path / "a_0001.nii.gz"),
-        InputCase("c", tmp_path / "c.nrrd", channel=1),
+        InputCase("a", FileSource(tmp_path / "a_0001.nii.gz")),
+        InputCase("c", FileSource(tmp_path / "c.nrrd", 1)),
     ]
     assert notes == ["b left out: it has no file b_0001."]
     with pytest.raises(RawDataError, match=r"there is no such file for 'T2' in "):
@@ -125,11 +130,13 @@ def test_a_channel_by_number_or_name(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"modality": {"0": "FLAIR", "1": "T1w"}}')  # the Decathlon's
     (tmp_path / "imagesTs").mkdir()
     touch(tmp_path / "imagesTs", "x.nii.gz")
-    assert find_inputs(tmp_path / "imagesTs", "T1w")[0][0].channel == 1
+    assert find_inputs(tmp_path / "imagesTs", "T1w")[0][0].image == FileSource(
+        tmp_path / "imagesTs" / "x.nii.gz", 1
+    )
     # one file by its name: the suffix is the channel, or the channels are inside
     one = tmp_path / "a_0001.nii.gz"
-    assert find_inputs(one, "1")[0] == [InputCase("a", one)]
-    assert find_inputs(tmp_path / "c.nrrd", "0")[0] == [InputCase("c", tmp_path / "c.nrrd", channel=0)]
+    assert find_inputs(one, "1")[0] == [InputCase("a", FileSource(one))]
+    assert find_inputs(tmp_path / "c.nrrd", "0")[0] == [InputCase("c", FileSource(tmp_path / "c.nrrd", 0))]
 
 
 def test_nothing_to_segment(tmp_path: Path) -> None:

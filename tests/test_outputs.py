@@ -13,6 +13,7 @@ from iris_pipeline.confidence import TABLE, Judgement, read_judgements
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.outputs import Outputs, file_names, is_complete
 from iris_pipeline.predict import InferenceOptions, predict_folder
+from preprocessing.source import FileSource
 
 EVERYTHING = Outputs(per_class=True, probabilities=True)
 
@@ -59,7 +60,7 @@ def test_a_case_is_done_when_all_that_is_asked_for_is_there(tmp_path: Path) -> N
     loaded, task, out = loaded_with(SoftGrey(0.6)), make_task([0.0]), tmp_path / "out"
 
     def statuses(outputs: Outputs) -> list[str]:
-        cases = [InputCase("a", path)]
+        cases = [InputCase("a", FileSource(path))]
         return [v.status for v in predict_folder(loaded, task, cases, out, outputs=outputs, progress=False)]
 
     assert statuses(Outputs()) == ["done"] and statuses(Outputs()) == ["skipped"]

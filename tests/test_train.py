@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from iris_pipeline.checkpoint import hash_weights, load_model
 from iris_pipeline.cli.train import train_main
 from iris_pipeline.curriculum import shrink_group
-from iris_pipeline.episodes import EpisodeSampler, Sample, stack_episodes
+from iris_pipeline.episode import Sample, stack_episodes
+from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
@@ -242,6 +243,16 @@ def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_numbers_that_cannot_be(option: str, value: float, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         TrainSettings(**{option: value})
+
+
+def test_two_datasets_of_the_same_people_are_not_trained_on_together(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_store.manifest.spec.model_copy(update={"overlaps": ("other",)})
+    one = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"spec": spec}))
+    with pytest.raises(StoreError, match="tiny and other show the same people under other names"):
+        train(SHORT, {"tiny": one, "other": tiny_store}, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_held_out_dataset_is_never_trained_on(
