@@ -16,7 +16,6 @@ at (j + 0.5) * n_in / n_out - 0.5 of the old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -204,29 +203,6 @@ class GridTrace:
     def undo_scores(self, scores: np.ndarray) -> np.ndarray:
         """Prepared scores -> the file's own grid, linear, float32."""
         return self.reorientation.undo(self.resampling.undo_scores(scores))
-
-    def undo_argmax(self, scores: Iterable[tuple[int, np.ndarray]], threshold: float = 0.5) -> np.ndarray:
-        """(value, scores [D,H,W] of that class) after another -> uint8 label map on the file's own grid.
-
-        A voxel takes the class of its highest score above `threshold` (the first one of equals), else 0.
-        Memory does not grow with the number of classes. A linear mean is never above its largest part, so
-        only the surroundings of scores above the threshold are computed.
-        """
-        matrices = self.resampling.undo_matrices()
-        result = np.zeros(self.resampling.shape_in, dtype=np.uint8)
-        best = np.full(self.resampling.shape_in, threshold, dtype=np.float32)
-        for value, prepared in scores:
-            _expect(prepared, self.resampling.shape_out)
-            box = bounding_box(prepared > threshold)
-            reached = reach(box, matrices) if box is not None else None
-            if reached is None:
-                continue
-            source, target, parts = reached
-            native = along_axes(prepared[source], parts)
-            wins = native > best[target]
-            np.copyto(best[target], native, where=wins)
-            result[target][wins] = value
-        return self.reorientation.undo(result)
 
 
 @lru_cache(maxsize=256)

@@ -68,6 +68,29 @@ def test_streaming_equals_all_classes_at_once(
     assert np.allclose(best, np.maximum(dense.max(axis=0), 0.5), atol=1e-6)
 
 
+@pytest.mark.parametrize("prepared", [(20, 13, 22), (11, 30, 16), (15, 17, 19)])
+def test_small_objects_with_soft_edges(prepared: Shape) -> None:
+    """Only their surroundings are computed; what lies under the threshold there has its part all the same."""
+    native = (15, 17, 19)
+    index = np.stack(np.meshgrid(*((np.arange(n) + 0.5) / n for n in prepared), indexing="ij"), axis=-1)
+    centres = {4: (0.3, 0.35, 0.4), 1: (0.36, 0.42, 0.5), 9: (0.8, 0.75, 0.1)}
+    scores = np.stack([np.exp(-(((index - c) / 0.12) ** 2).sum(axis=-1)) for c in centres.values()])
+    matrices = Resampling(native, prepared).undo_matrices()
+    labels, best = np.zeros(native, np.uint8), np.full(native, 0.5, np.float32)
+    for tile in tiles(matrices, native, 1, 6):
+        for block in blocks(slabs_of(scores, [4], tile.prepared), matrices, native, tile):
+            box = (block.planes, block.rows)
+            label_block(block, list(centres), labels[box], best[box])
+            for k in range(3):
+                found = block.scores_above(k, 0.5)
+                dense = block.scores(k)
+                assert found is not None or dense.max() <= 0.5
+                if found is not None:
+                    assert np.allclose(found[1], dense[found[0]], atol=1e-6)
+    assert np.array_equal(labels, naive(scores.astype(np.float32), native, list(centres)))
+    assert set(np.unique(labels)) == {0, 1, 4, 9} and (labels > 0).mean() < 0.1
+
+
 def test_tiles_cover_all_rows_once_within_the_limit() -> None:
     matrices = Resampling((3, 100, 4), (3, 50, 4)).undo_matrices()
     parts = tiles(matrices, (3, 100, 4), bytes_a_row=10, limit_bytes=200)
