@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from iris_pipeline.cli._common import run
+from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
     BASELINE_STRATEGY,
     Evaluation,
@@ -104,6 +105,7 @@ def _evaluate_command(arguments: argparse.Namespace, line: str) -> int:
             failed += 1
             continue
         _tell(evaluation, origin, out, line)
+        tell_agreement(folder, evaluation.rows, out)
         failed += len(evaluation.failures)
     if failed:
         raise EvaluationError(f"{failed} could not be scored (named above); what could be is written.")
