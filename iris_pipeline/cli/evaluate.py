@@ -1,4 +1,4 @@
-"""iris_evaluate: predictions against truth. iris_tables: tables of all runs. iris_report: a run's page."""
+"""iris_evaluate: predictions against truth. iris_report: a run's page."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ from iris_pipeline.evaluate import (
     evaluate_folder,
     read_origin,
     truth_cases,
-    write_rows,
 )
 from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
-from iris_pipeline.tables import (
-    EVALUATION,
-    collect_rows,
-    dataset_table,
-    frame_of,
-    result_tables,
-    runs_table,
-    to_markdown,
-    write_tables,
-)
+from iris_pipeline.rows import write_rows
+from iris_pipeline.table_format import to_markdown
+from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, IrisError, SpecError
@@ -221,36 +213,6 @@ def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
     for case, reason in evaluation.failures.items():
         print(f"{case}: {reason}", file=sys.stderr)
     print(f"Written: {out}")
-
-
-def tables_main(argv: list[str] | None = None) -> int:
-    """`iris_tables`: the evaluations of all runs, or of those named, as results/tables.md and CSV files."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="iris_tables", description="Result tables of all runs under results/, as Markdown and CSV."
-    )
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="only these runs (default: all that were evaluated)"
-    )
-    parser.add_argument("--root", help=ROOT_HELP)
-    arguments = parser.parse_args(argv)
-    return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
-
-
-def _tables_command(arguments: argparse.Namespace, line: str) -> int:
-    root = Root.resolve(arguments.root)
-    rows = collect_rows(root.results, arguments.runs or None)
-    columns = {}
-    for name in sorted(set(rows["dataset"])):
-        spec = _spec(name, root, needed=False)
-        if spec is not None and spec.paper_column is not None:
-            columns[name] = spec.paper_column
-    tables = result_tables(rows, columns)
-    trained = runs_table(root.results, list(dict.fromkeys(rows["run"])))
-    page = write_tables([*tables, *([trained] if trained else [])], root.results, line)
-    print(page.read_text(encoding="utf-8"))
-    print(f"Written: {page} and {len(tables) + bool(trained)} tables as CSV in {page.parent / 'tables'}")
-    return 0
 
 
 def report_main(argv: list[str] | None = None) -> int:
