@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -90,8 +89,9 @@ def measure_efficiency(
     """
     if edge_voxels % STRIDE or edge_voxels <= STRIDE or min(queries, classes) < 1 or classes > edge_voxels:
         raise ModelError(
-            f"A measurement takes at least one query and class, at most as many classes as the cube has planes, and an "
-            f"edge above {STRIDE} that {STRIDE} divides; got {queries} queries, {classes} classes, {edge_voxels} voxels."
+            "A measurement takes at least one query and class, at most as many classes as the cube has planes, and "
+            f"an edge above {STRIDE} that {STRIDE} divides; got {queries} queries, {classes} classes, {edge_voxels} "
+            "voxels."
         )
     model = model.to(device).eval()
     generator = torch.Generator().manual_seed(0)
@@ -207,5 +207,11 @@ def _wait(device: str) -> None:
 def _peak_bytes(device: str) -> int:
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:
+        raise ModelError(
+            "Peak memory is measured where the system keeps it (Linux, macOS): run this there."
+        ) from None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -8,6 +8,7 @@ no table can lose it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,10 @@ from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
 
 RECORD = "predict.json"
+METHOD_STRATEGY = "other tool"
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+RESERVED_RUNS = (BASELINE_RUN, "paper", "tables", "efficiency")
+"""Names that tables use for rows of another kind, and folders under results/ that are no run's."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,21 @@ def read_origin(predictions: Path) -> Origin:
         draw=seed if count is not None and isinstance(seed, int) else None,
         base=str(made_from.get("strategy") or ""),
     )
+
+
+def method_origin(method: str, dataset: str, split: str | None, part: str) -> Origin:
+    """The origin of another tool's rows: on the test part of the paper's split unless told otherwise.
+
+    EvaluationError for a name that is no folder's, or without a dataset.
+    """
+    if not METHOD_NAME.fullmatch(method) or method in RESERVED_RUNS:
+        raise EvaluationError(
+            f"--method names a folder under results/: letters, digits, '.', '_', '+' and '-', not "
+            f"{', '.join(RESERVED_RUNS)}; got '{method}'."
+        )
+    if not dataset:
+        raise EvaluationError("--method needs to know whose scans these are: give the dataset with -d.")
+    return Origin(method, dataset, f"{split or 'paper'}/{part}", METHOD_STRATEGY)
 
 
 def _score(job: _Job) -> _Scored:

@@ -29,7 +29,7 @@ from iris_pipeline.rows import (
     rows_text,
 )
 from iris_pipeline.table_format import Table
-from iris_pipeline.uncertainty import CI, RESAMPLES, Interval, bootstrap_mean
+from iris_pipeline.uncertainty import CI, LEAST_SUBJECTS, RESAMPLES, Interval, bootstrap_mean
 from preprocessing.errors import EvaluationError
 
 EVALUATION = "evaluation"
@@ -44,7 +44,7 @@ RULE = (
 )
 CI_RULE = (
     f"{CI} of the mean: {RESAMPLES} bootstrap resamples of the subjects (seed 0, percentiles), all cases of a "
-    "subject together; empty below two subjects."
+    f"subject together; empty below {LEAST_SUBJECTS} subjects."
 )
 PAPER_RULE = (
     "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes "

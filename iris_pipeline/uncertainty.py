@@ -18,11 +18,13 @@ from scipy import stats
 RESAMPLES = 2000
 LEVEL_PERCENT = 95
 CI = f"{LEVEL_PERCENT} % CI"
+LEAST_SUBJECTS = 5
+"""Of fewer the percentiles take so few values that an interval would look surer than it is."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval; low and high are NaN where fewer than two subjects were scored."""
+    """A mean and its bootstrap interval; low and high are NaN below LEAST_SUBJECTS scored subjects."""
 
     mean: float
     low: float
@@ -76,9 +78,9 @@ def bootstrap_draws(
 def bootstrap_mean(rows: pd.DataFrame, measure: str = "dice", seed: int = 0) -> Interval:
     """The mean of a row of one dataset with its percentile interval."""
     mean = float(rows.groupby("class", sort=False)[measure].mean().mean())
-    scored = rows[rows[measure].notna()]
-    low, high = percentiles(bootstrap_draws(rows, measure, seed))
-    return Interval(mean, low, high, int(subject_of(scored).nunique()))
+    subjects = int(subject_of(rows[rows[measure].notna()]).nunique())
+    low, high = percentiles(bootstrap_draws(rows, measure, seed), subjects)
+    return Interval(mean, low, high, subjects)
 
 
 def bootstrap_mean_of_datasets(groups: Sequence[pd.DataFrame], measure: str = "dice") -> Interval:
@@ -91,15 +93,14 @@ def bootstrap_mean_of_datasets(groups: Sequence[pd.DataFrame], measure: str = "d
         each[:shortest] if len(each) else np.full(shortest, part.mean)
         for each, part in zip(draws, parts, strict=True)
     ]
-    low, high = percentiles(np.mean(columns, axis=0) if shortest else np.empty(0))
-    return Interval(
-        float(np.mean([part.mean for part in parts])), low, high, sum(part.subjects for part in parts)
-    )
+    subjects = sum(part.subjects for part in parts)
+    low, high = percentiles(np.mean(columns, axis=0) if shortest else np.empty(0), subjects)
+    return Interval(float(np.mean([part.mean for part in parts])), low, high, subjects)
 
 
-def percentiles(draws: np.ndarray) -> tuple[float, float]:
-    """The bounds of the interval that holds LEVEL_PERCENT of the draws; NaN without a draw."""
-    if not len(draws):
+def percentiles(draws: np.ndarray, subjects: int) -> tuple[float, float]:
+    """The bounds of the interval that holds LEVEL_PERCENT of the draws; NaN below LEAST_SUBJECTS subjects."""
+    if not len(draws) or subjects < LEAST_SUBJECTS:
         return float("nan"), float("nan")
     tail = (100 - LEVEL_PERCENT) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
@@ -120,10 +121,8 @@ def paired_test(
     if not len(means):
         return PairedTest(nothing, nothing, Interval(nothing, nothing, nothing, 0), nothing)
     differences = means[:, 0] - means[:, 1]
-    low, high = nothing, nothing
-    if len(differences) > 1:
-        picked = np.random.default_rng(seed).integers(len(differences), size=(RESAMPLES, len(differences)))
-        low, high = percentiles(differences[picked].mean(axis=1))
+    picked = np.random.default_rng(seed).integers(len(differences), size=(RESAMPLES, len(differences)))
+    low, high = percentiles(differences[picked].mean(axis=1), len(differences))
     first_mean, second_mean = (float(mean) for mean in means.mean(axis=0))
     interval = Interval(float(differences.mean()), low, high, len(differences))
     return PairedTest(first_mean, second_mean, interval, _wilcoxon(differences))

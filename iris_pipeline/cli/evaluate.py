@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.cli._common import run
 from iris_pipeline.evaluate import (
     BASELINE_STRATEGY,
@@ -18,6 +19,7 @@ from iris_pipeline.evaluate import (
     TruthCase,
     dataset_spec,
     evaluate_folder,
+    method_origin,
     read_origin,
     truth_cases,
 )
@@ -27,7 +29,7 @@ from iris_pipeline.rows import write_rows
 from iris_pipeline.table_format import to_markdown
 from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases
-from preprocessing.class_names import read_class_names
+from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
@@ -39,7 +41,9 @@ ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)
 
 def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="iris_evaluate", description="Predicted label maps against the truth: Dice per case and class."
+        prog="iris_evaluate",
+        description="Predicted label maps against the truth: Dice, IoU, NSD, HD95, ASSD, volume error and lesions, per "
+        "case and class.",
     )
     parser.add_argument(
         "-p", required=True, metavar="PRED", help="folder of predictions, or a run with predictions/"
@@ -53,6 +57,16 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--part", choices=["test", "validation"], default="test", help="of --split (default: test)"
+    )
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="PRED is another tool's: its rows stand under this name in the tables, on the test part of -d's split",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="JSON that names the values in PRED (default: classes.json or dataset.json inside PRED)",
     )
     parser.add_argument("--cases", nargs="+", metavar="ID", help="only these cases")
     parser.add_argument(
@@ -109,6 +123,8 @@ def _evaluate_one(
         raise EvaluationError(f"Predictions are a folder of label maps, and {folder} is none: check -p.")
     origin = read_origin(folder)
     origin = replace(origin, dataset=arguments.d or origin.dataset)
+    if arguments.method:
+        origin = method_origin(arguments.method, origin.dataset, arguments.split, arguments.part)
     spec = _spec(origin.dataset, root, needed=arguments.d is not None or arguments.g is None)
     truths, truth_classes = _truth(arguments, spec, root)
     if arguments.split:
@@ -125,27 +141,43 @@ def _evaluate_one(
         folder,
         truths,
         origin,
+        classes=_named_values(arguments.classes),
+        measures=MeasureOptions.of(spec) if spec is not None else None,
         truth_classes=truth_classes,
         partly_labelled=spec is not None and spec.partly_labelled,
-        workers=min(arguments.workers, max(1, len(truths) // 16)),
+        workers=min(arguments.workers, max(1, len(truths) // 4)),
     )
     # results/<run>/predictions/<dataset>/<strategy>: the run's folder is three levels up.
     whole = folder if len(folder.parts) > 3 else folder.resolve()
-    in_run = whole.parents[2] / EVALUATION if origin.run else None
+    run_folder = root.results / origin.run if arguments.method else whole.parents[2] if origin.run else None
     if arguments.o:
         out = Path(arguments.o)
-    elif in_run:
-        out = in_run / f"{origin.dataset}__{origin.strategy}.csv"
-        write_rows(in_run / f"{origin.dataset}__{BASELINE_STRATEGY}.csv", evaluation.baseline, line)
+    elif run_folder:
+        out = run_folder / EVALUATION / f"{origin.dataset}__{origin.strategy}.csv"
+        write_rows(out.with_name(f"{origin.dataset}__{BASELINE_STRATEGY}.csv"), evaluation.baseline, line)
     else:
         out = folder / "evaluation.csv"
     write_rows(out, evaluation.rows, line)
     return evaluation, origin, out
 
 
+def _named_values(path: str | None) -> dict[str, int] | None:
+    """Class name -> value from --classes; None without it: the predictions' own folder tells."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise EvaluationError(
+            f'--classes takes a JSON file as in {{"liver": 1}}, and {file} is none: check it.'
+        )
+    return read_values(file)
+
+
 def _prediction_folders(arguments: argparse.Namespace, root: Root) -> list[Path]:
     """-p itself, or every <dataset>/<strategy> in the predictions/ of the run it names, of -d only."""
     given = Path(arguments.p).expanduser()
+    if arguments.method:
+        return [given]
     # The run's name goes first, as in iris_predict -m: a folder of the same name may stand in the current one.
     candidates = [
         folder for folder in (root.results / arguments.p, given) if (folder / "predictions").is_dir()
