@@ -20,7 +20,6 @@ SPECIAL = {
     "±": r"$\pm$",
     "·": r"$\cdot$",
     "≥": r"$\geq$",
-    "-": "{-}",  # TeX would join two dashes of an option to one
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
@@ -108,6 +107,7 @@ def _tex_line(cells: Sequence[str]) -> str:
 def _escape(text: str) -> str:
     """Plain text for LaTeX; what stands between backquotes is set in typewriter."""
     safe = "".join(SPECIAL.get(sign, sign) for sign in text)
+    safe = safe.replace("--", "{-}{-}")  # TeX would draw the two dashes of an option as one
     return re.sub(r"`([^`]*)`", r"\\texttt{\1}", safe)
 
 
