@@ -31,28 +31,32 @@ from iris_pipeline.uncertainty import (
 from preprocessing.errors import EvaluationError
 
 DRAWS_RULE = (
-    "Each cell: the mean over draws of the references, ± the standard deviation over them, and in brackets the number "
-    "of draws; one draw has no spread."
+    "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, and in "
+    "brackets their number."
 )
 
 
 def strategies_table(rows: pd.DataFrame) -> Table | None:
-    """Rows: run, split, dataset; a column a strategy: mean Dice and interval. None where no row has two."""
+    """Rows: run, split, dataset; a column a strategy and number of references. None where no row has two.
+
+    A cell is the mean Dice with its interval; over several draws of the references it is as in `references_table`.
+    """
     rows = rows[rows["run"] != BASELINE_RUN]
-    strategies = sorted(set(rows["strategy"]), key=strategy_place)
+    rows = rows.assign(
+        column=[_strategy_and_count(*pair) for pair in zip(rows["base"], rows["references"], strict=True)]
+    )
     lines = []
     for (run, split, dataset), group in rows.groupby(["run", "split", "dataset"]):
-        cells = {
-            str(name): f"{score_text(class_means(part).mean())} {interval_text(bootstrap_mean(part))}".strip()
-            for name, part in group.groupby("strategy")
-        }
+        cells = {str(name): _over_draws(part) for name, part in group.groupby("column")}
         if len(cells) > 1:
             lines.append({"run": run, "split": split, "dataset": dataset} | cells)
     if not lines:
         return None
-    there = [name for name in strategies if any(name in line for line in lines)]
+    there = sorted(
+        {name for line in lines for name in line} - {"run", "split", "dataset"}, key=strategy_place
+    )
     frame = pd.DataFrame(lines, columns=["run", "split", "dataset", *there]).fillna("")
-    return Table("strategies", "Strategies side by side, Dice", frame, (RULE, CI_RULE))
+    return Table("strategies", "Strategies side by side, Dice", frame, (RULE, CI_RULE, DRAWS_RULE))
 
 
 def references_table(rows: pd.DataFrame) -> Table | None:
@@ -72,12 +76,7 @@ def references_table(rows: pd.DataFrame) -> Table | None:
         cells = {}
         for count in sorted(set(group["references"])):
             part = group[group["references"] == count]
-            means = pd.Series(
-                {draw: class_means(one).mean() for draw, one in part.groupby("draw", dropna=False)}
-            ).dropna()
-            if len(means):
-                spread = f" ± {means.std(ddof=1):.3f}" if len(means) > 1 else ""
-                cells[f"k = {int(count)}"] = f"{means.mean():.3f}{spread} ({len(means)})"
+            cells[f"k = {int(count)}"] = _over_draws(part, interval=False)
         lines.append({"run": run, "split": split, "dataset": dataset, "strategy": base} | cells)
     columns = ["run", "split", "dataset", "strategy", *(f"k = {count}" for count in counts)]
     frame = pd.DataFrame(lines, columns=columns).fillna("")
@@ -149,6 +148,25 @@ def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:
             f"{known}: name one of them."
         )
     return groups[fits[0]]
+
+
+def _strategy_and_count(base: str, references: float) -> str:
+    """ "tuning, k = 5"; one-shot and the bank have no number to choose."""
+    return base if pd.isna(references) or base == "one-shot" else f"{base}, k = {int(references)}"
+
+
+def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:
+    """The mean over the draws of one strategy and number of references, with their spread."""
+    # The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once.
+    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
+    means = pd.Series({name: class_means(one).mean() for name, one in rows.groupby(draws)}).dropna()
+    if means.empty:
+        return ""
+    if len(means) > 1:
+        return f"{means.mean():.3f} ± {means.std(ddof=1):.3f} ({len(means)})"
+    if not interval:
+        return f"{means.iloc[0]:.3f} (1)"
+    return f"{means.iloc[0]:.3f} {interval_text(bootstrap_mean(rows))}".strip()
 
 
 def _join(groups: list[set[str]], pair: set[str]) -> None:

@@ -27,7 +27,7 @@ from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
 
 RECORD = "predict.json"
-METHOD_STRATEGY = "other tool"
+METHOD_STRATEGY = "other-tool"
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 RESERVED_RUNS = (BASELINE_RUN, "paper", "tables", "efficiency")
 """Names that tables use for rows of another kind, and folders under results/ that are no run's."""

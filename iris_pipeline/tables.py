@@ -37,7 +37,7 @@ ROW_KEY = ["run", "split", "strategy"]
 PAPER_RUN = "paper"
 PAPER_METHODS = ("Iris", "nnUNet")
 BASELINE_TITLE = "everything is foreground"
-STRATEGY_ORDER = ("one-shot", "ensemble", "retrieval", "tuning", "bank")
+STRATEGY_ORDER = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", "tuning", "bank")
 RULE = (
     "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them "
     "has it. The mean is over the classes of each class's mean over its cases."
@@ -303,7 +303,7 @@ def row_groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFr
 
 
 def strategy_place(strategy: str) -> tuple[int, str]:
-    """Sorts strategies in STRATEGY_ORDER ("retrieval-object" with "retrieval"), the unknown ones last, by name."""
+    """Sorts strategies in STRATEGY_ORDER ("tuning_k5_draw1" with "tuning"), the unknown ones last, by name."""
     known = [n for n, name in enumerate(STRATEGY_ORDER) if re.match(rf"{name}(?![a-z])", strategy)]
     return known[0] if known else len(STRATEGY_ORDER), strategy
 

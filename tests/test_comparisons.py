@@ -39,18 +39,33 @@ def rows(
 def test_strategies_stand_side_by_side() -> None:
     frame = frame_of(
         [
-            *(*rows(0.8), *rows(0.7, strategy="bank"), *rows(0.6, strategy="retrieval-object")),
+            *(*rows(0.8), *rows(0.7, strategy="bank"), *rows(0.6, strategy="object-retrieval")),
             *rows(0.5, dataset="other"),
             *rows(0.1, run="baseline", strategy="everything-foreground"),
         ]
     )
     table = strategies_table(frame)
     assert table is not None
-    assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "retrieval-object", "bank"]
+    assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "object-retrieval", "bank"]
     assert len(table.frame) == 1, "other has one strategy only"
     cell = table.frame.iloc[0]["one-shot"]
     assert cell.startswith("0.800 [0.78") and cell.endswith("]")
     assert strategies_table(frame_of(rows(0.8))) is None
+
+
+def test_a_strategys_draws_share_a_cell() -> None:
+    drawn = [
+        *rows(0.5, strategy="tuning", references=3, draw=0),
+        *rows(0.5, strategy="tuning_k3_draw0", references=3, draw=0, base="tuning"),  # the same draw again
+        *rows(0.7, strategy="tuning_k3_draw1", references=3, draw=1, base="tuning"),
+        *rows(0.9, strategy="tuning_k5_draw0", references=5, draw=0, base="tuning"),
+        *rows(0.4, strategy="one-shot", references=1, draw=0),
+    ]
+    table = strategies_table(frame_of(drawn))
+    assert table is not None
+    assert list(table.frame.columns)[3:] == ["one-shot", "tuning, k = 3", "tuning, k = 5"]
+    line = table.frame.iloc[0]
+    assert line["tuning, k = 3"] == "0.600 ± 0.141 (2)" and line["tuning, k = 5"].startswith("0.900 [")
 
 
 def test_mean_and_spread_over_draws() -> None:

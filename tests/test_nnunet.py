@@ -164,7 +164,7 @@ def test_there_and_back_by_command(place: Path, capsys: pytest.CaptureFixture[st
     assert evaluate_main([*arguments, "--classes", str(raw / "dataset.json")]) == 0
     (predictions / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
     assert evaluate_main(arguments) == 0
-    assert "| nnU-Net  | paper/test | other tool " in capsys.readouterr().out
-    frame = read_rows(place / "results" / "nnU-Net" / "evaluation" / "tiny__other tool.csv")
+    assert "| nnU-Net  | paper/test | other-tool " in capsys.readouterr().out
+    frame = read_rows(place / "results" / "nnU-Net" / "evaluation" / "tiny__other-tool.csv")
     assert set(frame["class"]) == {"left", "right", "core"} and frame["dice"].dropna().eq(1.0).all()
     assert set(frame["run"]) == {"nnU-Net"} and set(frame["split"]) == {"paper/test"}

@@ -47,8 +47,8 @@ def frame() -> pd.DataFrame:
             *rows("all", "trunk_ct", 0.5),
             *rows("one", "trunk", 0.7),
             *rows("one", "heart", 0.2),
-            *rows("nnU-Net", "trunk", 0.9, "other tool"),
-            *rows("nnU-Net", "trunk_ct", 0.1, "other tool"),
+            *rows("nnU-Net", "trunk", 0.9, "other-tool"),
+            *rows("nnU-Net", "trunk_ct", 0.1, "other-tool"),
             *rows("baseline", "trunk", 0.06, "everything-foreground"),
         ]
     )
@@ -62,7 +62,7 @@ def test_trained_on_or_not_is_decided_run_by_run(frame: pd.DataFrame) -> None:
     assert list(lines.loc[("all", "one-shot")])[1:4] == ["60.00", "80.00", "70.00"]
     assert lines.loc[("all", "one-shot"), "95 % CI"].startswith("[6")
     assert list(lines.loc[("one", "one-shot")])[1:] == ["", "70.00", "", ""], "no mean hides a gap"
-    assert list(lines.loc[("nnU-Net", "other tool")])[1:4] == ["", "90.00", ""]
+    assert list(lines.loc[("nnU-Net", "other-tool")])[1:4] == ["", "90.00", ""]
     assert lines.loc[("baseline", "everything is foreground"), "trunk"] == "6.00"
     second = role_table(HELD_OUT, frame, FACTS, SPECS)
     assert second is not None

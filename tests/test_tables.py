@@ -107,9 +107,9 @@ def test_strategies_stand_in_one_order_with_the_baseline_last() -> None:
         "everything is foreground",
     ]
     assert cells(table, 5)[4:] == ["0.100", "", "0.100", ""]
-    names = ["tuning", "bank", "retrieval-object", "ensemble_k3", "tuningfork", "one-shot"]
+    names = ["tuning", "bank", "object-retrieval", "ensemble_k3", "tuningfork", "one-shot"]
     assert sorted(names, key=strategy_place) == [
-        *("one-shot", "ensemble_k3", "retrieval-object", "tuning", "bank", "tuningfork"),
+        *("one-shot", "ensemble_k3", "object-retrieval", "tuning", "bank", "tuningfork"),
     ]
 
 

@@ -23,6 +23,7 @@ from iris_pipeline.evaluate import (
     read_origin,
     truth_cases,
 )
+from iris_pipeline.measure_tables import measures_table
 from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.rows import write_rows
@@ -239,7 +240,9 @@ def _split_cases(origin: Origin, root: Root) -> list[str] | None:
 
 def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
     rows = pd.concat([frame_of(evaluation.rows), frame_of(evaluation.baseline)], ignore_index=True)
-    print(to_markdown(dataset_table(rows, origin.dataset), line))
+    for table in (dataset_table(rows, origin.dataset), measures_table(rows, origin.dataset)):
+        if table is not None:
+            print(to_markdown(table, line))
     for note in evaluation.notes:
         print(f"Note: {note}")
     for case, reason in evaluation.failures.items():
