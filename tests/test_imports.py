@@ -84,7 +84,7 @@ ORDER = (
     "iris_pipeline.comparisons",
     "iris_pipeline.efficiency",
     "iris_pipeline.report_tables",
-    "iris_pipeline.nnunet",
+    "iris_pipeline.nnunet_export",
     "iris_pipeline.overlays",
     "iris_pipeline.report",
     "iris_pipeline.cli",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from iris_pipeline.cli._common import at_least_one, run
-from iris_pipeline.nnunet import export_dataset
+from iris_pipeline.nnunet_export import export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root

@@ -11,7 +11,7 @@ import pytest
 
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.export import export_nnunet_main
-from iris_pipeline.nnunet import (
+from iris_pipeline.nnunet_export import (
     RECORD,
     consecutive_values,
     dataset_json,
