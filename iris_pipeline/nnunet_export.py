@@ -29,10 +29,11 @@ from preprocessing.case import check_same_grid
 from preprocessing.errors import ExportError, RawDataError
 from preprocessing.files import file_digest, text_digest, write_text
 from preprocessing.parallel import parallel_map
+from preprocessing.source import FileSource, Source
 from preprocessing.spec import FOLDS, DatasetSpec
 from preprocessing.splits import Split
 from preprocessing.store import Store
-from preprocessing.volume import Volume, read_labels, read_volume, write_volume
+from preprocessing.volume import Volume, write_volume
 
 RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
 RECORD = "iris_export.json"
@@ -177,7 +178,10 @@ def _folders(out: Path, name: str, number: int | None) -> tuple[Path, Path]:
 
 
 def _source(case: Case) -> str:
-    return file_digest([case.image, case.labels])
+    """A digest of the raw files and of what is made of them."""
+    assert case.labels is not None
+    recipe = f"{case.image.recipe}|{case.labels.recipe}"
+    return text_digest(file_digest([*case.image.files, *case.labels.files]) + recipe)
 
 
 def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
@@ -200,13 +204,13 @@ def _export_case(job: _Job) -> bool:
     if not job.overwrite and job.labels.is_file() and job.image.is_file():
         return False
     assert job.case.labels is not None
-    labels = read_labels(job.case.labels)
-    image = read_volume(job.case.image)
+    labels = job.case.labels.read_labels()
+    image = job.case.image.read_image()
     check_same_grid(image, labels)
     if labels.array.min() < 0 or labels.array.max() > 255:
         raise RawDataError(f"The labels in {job.case.labels} lie outside 0..255: renumber them.")
     if _is_plain_nifti(job.case.image):
-        _copy(job.case.image, job.image)
+        _copy(job.case.image.files[0], job.image)
     else:
         write_volume(job.image, image)
     renumbered = np.array(job.table, np.uint8)[labels.array.astype(np.uint8)]
@@ -223,11 +227,11 @@ def _renumbering(classes: Mapping[str, int], values: Mapping[str, int]) -> tuple
     return tuple(table)
 
 
-def _is_plain_nifti(path: Path) -> bool:
-    """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm."""
-    if not path.is_file() or not path.name.endswith(".nii.gz"):
+def _is_plain_nifti(image: Source) -> bool:
+    """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm, nothing to mend."""
+    if not isinstance(image, FileSource) or not image.path.name.endswith(".nii.gz"):
         return False
-    header = nib.load(path).header
+    header = nib.load(image.path).header
     return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] in ("mm", "unknown")
 
 

@@ -52,7 +52,7 @@ from preprocessing.errors import EvaluationError, IrisError, RawDataError
 from preprocessing.files import write_text
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels, read_volume
+from preprocessing.volume import case_id_of, read_labels
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -152,7 +152,7 @@ def write_picture(
             f"'{chosen}', case '{case}': run iris_evaluate, or choose others."
         )
     spec = dataset_spec(dataset, root.preprocessed)
-    view = _view(run / "predictions" / dataset / chosen, str(case), spec, root.raw / dataset)
+    view = _view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
     title = f"{spec.title}, test case {case}, {chosen}: mean Dice {_text(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def _dataset_part(
         title, modality, remarks, column = spec.title, spec.modality, spec.remarks, spec.paper_column
         shown = ours[ours["strategy"] == chosen]
         for rank, case in pick_cases(shown):
-            view = _view(run / "predictions" / name / chosen, case, spec, root.raw / name)
+            view = _view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
             cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels))
         if not cases:
             problem = f"the strategy '{chosen}' has no scored case here."
@@ -312,8 +312,8 @@ def _view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> CaseVie
     classes = read_class_names(predictions) or spec.classes
     predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
     named = {name: value for name, value in spec.classes.items() if name in classes}
-    image = read_volume(found[case].image)
-    return view_case(image, read_labels(labels), predicted, named, spec.modality, spec.intensity_offset)
+    image = found[case].image.read_image()
+    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
 
 
 def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int) -> CasePart:

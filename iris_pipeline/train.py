@@ -286,11 +286,19 @@ def train(
     """Train one model over several stores; returns the checkpoint folder.
 
     start_from: a run whose weights (not its bank, not its optimiser) this one begins with. Raises CheckpointError
-    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out dataset.
+    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out
+    dataset, and for two with the same people.
     """
     held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
     if held_out:
         raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
+    for name, store in stores.items():
+        for other in store.manifest.spec.overlaps:
+            if other in stores:
+                raise StoreError(
+                    f"{name} and {other} show the same people under other names, so that one could train and test: "
+                    "train on one of them, by -d."
+                )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = folder / "checkpoint"
     exists = (checkpoint / "state.json").exists()
@@ -329,7 +337,9 @@ def train(
         weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
-    specs = {name: store.manifest.spec.model_dump(mode="json") for name, store in stores.items()}
+    specs = {
+        name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
+    }
 
     def save() -> None:
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)

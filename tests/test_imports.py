@@ -24,21 +24,38 @@ ORDER = (
     "preprocessing.files",
     "preprocessing.parallel",
     "preprocessing.options",
+    "preprocessing.patterns",
+    "preprocessing.layouts",
+    "preprocessing.nnunet",
     "preprocessing.spec",
     "preprocessing.splits",
     "preprocessing.class_names",
     "preprocessing.volume",
+    "preprocessing.source",
+    "preprocessing.source_kinds",
     "preprocessing.geometry",
+    "preprocessing.mending",
     "preprocessing.normalise",
     "preprocessing.case",
+    "preprocessing.masks",
+    "preprocessing.findings",
     "preprocessing.adapters.base",
     "preprocessing.adapters.msd",
+    "preprocessing.adapters.files",
+    "preprocessing.adapters.frames",
+    "preprocessing.adapters.dicom_png",
+    "preprocessing.adapters.probability_maps",
+    "preprocessing.adapters.quirks",
     "preprocessing.adapters",
     "preprocessing.fingerprint",
     "preprocessing.plan",
     "preprocessing.store",
     "preprocessing.run",
+    "preprocessing.leaks",
     "preprocessing.check",
+    "preprocessing.guess",
+    "preprocessing.discover",
+    "preprocessing.add",
     "preprocessing.phantom_anatomy",
     "preprocessing.phantoms",
     # unified store -> model -> masks -> tables
@@ -83,6 +100,7 @@ ORDER = (
     "iris_pipeline.role_tables",
     "iris_pipeline.comparisons",
     "iris_pipeline.efficiency",
+    "iris_pipeline.paper_tables",
     "iris_pipeline.report_tables",
     "iris_pipeline.nnunet_export",
     "iris_pipeline.overlays",
@@ -90,6 +108,7 @@ ORDER = (
     "iris_pipeline.cli",
     "iris_pipeline.cli._common",
     "iris_pipeline.cli.prepare",
+    "iris_pipeline.cli.add",
     "iris_pipeline.cli.train",
     "iris_pipeline.cli.predict",
     "iris_pipeline.cli.evaluate",
@@ -197,7 +216,7 @@ def test_model_knows_torch_only(drawn: list[Arrow]) -> None:
 
 
 def test_preprocessing_knows_no_network(drawn: list[Arrow]) -> None:
-    allowed = {"numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "pydantic", "yaml", "tqdm"}
+    allowed = {"numpy", "scipy", "nibabel", "PIL", "SimpleITK", "blosc2", "pydantic", "yaml", "tqdm"}
     strangers = foreign(drawn, "preprocessing") - allowed
     assert not strangers, f"preprocessing imports {sorted(strangers)}; allowed are {sorted(allowed)}"
 

@@ -244,6 +244,16 @@ def test_numbers_that_cannot_be(option: str, value: float, says: str) -> None:
         TrainSettings(**{option: value})
 
 
+def test_two_datasets_of_the_same_people_are_not_trained_on_together(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_store.manifest.spec.model_copy(update={"overlaps": ("other",)})
+    one = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"spec": spec}))
+    with pytest.raises(StoreError, match="tiny and other show the same people under other names"):
+        train(SHORT, {"tiny": one, "other": tiny_store}, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_held_out_dataset_is_never_trained_on(
     tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

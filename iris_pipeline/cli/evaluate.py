@@ -221,7 +221,7 @@ def _truth(
             return truths, read_class_names(folder) or read_class_names(folder.parent)
         return [replace(truth, subject=spec.subject_of(truth.id)) for truth in truths], spec.classes
     assert spec is not None
-    cases = find_cases(root.raw / spec.name, spec)
+    cases = find_cases(spec.raw_folder(root.raw), spec)
     return [TruthCase(c.id, c.labels, c.subject) for c in cases if c.labels is not None], spec.classes
 
 

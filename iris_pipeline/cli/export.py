@@ -49,7 +49,7 @@ def _export_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.o).expanduser() if arguments.o else root.results.parent / "nnunet"
     done = export_dataset(
         store,
-        find_cases(root.raw / store.manifest.dataset, store.manifest.spec),
+        find_cases(store.manifest.spec.raw_folder(root.raw), store.manifest.spec),
         out,
         number=arguments.number,
         overwrite=arguments.overwrite,
