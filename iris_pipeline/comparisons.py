@@ -17,6 +17,7 @@ from iris_pipeline.tables import (
     CI_RULE,
     RULE,
     class_means,
+    count_note,
     interval_text,
     row_groups,
     score_text,
@@ -56,7 +57,8 @@ def strategies_table(rows: pd.DataFrame) -> Table | None:
         {name for line in lines for name in line} - {"run", "split", "dataset"}, key=strategy_place
     )
     frame = pd.DataFrame(lines, columns=["run", "split", "dataset", *there]).fillna("")
-    return Table("strategies", "Strategies side by side, Dice", frame, (RULE, CI_RULE, DRAWS_RULE))
+    notes = (RULE, CI_RULE, DRAWS_RULE, *_counts(rows))
+    return Table("strategies", "Strategies side by side, Dice", frame, notes)
 
 
 def references_table(rows: pd.DataFrame) -> Table | None:
@@ -80,7 +82,7 @@ def references_table(rows: pd.DataFrame) -> Table | None:
         lines.append({"run": run, "split": split, "dataset": dataset, "strategy": base} | cells)
     columns = ["run", "split", "dataset", "strategy", *(f"k = {count}" for count in counts)]
     frame = pd.DataFrame(lines, columns=columns).fillna("")
-    return Table("references", "Number of references k, Dice", frame, (RULE, DRAWS_RULE))
+    return Table("references", "Number of references k, Dice", frame, (RULE, DRAWS_RULE, *_counts(rows)))
 
 
 def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Table]:
@@ -101,9 +103,10 @@ def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[T
 
 
 def only_difference(first: RunFacts, second: RunFacts) -> str | None:
-    """The setting by which two runs differ, if it is one; settings that one of them did not record are not compared."""
-    shared = first.settings.keys() & second.settings.keys()
-    different = [name for name in sorted(shared) if first.settings[name] != second.settings[name]]
+    """The setting by which two runs differ, if it is one; None too where one did not record what the other did."""
+    if first.settings.keys() != second.settings.keys():
+        return None
+    different = [name for name, value in first.settings.items() if second.settings[name] != value]
     return different[0] if len(different) == 1 else None
 
 
@@ -148,6 +151,11 @@ def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:
             f"{known}: name one of them."
         )
     return groups[fits[0]]
+
+
+def _counts(rows: pd.DataFrame) -> list[str]:
+    """How the pairs behind each row were treated, as under every table."""
+    return [note for key, group in row_groups(rows) for note in count_note(key, group)]
 
 
 def _strategy_and_count(base: str, references: float) -> str:
@@ -207,7 +215,9 @@ def _ablation(
     )
     slug = re.sub(r"[^a-z0-9]+", "_", setting.lower()).strip("_")
     name = f"ablation_{slug}" + (f"_{number + 1}" if number else "")
-    return Table(name, f"Runs that differ in {setting} only, Dice", frame, (note, RULE, CI_RULE))
+    return Table(
+        name, f"Runs that differ in {setting} only, Dice", frame, (note, RULE, CI_RULE, *_counts(chosen))
+    )
 
 
 def _value(setting: str, facts: RunFacts) -> str:

@@ -48,6 +48,7 @@ def test_strategies_stand_side_by_side() -> None:
     assert table is not None
     assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "object-retrieval", "bank"]
     assert len(table.frame) == 1, "other has one strategy only"
+    assert "night · bank · paper/test: 6 of 6 case-class pairs scored." in table.notes
     cell = table.frame.iloc[0]["one-shot"]
     assert cell.startswith("0.800 [0.78") and cell.endswith("]")
     assert strategies_table(frame_of(rows(0.8))) is None
@@ -103,7 +104,8 @@ def test_runs_that_differ_in_one_thing() -> None:
     assert only_difference(tokens, both) == "size"
     assert only_difference(plain, both) is None and only_difference(plain, plain) is None
     old = RunFacts("old", ("toy",), {"size": "small", "seed": "0", "training datasets": "toy"})
-    assert only_difference(old, tokens) is None, "what was not recorded is no difference"
+    assert only_difference(old, tokens) is None
+    assert only_difference(old, facts("plain", seed="1")) is None, "what else differs was not recorded"
 
 
 def test_ablations_are_found_and_laid_out() -> None:
