@@ -17,7 +17,13 @@ from preprocessing.adapters import find_cases
 from preprocessing.errors import IrisError, SpecError
 from preprocessing.findings import lost_spacings
 from preprocessing.fingerprint import CaseVerdict, Fingerprint, Verdict, fingerprint_dataset, verdict_text
-from preprocessing.leaks import KnownCase, images_of_two_datasets, people_in_two_parts, same_images
+from preprocessing.leaks import (
+    KnownCase,
+    declared_overlaps,
+    images_of_two_datasets,
+    people_in_two_parts,
+    same_images,
+)
 from preprocessing.spec import DatasetSpec
 from preprocessing.splits import make_splits
 
@@ -86,10 +92,11 @@ class CheckSummary(BaseModel):
 
 @dataclass(frozen=True)
 class Checked:
-    """A report and the cases that the datasets beside it are compared with."""
+    """A report and what the datasets beside it are compared with: its cases, and the overlaps it declares."""
 
     report: CheckReport
     known: tuple[KnownCase, ...]
+    overlaps: tuple[str, ...] = ()
 
 
 def check_dataset(
@@ -129,7 +136,7 @@ def check_dataset(
             for case in fingerprint.cases
         ),
     )
-    return Checked(report, known)
+    return Checked(report, known, spec.overlaps)
 
 
 def summarise(checked: Sequence[Checked], errors: Sequence[str] = ()) -> CheckSummary:
@@ -137,7 +144,11 @@ def summarise(checked: Sequence[Checked], errors: Sequence[str] = ()) -> CheckSu
     known = [case for each in checked for case in each.known]
     return CheckSummary(
         datasets=tuple(each.report for each in checked),
-        remarks=(*images_of_two_datasets(known), *people_in_two_parts(known)),
+        remarks=(
+            *images_of_two_datasets(known),
+            *people_in_two_parts(known),
+            *declared_overlaps({each.report.dataset: each.overlaps for each in checked}),
+        ),
         errors=tuple(errors),
     )
 

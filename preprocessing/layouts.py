@@ -144,6 +144,8 @@ class FrameFiles(_Pairs):
     def _one_place_names_the_frames(self) -> FrameFiles:
         if bool(self.table) == bool(self.info) or bool(self.table) != bool(self.key):
             raise ValueError("give either table and key (one table for all), or info (a file a subject)")
+        if self.table and "case" not in placeholders(self.case):
+            raise ValueError(f"case: '{self.case}' needs {{case}}, which the column '{self.key}' holds")
         return self
 
 

@@ -65,6 +65,21 @@ def people_in_two_parts(cases: Sequence[KnownCase]) -> list[str]:
     ]
 
 
+def declared_overlaps(overlaps: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each two of the datasets that say of themselves that they have people in common."""
+    pairs = {
+        tuple(sorted((name, other)))
+        for name, others in overlaps.items()
+        for other in others
+        if other in overlaps
+    }
+    return [
+        f"{one} and {other} show some of the same people under other ids: they are not trained on together, and "
+        "neither is tested with a model of the other."
+        for one, other in sorted(pairs)
+    ]
+
+
 def _same_image(group: Sequence[KnownCase], several: bool) -> str:
     names = [f"{case.dataset}/{case.id}" if several else case.id for case in group]
     parts = {name: case.parts.get("paper", "") for name, case in zip(names, group, strict=True)}

@@ -6,6 +6,7 @@ Arrays are in the files' order (x,y,z); affines map it to RAS+ mm. Labels have t
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -105,9 +106,9 @@ def paint(spec: DatasetSpec, affine: np.ndarray, shape: tuple[int, int, int]) ->
     return labels
 
 
-def shade(spec: DatasetSpec, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Grey values: noise about one value a class."""
-    rng = np.random.default_rng(seed)
+def shade(spec: DatasetSpec, labels: np.ndarray, name: str) -> np.ndarray:
+    """Grey values: noise, another one for every scan of every dataset, about one value a class."""
+    rng = np.random.default_rng(zlib.crc32(f"{spec.name} {name}".encode()))
     base = {"CT": -100.0, "MR": 100.0, "PET": 2.0}[spec.modality]
     step = {"CT": 40.0, "MR": 40.0, "PET": 5.0}[spec.modality]
     return base + step * labels + rng.normal(0, step / 8, labels.shape)
@@ -151,7 +152,7 @@ def pair(
     truth = paint(to.spec, affine, shape)
     kind = np.float32 if to.spec.modality == "PET" else np.int16
     flipped = affine @ np.diag([1.0, -1.0, 1.0, 1.0]) if qform else None
-    grey = shade(to.spec, truth, sum(map(ord, case)))
+    grey = shade(to.spec, truth, case)
     save(to.top / image, grey.astype(kind), affine, flipped)
     there = truth if label_grid is None else paint(to.spec, *label_grid)
     in_file = np.vectorize(lambda value: (stored or {}).get(value, value), otypes=[np.uint8])(there)

@@ -90,7 +90,7 @@ def brain(to: Download) -> None:
             truth = paint(to.spec, affine, shape)
             save(
                 to.top / part / "image" / f"{case}_img.nii",
-                shade(to.spec, truth, 1).astype(np.float32),
+                shade(to.spec, truth, case).astype(np.float32),
                 affine,
             )
             for name, word in tissues.items():
@@ -113,11 +113,16 @@ def chaos(to: Download) -> None:
         for patient in to.ids(list_name):
             affine, shape = grid("LPS")
             truth = paint(to.spec, affine, shape)
-            for number, (name, folder) in enumerate(phases.items()):
+            for name, folder in phases.items():
                 place = to.top / "MR" / patient
                 # The names count downwards along the body, and InPhase has the even numbers of one acquisition.
                 stems = [f"IMG-0004-{2 * (shape[2] - z) - (name == 't1_out'):05d}" for z in range(shape[2])]
-                write_dicom(place / folder, shade(to.spec, truth, number).astype(np.uint16), affine, stems)
+                write_dicom(
+                    place / folder,
+                    shade(to.spec, truth, f"{patient} {name}").astype(np.uint16),
+                    affine,
+                    stems,
+                )
                 if name != "t1_out":
                     write_masks(place / folder.partition("/")[0] / "Ground", to.spec, truth, stems)
                 remember(to, f"{patient}_{name}", patient, truth)
@@ -165,7 +170,7 @@ def mnms(to: Download) -> None:
         ed, es = (1, 3) if number % 2 else (3, 0)
         series, masks = np.zeros((*shape, 5), np.int16), np.zeros((*shape, 5), np.uint8)
         for t in range(5):
-            series[..., t] = shade(to.spec, truth, t)
+            series[..., t] = shade(to.spec, truth, f"{code} {t}")
         for phase, t in (("ED", ed), ("ES", es)):
             masks[..., t] = truth
             why = "not at right angles" if odd else ""

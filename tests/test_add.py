@@ -105,7 +105,7 @@ def test_the_name_is_known_everywhere(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert datasets_main(["--root", str(root)]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
-    assert rows["mine"] == ["upstream", "CT", "3", "yes", "-"]
+    assert rows["mine"] == ["upstream", "CT", "3", "4", "-"]
     with pytest.raises(SpecError, match=r"Unknown dataset 'mime': known are .*mine.*; did you mean 'mine'\?"):
         choose_specs(["mime"], raw)
 

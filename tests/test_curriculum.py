@@ -11,7 +11,7 @@ import torch
 from iris_pipeline import curriculum
 from iris_pipeline.cli.train import _parser, _settings
 from iris_pipeline.curriculum import check_curriculum, edge_share, shrink_group, shrunk_size
-from iris_pipeline.episodes import StackedEpisodes
+from iris_pipeline.episode import StackedEpisodes
 from iris_pipeline.train import TrainSettings
 from preprocessing.errors import ModelError
 

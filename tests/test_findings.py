@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from grids import ALL_48, oblique, small_turn
 
+from preprocessing.adapters import find_cases
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.findings import (
     check_field,
@@ -21,6 +23,7 @@ from preprocessing.findings import (
     skew,
 )
 from preprocessing.geometry import Reorientation
+from preprocessing.spec import load_spec
 from preprocessing.volume import Volume
 
 CLASSES = {"left kidney": 1, "right kidney": 2, "left lung": 3, "right lung": 4, "liver": 5}
@@ -177,3 +180,23 @@ def test_the_hash_is_of_the_voxels_not_of_how_they_are_stored() -> None:
     changed[0, 0, 0] += 1
     assert image_hash(Volume(changed, image.affine)) != image_hash(image)
     assert image_hash(Volume(image.array.reshape(5, 4, 6), image.affine)) != image_hash(image)
+
+
+@pytest.mark.parametrize("dataset", ["chaos_t2", "lung_mr", "openkbp"])
+def test_real_label_maps_lie_as_their_specification_says(dataset: str, shared_data: Path) -> None:
+    """And with the values of both sides exchanged, every one that holds a pair is refused."""
+    spec, pairs = load_spec(dataset), 0
+    for case in find_cases(shared_data / dataset, spec)[:6]:
+        assert case.labels is not None
+        labels = case.labels.read_labels()
+        check_sides(labels, spec.classes, spec.sides, case.id)
+        for left, right in side_pairs(spec.sides):
+            a, b = labels.array == spec.classes[left], labels.array == spec.classes[right]
+            if a.any() and b.any():
+                pairs += 1
+                swapped = np.where(a, spec.classes[right], np.where(b, spec.classes[left], 0))
+                with pytest.raises(LabelValueError, match=f"'{left}' lies .* to the right of '{right}'"):
+                    check_sides(
+                        Volume(swapped.astype(np.uint8), labels.affine), spec.classes, spec.sides, case.id
+                    )
+    assert pairs >= 5

@@ -69,6 +69,8 @@ ORDER = (
     "iris_pipeline.rows",
     "iris_pipeline.augment",
     "iris_pipeline.crops",
+    "iris_pipeline.synthetic",
+    "iris_pipeline.episode",
     "iris_pipeline.episodes",
     "iris_pipeline.model.blocks",
     "iris_pipeline.model.encoder",

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from preprocessing.leaks import KnownCase, images_of_two_datasets, people_in_two_parts, same_images
+from preprocessing.leaks import (
+    KnownCase,
+    declared_overlaps,
+    images_of_two_datasets,
+    people_in_two_parts,
+    same_images,
+)
 
 
 def case(
@@ -61,6 +67,14 @@ def test_one_person_in_two_parts_of_a_split() -> None:
 def test_the_same_id_is_another_person_where_the_people_are_others() -> None:
     cases = [case("a", "c", "1", subject="1", paper="train"), case("b", "k", "2", subject="1", paper="test")]
     assert people_in_two_parts(cases) == []
+
+
+def test_declared_overlaps_are_said_once_and_only_of_what_is_there() -> None:
+    assert declared_overlaps({"acdc": ("acdc_mini",), "acdc_mini": ("acdc", "mnms"), "lits": ()}) == [
+        "acdc and acdc_mini show some of the same people under other ids: they are not trained on together, and "
+        "neither is tested with a model of the other."
+    ]
+    assert declared_overlaps({"acdc": ("acdc_mini",)}) == []
 
 
 def test_long_lists_are_cut() -> None:

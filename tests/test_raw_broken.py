@@ -149,6 +149,7 @@ def test_frames_that_nobody_names(tmp_path: Path) -> None:
     assert first(f"0,{code},Siemens,A,1,,0,40,NOR,M") == (
         f"The frame number ED of {code} is '': a whole number from 0 on is needed."
     )
+    assert "is 'nan': a whole number" in first(f"0,{code},Siemens,A,1,nan,0,40,NOR,M")
     assert "Frame 2 (from 0) of" in first(f"0,{code},Siemens,A,1,2,0,40,NOR,M")
     assert "should be labelled and is empty" in first(f"0,{code},Siemens,A,1,2,0,40,NOR,M")
     assert "Frame 7 (from 0) is wanted of" in first(f"0,{code},Siemens,A,1,7,0,40,NOR,M")

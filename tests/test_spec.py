@@ -9,7 +9,7 @@ import yaml
 
 from iris_pipeline import paper
 from preprocessing.errors import SpecError
-from preprocessing.spec import choose_specs, list_specs, load_spec, parse_spec
+from preprocessing.spec import choose_specs, list_specs, load_spec, own_specs, parse_spec
 
 AT_HAND = {"msd_hippocampus", "acdc_mini", "la2018", "chaos_t2", "ibsr18", "openkbp", "sts_pet", "sts_t1"}
 AT_HAND_HELD_OUT = {"mscmr", "sts_ct", "lung_mr"}
@@ -91,6 +91,34 @@ def test_the_defaults_are_filled_in() -> None:
             r"give either table and key \(one table for all\), or info \(a file a subject\)",
         ),
         (
+            {
+                "layout": "frames",
+                "files": {
+                    "image": "{p}",
+                    "labels": "{p}",
+                    "frames": "ED",
+                    "table": "t",
+                    "key": "k",
+                    "case": "{p}",
+                },
+            },
+            r"files\.frames: Input should be a valid tuple",
+        ),
+        (
+            {
+                "layout": "frames",
+                "files": {
+                    "image": "{p}",
+                    "labels": "{p}",
+                    "frames": ["ED"],
+                    "table": "t",
+                    "key": "k",
+                    "case": "{p}",
+                },
+            },
+            r"case: '\{p\}' needs \{case\}, which the column 'k' holds",
+        ),
+        (
             {"layout": "probability_maps", "files": {"image": "{case}", "maps": {"c": "{case}_c"}}},
             r"name \['c'\], which are not among the classes",
         ),
@@ -122,6 +150,31 @@ def test_a_wrong_key_or_value_is_one_sentence(changes: dict[str, object], senten
     with pytest.raises(SpecError, match=sentence) as caught:
         parse_spec(spec_of(**changes), "x.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_the_raw_folder_may_lie_elsewhere(tmp_path: Path) -> None:
+    """A relative one counts from the specification; a folder of that name under raw/ goes before it."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "x.yaml").write_text(spec_of(name="x", raw="../scans/x"), encoding="utf-8")
+    spec = load_spec(raw / "x.yaml")
+    assert spec.raw_folder(raw).resolve() == tmp_path / "scans" / "x"
+    assert load_spec(raw / "x.yaml").model_copy(update={"raw": None}).raw_folder(raw) == raw / "x"
+    (raw / "x").mkdir()
+    assert spec.raw_folder(raw) == raw / "x"
+
+
+def test_specifications_beside_the_raw_datasets_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(spec_of(name="mine"), encoding="utf-8")
+    assert own_specs(tmp_path) == {"mine": tmp_path / "mine.yaml"}
+    assert choose_specs(["mine"], tmp_path) == [load_spec(tmp_path / "mine.yaml")]
+    with pytest.raises(SpecError, match="'all' fits no dataset under"):
+        choose_specs(["all"], tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert [spec.name for spec in choose_specs(["all"], tmp_path)] == ["mine"]
+    (tmp_path / "other.yaml").write_text(spec_of(name="mine"), encoding="utf-8")
+    with pytest.raises(SpecError, match=r"other\.yaml names itself 'mine': file and name must agree"):
+        choose_specs(["other"], tmp_path)
 
 
 def test_a_missing_key_is_named() -> None:

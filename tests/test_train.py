@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from iris_pipeline.checkpoint import hash_weights, load_model
 from iris_pipeline.cli.train import train_main
 from iris_pipeline.curriculum import shrink_group
-from iris_pipeline.episodes import EpisodeSampler, Sample, stack_episodes
+from iris_pipeline.episode import Sample, stack_episodes
+from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris

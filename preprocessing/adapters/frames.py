@@ -33,30 +33,32 @@ def find_frame_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
         raise nothing_found(folder, spec, form.image)
     infos = {_key(match): match.path for match in find(folder, form.info, form.where)}
     rows = _read_table(folder, form) if form.table else {}
-    found: tuple[dict[str, Source], dict[str, Source]] = ({}, {})
+    image_sources: dict[str, Source] = {}
+    label_sources: dict[str, Source] = {}
     for key in sorted(images.keys() | labels.keys() | infos.keys()):
         names = dict(key)
         who = " ".join(names.values())
         try:
-            row = _row(form, names, rows, infos.get(key), who, folder)
+            row = _row(form, names, rows, infos.get(key), who)
             numbers = {phase: _number(row, phase, who) for phase in form.frames}
-        except RawDataError as error:
-            case_id = fill(
-                form.case, names | {"phase": form.frames[0], FRAME: "00"}
-            )  # which ones, nobody says
-            found[0][case_id] = Unreadable(str(error))
+        except RawDataError as error:  # which frames are labelled nobody says: one case stands for all
+            image_sources[_case_id(form, names, form.frames[0], 0)] = Unreadable(str(error))
             continue
         for phase, number in numbers.items():
-            case_id = fill(form.case, names | {"phase": phase, FRAME: f"{number:02d}"})
-            for side, files in zip(found, (images, labels), strict=True):
-                source = _source(files.get(key, {}), number, form.first, side is found[1])
-                if source is not None:
-                    side[case_id] = source
-            if case_id not in found[0] and case_id not in found[1]:
-                found[0][case_id] = Unreadable(
-                    f"Frame {number} ({phase}) of {who} has neither image nor labels."
+            case_id = _case_id(form, names, phase, number)
+            image = _source(images.get(key, {}), number, form.first)
+            mask = _source(labels.get(key, {}), number, form.first, labelled=True)
+            if image is None and mask is None:
+                image = Unreadable(
+                    f"Frame {number} ({phase}) of {who} has neither image nor labels: copy it again."
                 )
-    return pair_up(*found, spec)
+            image_sources |= {case_id: image} if image else {}
+            label_sources |= {case_id: mask} if mask else {}
+    return pair_up(image_sources, label_sources, spec)
+
+
+def _case_id(form: FrameFiles, names: Mapping[str, str], phase: str, number: int) -> str:
+    return fill(form.case, {**names, "phase": phase, FRAME: f"{number:02d}"})
 
 
 def _by_subject(matches: Iterable[Match]) -> dict[tuple[tuple[str, str], ...], dict[int | None, Path]]:
@@ -74,7 +76,9 @@ def _key(match: Match) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, value) for name, value in match.names.items() if name != FRAME))
 
 
-def _source(files: Mapping[int | None, Path], number: int, first: int, labelled: bool) -> Source | None:
+def _source(
+    files: Mapping[int | None, Path], number: int, first: int, labelled: bool = False
+) -> Source | None:
     if None in files:
         return FrameSource(files[None], number - first, labelled)
     return FileSource(files[number]) if number in files else None
@@ -86,16 +90,14 @@ def _row(
     rows: Mapping[str, Mapping[str, str]],
     info: Path | None,
     who: str,
-    folder: Path,
 ) -> Mapping[str, str]:
     """What is said about one subject: its row of the table, or its own file of lines `key: value`."""
     if form.table:
-        subject = names.get("case", who)
-        if subject not in rows:
+        if names["case"] not in rows:
             raise RawDataError(
                 f"{who} has no row in the table {form.table[0]}: the labelled frames are not known."
             )
-        return rows[subject]
+        return rows[names["case"]]
     if info is None:
         where = form.info[0].rpartition("/")[2]
         raise RawDataError(
@@ -111,11 +113,8 @@ def _row(
 
 def _number(row: Mapping[str, str], phase: str, who: str) -> int:
     text = (row.get(phase) or "").strip()
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if number < 0 or number != int(number):
+    number = text.removesuffix(".0")  # what a spreadsheet makes of it
+    if not number.isdecimal():
         raise RawDataError(
             f"The frame number {phase} of {who} is '{text}': a whole number from 0 on is needed."
         )
