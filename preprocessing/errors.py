@@ -59,3 +59,7 @@ class PredictionError(IrisError):
 
 class EvaluationError(IrisError):
     """Predictions and truth cannot be compared."""
+
+
+class BrowserError(IrisError):
+    """A page cannot be shown or pictured: no browser, no viewer, or a browser that gave up."""
