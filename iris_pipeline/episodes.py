@@ -90,8 +90,8 @@ class EpisodeConfig:
     """all classes of the dataset are wanted; else a random subset that holds the anchor"""
     empty_query_probability: float = 0.05
     """classes that the query lacks are asked for all the same (its truth is then empty)"""
-    foreground_probability: float = 0.8
-    """the query's crop shows one of the asked classes; else it lies anywhere"""
+    foreground_probability: float = 0.65
+    """the query's crop shows one of the asked classes; else it lies anywhere, as most windows of a whole scan do"""
     reference_jitter: float = 0.1
     """the reference's crop moves this far off its objects' centre, as long as they stay inside"""
     query_jitter: float = 0.25

@@ -18,14 +18,21 @@ class LossParts:
     cross_entropy: Tensor
 
 
+EMPTY_SMOOTH = 2e-3
+"""Share of the crop's voxels that smooth the Dice of an empty mask: with a single voxel its gradient would vanish as
+soon as a few hundred voxels are wrong, and whole scans are mostly windows that hold no object"""
+
+
 def soft_dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
     """Soft Dice coefficient per class, [B,K]: (2 sum(p y) + s) / (sum p + sum y + s), p = sigmoid(logits).
 
-    `smooth` voxels keep the value defined for an empty mask, where it rewards an empty prediction.
+    s is `smooth` voxels, and for an empty mask `EMPTY_SMOOTH` of the crop at least: an empty prediction is rewarded.
     """
     p = torch.sigmoid(logits.float()).flatten(2)
     y = masks.float().flatten(2)
-    return (2 * (p * y).sum(-1) + smooth) / (p.sum(-1) + y.sum(-1) + smooth)
+    size = y.sum(-1)
+    s = torch.where(size > 0, smooth, max(smooth, EMPTY_SMOOTH * y.shape[-1]))
+    return (2 * (p * y).sum(-1) + s) / (p.sum(-1) + size + s)
 
 
 def episode_loss(logits: Tensor, masks: Tensor, valid: Tensor | None = None) -> LossParts:

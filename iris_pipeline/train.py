@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import RunState, load_model, restore_optimizer, save_checkpoint
+from iris_pipeline.curriculum import Curriculum, check_curriculum, edge_share, shrink_group
 from iris_pipeline.episodes import (
     Episode,
     EpisodeConfig,
@@ -55,7 +57,8 @@ class TrainSettings:
     split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
     sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" takes bfloat16
     where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
-    is drawn, relative to 1 for those not named.
+    is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem: changes of the size's
+    network (`IrisConfig`). curriculum: phases that see their crops coarser (`curriculum.py`).
     """
 
     split: str = "paper"
@@ -70,6 +73,9 @@ class TrainSettings:
     clip_norm: float = 1.0
     both_ways: bool = True
     task_levels: tuple[int, ...] | None = None
+    decoder_blocks: tuple[int, ...] | None = None
+    rectified_stem: bool = False
+    curriculum: Curriculum = ()
     weights: dict[str, float] | None = None
     precision: str = "auto"
     bank_momentum: float = 0.999
@@ -88,6 +94,27 @@ class TrainSettings:
                 raise ModelError(f"--{name.replace('_', '-')} must be {least} or more; got {value}.")
         if not 0 < self.learning_rate < math.inf:
             raise ModelError(f"--learning-rate must be above 0; got {self.learning_rate}.")
+        if not 0 <= self.bank_momentum < 1:
+            raise ModelError(f"--bank-momentum must be 0 or more and under 1; got {self.bank_momentum}.")
+        check_curriculum(self.curriculum)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """The settings of a saved run: JSON's lists become tuples again."""
+
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(each) for each in value) if isinstance(value, list) else value
+
+        return cls(**{name: frozen(value) for name, value in values.items()})
+
+    def network(self) -> IrisConfig:
+        """The configuration of the size with this run's changes."""
+        changes: dict[str, Any] = {"rectified_stem": True} if self.rectified_stem else {}
+        if self.task_levels:
+            changes["task_levels"] = self.task_levels
+        if self.decoder_blocks is not None:
+            changes["decoder_blocks"] = self.decoder_blocks
+        return replace(build_config(self.size), **changes)
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -98,7 +125,8 @@ def native_bfloat16(device: torch.device) -> bool:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
         return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    # AVX-512's bf16 products alone lose more to conversions than they win: a step takes a third longer (LOG.md).
+    return "amx_bf16" in flags
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -115,9 +143,11 @@ class GroupResult:
     tokens: TaskTokens
 
 
-def group_forward(model: Iris, episodes: list[Episode], device: torch.device, both_ways: bool) -> GroupResult:
-    """Forward pass of episodes that share dataset and classes."""
-    group = stack_episodes(episodes)
+def group_forward(
+    model: Iris, episodes: list[Episode], device: torch.device, both_ways: bool, share: float = 1.0
+) -> GroupResult:
+    """Forward pass of episodes that share dataset and classes; `share` of the crops' edge is kept (`curriculum.py`)."""
+    group = shrink_group(stack_episodes(episodes), share)
     references, queries = group.reference_images.to(device), group.query_images.to(device)
     reference_masks, query_masks = group.reference_masks.to(device), group.query_masks.to(device)
     count = len(episodes)
@@ -237,7 +267,7 @@ def _weights_of(run: Path, config: IrisConfig) -> Iris:
     if model.config != config:
         raise ModelError(
             f"The run to start from, {run}, has another network than this one ({model.config} instead of {config}): "
-            "give the same --size and --task-levels."
+            "give the same --size, --task-levels and --decoder-blocks."
         )
     return model
 
@@ -271,9 +301,7 @@ def train(
     if resume and not exists:
         raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
 
-    config = build_config(settings.size)
-    if settings.task_levels:
-        config = type(config)(**{**asdict(config), "task_levels": settings.task_levels})
+    config = settings.network()
     model = build_iris(config, seed=settings.seed) if start_from is None else _weights_of(start_from, config)
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
@@ -324,11 +352,12 @@ def train(
             while (done := progress_of(settings, iteration, seconds)) < 1:
                 started = time.perf_counter()
                 rate = learning_rate(done, settings.learning_rate)
+                share = edge_share(settings.curriculum, done)
                 losses = []
                 for _ in range(settings.groups):
                     episodes = next(groups)
                     with autocast(device, settings.precision):
-                        result = group_forward(model, episodes, device, settings.both_ways)
+                        result = group_forward(model, episodes, device, settings.both_ways, share)
                     (result.loss.total / settings.groups).backward()
                     losses.append(result.loss)
                     update_bank(bank, episodes, result.tokens)

@@ -16,11 +16,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from preprocessing.errors import RawDataError
 
 Modality = Literal["CT", "MR", "PET"]
+BODY_ABOVE_HU = -500.0  # air outside and inside the body lies below, every tissue but lung above
 FLAT = 1e-6  # a spread below this share of the largest value is rounding, not contrast
 
 
 class Normalisation(BaseModel):
     """CT is clipped to `clip` (HU), MR and PET to `percentiles` of the volume; then every volume is z-scored.
+
+    The z-score's mean and spread are taken over the whole volume (paper), or over the voxels above `body_above`
+    where it is given: the share of air in a scan then has no say in how its tissues look.
 
     pydantic's ValidationError for a range whose ends are not in order, for percentiles outside 0..100, and
     where both ranges are given.
@@ -31,6 +35,7 @@ class Normalisation(BaseModel):
     modality: Modality
     clip: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = None
+    body_above: float | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Normalisation:
@@ -44,10 +49,13 @@ class Normalisation(BaseModel):
         return self
 
     @classmethod
-    def for_modality(cls, modality: Modality) -> Normalisation:
-        """The paper's ranges: CT [-990, 500] HU, MR and PET 2nd to 98th percentile."""
+    def for_modality(cls, modality: Modality, body: bool = False) -> Normalisation:
+        """The paper's ranges: CT [-990, 500] HU, MR and PET 2nd to 98th percentile.
+
+        body: the z-score of CT looks at voxels above -500 HU only, not at the whole volume as in the paper.
+        """
         if modality == "CT":
-            return cls(modality=modality, clip=(-990.0, 500.0))
+            return cls(modality=modality, clip=(-990.0, 500.0), body_above=BODY_ABOVE_HU if body else None)
         return cls(modality=modality, percentiles=(2.0, 98.0))
 
 
@@ -68,11 +76,19 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
         ends = (float(low), float(high)) if low < high else None
     values = values.clip(*ends) if ends is not None else values.copy()
     largest = max(abs(float(values.min())), abs(float(values.max())))
-    values -= np.float32(values.mean(dtype=np.float64))
+    counted = _counted(values, normalisation.body_above)
+    values -= np.float32(values.mean(dtype=np.float64, where=counted))
     # slice by slice: no float64 copy of the volume
-    squares = sum(float(np.square(plane, dtype=np.float64).sum()) for plane in values)
-    spread = float(np.sqrt(squares / values.size))
+    planes = zip(values, np.broadcast_to(counted, values.shape), strict=True)
+    squares = sum(float(np.square(plane, dtype=np.float64).sum(where=inside)) for plane, inside in planes)
+    spread = float(np.sqrt(squares / np.broadcast_to(counted, values.shape).sum()))
     if spread <= FLAT * largest:
         return np.zeros_like(values)
     values /= np.float32(spread)
     return values
+
+
+def _counted(values: np.ndarray, above: float | None) -> np.ndarray:
+    """The voxels whose mean and spread are taken; all of them where none lies above the limit."""
+    inside = np.array(True) if above is None else values > above
+    return inside if inside.any() else np.array(True)

@@ -67,8 +67,8 @@ def make_plan(
     """The plan of one dataset. Subjects of the paper split's test part have no say in it.
 
     `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so
-    that the objects of the median class fill 52/64 of the crop. `crop`: the largest patch (z,y,x), multiples
-    of 16. PlanError where no accepted case is left or the crop is not possible.
+    that the objects of the median class fill 52/64 of the crop; CT is z-scored over the body alone.
+    `crop`: the largest patch (z,y,x), multiples of 16. PlanError where no accepted case is left or the crop is not possible.
     """
     if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
         raise PlanError(
@@ -91,7 +91,8 @@ def make_plan(
         spacing = (edge, edge, edge)
         reasons.append(why)
     patch, why = _patch(cases, spacing, crop)
-    normalisation = Normalisation.for_modality(spec.modality)
+    # The paper's z-score covers the whole volume; where a scan is mostly air, soft tissue is nearly flat then.
+    normalisation = Normalisation.for_modality(spec.modality, body=policy == "fit")
     reasons += [why, *_intensity_reasons(normalisation, spec)]
     return Plan(
         dataset=spec.name,
@@ -240,8 +241,11 @@ def _intensity_reasons(normalisation: Normalisation, spec: DatasetSpec) -> list[
         )
     if normalisation.clip is not None:
         low, high = normalisation.clip
+        over = (
+            "volume" if normalisation.body_above is None else f"body (above {normalisation.body_above:g} HU)"
+        )
         reasons.append(
-            f"Grey values clipped to [{low:g}, {high:g}] HU, then z-score per volume: {spec.modality}."
+            f"Grey values clipped to [{low:g}, {high:g}] HU, then z-score per {over}: {spec.modality}."
         )
     if normalisation.percentiles is not None:
         low, high = normalisation.percentiles

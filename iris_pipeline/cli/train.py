@@ -9,6 +9,7 @@ import torch
 
 from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
+from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
 from iris_pipeline.train import TrainSettings, native_bfloat16, train
 from preprocessing.errors import CheckpointError, ModelError, StoreError
@@ -54,6 +55,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded"
     )
+    parser.add_argument(
+        "--decoder-blocks",
+        type=int,
+        nargs=4,
+        metavar="N",
+        help="residual blocks of the decoder at strides 1, 2, 4, 8 (default by size); 0 at stride 1 saves a third "
+        "of a step on a CPU",
+    )
+    parser.add_argument(
+        "--rectified-stem",
+        action="store_true",
+        help="ReLU behind the first convolution: its channels become windows of grey values",
+    )
+    parser.add_argument(
+        "--curriculum",
+        nargs="+",
+        metavar="RUN:EDGE",
+        help="begin coarse: 0.2:0.5 shows the first fifth of the run its crops at half their edge (default: never)",
+    )
+    parser.add_argument(
+        "--bank-momentum",
+        type=float,
+        default=TrainSettings.bank_momentum,
+        metavar="A",
+        help="of the memory bank's running mean; runs far shorter than the paper's 80,000 steps want less",
+    )
     parser.add_argument("--validate-every", type=int, default=TrainSettings.validate_every, metavar="N")
     parser.add_argument(
         "--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)"
@@ -85,6 +112,18 @@ def _weights(entries: list[str] | None) -> dict[str, float] | None:
     return weights
 
 
+def _curriculum(entries: list[str] | None) -> Curriculum:
+    """["0.2:0.5"] -> ((0.2, 0.5),); ModelError for anything else."""
+    phases = []
+    for entry in entries or ():
+        run, _, edge = entry.partition(":")
+        try:
+            phases.append((float(run), float(edge)))
+        except ValueError:
+            raise ModelError(f"--curriculum takes RUN:EDGE, such as 0.2:0.5; got {entry!r}.") from None
+    return tuple(phases)
+
+
 def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSettings:
     iterations = arguments.iterations
     if iterations is None and arguments.minutes is None:
@@ -101,6 +140,10 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         learning_rate=arguments.learning_rate,
         both_ways=not arguments.one_way,
         task_levels=tuple(arguments.task_levels) if arguments.task_levels else None,
+        decoder_blocks=tuple(arguments.decoder_blocks) if arguments.decoder_blocks else None,
+        rectified_stem=arguments.rectified_stem,
+        curriculum=_curriculum(arguments.curriculum),
+        bank_momentum=arguments.bank_momentum,
         weights=_weights(arguments.weights),
         precision=arguments.precision,
         validate_every=arguments.validate_every,
@@ -135,9 +178,7 @@ def _command(arguments: argparse.Namespace) -> int:
     folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
     settings = _settings(arguments, device)
     if arguments.resume and (folder / "checkpoint" / "state.json").exists():
-        saved = load_model(folder).state.settings
-        levels = saved["task_levels"]
-        settings = TrainSettings(**{**saved, "task_levels": tuple(levels) if levels else None})
+        settings = TrainSettings.from_json(load_model(folder).state.settings)
     print(f"Training {settings.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
     if settings.precision == "bf16" and not native_bfloat16(device):
         print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")

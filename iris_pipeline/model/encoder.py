@@ -11,12 +11,15 @@ class Encoder(nn.Module):
     """Image [B,1,D,H,W] -> one feature map per stage, full resolution first: [B,C_i,D/2^i,H/2^i,W/2^i].
 
     `widths[i]` channels and `blocks[i]` residual blocks at stage i. Stage 0 starts with a 3^3 convolution; with
-    `blocks[0] == 0` it is nothing else, which keeps the costly full resolution cheap on a CPU.
+    `blocks[0] == 0` it is nothing else, which keeps the costly full resolution cheap on a CPU. `rectify`: ReLU behind
+    that convolution, before any norm; each channel is then a window of grey values of its own, as instance norm would
+    otherwise undo every linear change of contrast.
     """
 
-    def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...]):
+    def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], rectify: bool = False):
         super().__init__()
-        self.stem = nn.Conv3d(1, widths[0], 3, padding=1)
+        stem = nn.Conv3d(1, widths[0], 3, padding=1)
+        self.stem = nn.Sequential(stem, nn.ReLU()) if rectify else stem
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
             previous = widths[max(i - 1, 0)]

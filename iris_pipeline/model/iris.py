@@ -34,6 +34,7 @@ class IrisConfig:
     task_depth, fusion_depth: attention blocks per level.
     context_groups: channels a shuffled feature map keeps at full resolution.
     join: how each up-path stage (strides 1, 2, 4, 8) takes its skip: "concat" or "add".
+    rectified_stem: a ReLU behind the first convolution, so that its channels can be windows of grey values.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class IrisConfig:
     fusion_depth: int = 1
     context_groups: int = 1
     join: tuple[str, ...] = ("concat", "concat", "concat", "concat")
+    rectified_stem: bool = False
 
     def __post_init__(self) -> None:
         stages = len(self.widths)
@@ -119,7 +121,7 @@ class Iris(nn.Module):
     def __init__(self, config: IrisConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.widths, config.encoder_blocks)
+        self.encoder = Encoder(config.widths, config.encoder_blocks, config.rectified_stem)
         self.task_encoder = nn.ModuleList(
             TaskLevel(
                 config.widths[level],
