@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,10 @@ PLAIN_FLAGS = ("--disable-gpu",)
 # WebGL2 drawn by the processor: slow, and the same everywhere.
 WEBGL_FLAGS = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 # The browser reads from descriptor 3 and writes to 4; this child puts them there and becomes the browser.
-LAUNCHER = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCHER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 PATIENCE_S = 60.0
 
 
@@ -139,9 +142,17 @@ def open_page(address: str, screen: Screen | None = None, *, webgl: bool = False
             pipe.stop()
 
 
-def picture_page(page: Path, out: Path, screen: Screen | None = None, *, whole: bool = False) -> None:
-    """An HTML file as a PNG picture."""
+def picture_page(
+    page: Path, out: Path, screen: Screen | None = None, *, part: str = "", whole: bool = False
+) -> None:
+    """An HTML file as a PNG picture: its first screen, the one that begins with the element `part`, or all of it."""
     with open_page(page.resolve().as_uri(), screen) as shown:
+        if part and not shown.evaluate(f"document.getElementById({json.dumps(part)}) !== null"):
+            raise BrowserError(f"The page {page} has no part '{part}': name one that its contents link to.")
+        if part:
+            shown.evaluate(
+                f"document.getElementById({json.dumps(part)}).scrollIntoView({{behavior: 'instant'}})"
+            )
         write_bytes(out, shown.picture(whole=whole))
 
 
@@ -163,7 +174,7 @@ def _load(pipe: _Pipe, address: str, screen: Screen) -> Page:
     answer = page.call("Page.navigate", url=address)
     if "errorText" in answer:
         raise BrowserError(f"The browser cannot open {address} ({answer['errorText']}): check the address.")
-    page.wait_for(f"document.readyState === 'complete' && location.href !== 'about:blank'")
+    page.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
     return page
 
 
@@ -201,7 +212,9 @@ class _Pipe:
             os.close(end)
         return cls(process, reading, writing)
 
-    def call(self, method: str, parameters: Mapping[str, Any], session: str = "", note: Any = None) -> dict[str, Any]:
+    def call(
+        self, method: str, parameters: Mapping[str, Any], session: str = "", note: Any = None
+    ) -> dict[str, Any]:
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": parameters}
@@ -210,7 +223,9 @@ class _Pipe:
         try:
             _write_all(self._writing, json.dumps(message).encode() + b"\0")
         except OSError:
-            raise BrowserError(f"The browser went away before {method}: try again, or another browser.") from None
+            raise BrowserError(
+                f"The browser went away before {method}: try again, or another browser."
+            ) from None
         end = time.monotonic() + PATIENCE_S
         while True:
             answer = self._next(method, end)
@@ -229,17 +244,17 @@ class _Pipe:
             part = os.read(self._reading, 1 << 16) if ready else b""
             if not part:
                 why = "gave no answer" if not ready else "ended"
-                raise BrowserError(f"The browser {why} while asked for {method}: try again, or another browser.")
+                raise BrowserError(
+                    f"The browser {why} while asked for {method}: try again, or another browser."
+                )
             self._waiting += part
         message, _, self._waiting = self._waiting.partition(b"\0")
         content: dict[str, Any] = json.loads(message)
         return content
 
     def stop(self) -> None:
-        try:
+        with suppress(OSError):
             _write_all(self._writing, b'{"id": 0, "method": "Browser.close"}\0')
-        except OSError:
-            pass
         os.close(self._writing)
         os.close(self._reading)
         try:

@@ -76,10 +76,11 @@ class Agreement:
     @property
     def sentence(self) -> str:
         if not self.asked:
-            return f"No {self.what} has its anatomy in another dataset, so nothing can be said here."
+            return f"None of the {self.what} has its anatomy in a second dataset, so nothing can be said of them."
         return (
-            f"{self.right} of {self.asked} ({self.right / self.asked:.0%}) {self.what}s whose anatomy another "
-            f"dataset has, too, lie nearest to it; drawing at random would give {self.chance:.0%}."
+            f"Of {self.asked} {self.what} whose anatomy a second dataset has, too, {self.right} "
+            f"({self.right / self.asked:.0%}) lie nearest to it among all {self.what} of other datasets; drawn at "
+            f"random, {self.chance:.0%} would."
         )
 
 
@@ -112,8 +113,8 @@ def embedding_map(made: Embeddings, seed: int = 0) -> EmbeddingMap:
     return EmbeddingMap(
         points=points,
         nearest=nearest,
-        classes=agreement("class", centres, np.stack([centre.vector for centre in centres]) - shift),
-        cases=agreement("case", [made.rows[i] for i in of_cases], flat[of_cases]),
+        classes=agreement("classes", centres, np.stack([centre.vector for centre in centres]) - shift),
+        cases=agreement("cases", [made.rows[i] for i in of_cases], flat[of_cases]),
         pca_share=share,
         notes=(RULE, *made.notes),
     )

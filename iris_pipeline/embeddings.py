@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.memory_bank import bank_key
+from iris_pipeline.provenance import without_machine
 from iris_pipeline.references import stored_reference
 from iris_pipeline.strategies import one_shot
 from preprocessing.errors import CheckpointError, EvaluationError, IrisError, StoreError
 from preprocessing.files import write_bytes
-from preprocessing.store import Store, open_stores
+from preprocessing.store import MANIFEST, Store, open_stores
 
 SCHEMA_VERSION = 1
 FILE = "embeddings.safetensors"
@@ -76,18 +77,18 @@ def run_embeddings(
     run's folder keeps are taken as they are. CheckpointError or StoreError if there is neither.
     """
     path = run / FILE
-    kept = read_embeddings(path) if path.is_file() else None
+    kept = read_embeddings(path) if path.is_file() and not overwrite else None
     try:
         loaded = load_model(run, device)
-        stores = open_stores(preprocessed)
+        stores, notes = _readable_stores(preprocessed)
     except (CheckpointError, StoreError):
         if kept is None:
             raise
         return kept
-    key = _key(loaded, stores, cases, seed)
-    if kept is not None and kept.key == key and not overwrite:
+    if kept is not None and kept.key == _key(loaded, stores, cases, seed):
         return kept
     made = compute_embeddings(loaded, stores, cases=cases, seed=seed, device=device, progress=progress)
+    made = replace(made, notes=(*notes, *made.notes))
     write_embeddings(path, made)
     return made
 
@@ -116,7 +117,9 @@ def compute_embeddings(
                 tokens = loaded.bank.get([bank_key(dataset, name)])
                 rows.append(EmbeddingRow(dataset, str(spec.get("title", dataset)), name, "", True))
                 vectors.append(vector_of([level[0, 0] for level in tokens]))
-    drawn = [(store, case) for store in stores.values() for case in draw_cases(loaded, store, cases, seed, notes)]
+    drawn = [
+        (store, case) for store in stores.values() for case in draw_cases(loaded, store, cases, seed, notes)
+    ]
     bar = tqdm(drawn, desc="encoding references", unit="case", disable=not progress, dynamic_ncols=True)
     for store, case in bar:
         dataset = store.manifest.dataset
@@ -147,7 +150,9 @@ def draw_cases(loaded: LoadedModel, store: Store, count: int, seed: int, notes: 
     manifest = store.manifest
     if manifest.dataset in loaded.plans:
         if loaded.plans[manifest.dataset].digest != store.plan.digest:
-            notes.append(f"{manifest.dataset}: its store was planned otherwise than when the model was trained.")
+            notes.append(
+                f"{manifest.dataset}: its store was planned otherwise than when the model was trained."
+            )
             return []
         trained = str(loaded.state.settings.get("split", "paper"))
         split = manifest.splits.get(trained)
@@ -199,6 +204,18 @@ def read_embeddings(path: Path) -> Embeddings:
     raise EvaluationError(
         f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: {remedy}."
     )
+
+
+def _readable_stores(preprocessed: Path) -> tuple[dict[str, Store], list[str]]:
+    """Every finished store, and a sentence for each that cannot be read; StoreError if there is none at all."""
+    stores: dict[str, Store] = {}
+    notes = []
+    for folder in sorted(path.parent for path in preprocessed.glob(f"*/{MANIFEST}")):
+        try:
+            stores[folder.name] = Store.open(folder)
+        except StoreError as error:
+            notes.append(without_machine(str(error)))
+    return (stores, notes) if stores else (open_stores(preprocessed), notes)
 
 
 def _key(loaded: LoadedModel, stores: dict[str, Store], cases: int, seed: int) -> dict[str, Any]:

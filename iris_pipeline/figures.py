@@ -60,7 +60,7 @@ def box_plot(rows: pd.DataFrame, by: str, described: str) -> Markup:
         return Markup("")
     names = [str(name) for name in dict.fromkeys(scored[by])]
     strategies = [str(name) for name in dict.fromkeys(scored["strategy"])]
-    left = min(220.0, 14.0 + 7.4 * max(len(name) for name in names))
+    left = min(230.0, 16.0 + 8.3 * max(len(name) for name in names))
     lines, y = [], 8.0
 
     def x(value: float) -> float:
@@ -73,7 +73,9 @@ def box_plot(rows: pd.DataFrame, by: str, described: str) -> Markup:
             if len(part):
                 lines.append(_box(part, number, y + ROW / 2, x))
             y += ROW * 0.8 if len(strategies) > 1 else ROW
-        lines.append(f'<text x="{left - 8}" y="{(top + y) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        lines.append(
+            f'<text x="{left - 8}" y="{(top + y) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
         y += 6.0
     ticks = "".join(
         f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="4" y2="{y:.1f}"/>'
@@ -99,22 +101,22 @@ def map_plot(points: pd.DataFrame, plane: str, described: str) -> Markup:
     shown[:, 1] = size[1] - shown[:, 1]
     order = group_order(points["group"])
     marks = []
-    for (x, y), point in zip(shown, points.itertuples(), strict=True):
-        number = order[str(point.group)]
-        name = f"{point.dataset}: {points.at[point.Index, 'class']}"
-        case = f"case {point.case}" if point.kind == "case" else "memory bank"
+    for (x, y), point in zip(shown, points.to_dict("records"), strict=True):
+        number = order[point["group"]]
+        name = f"{point['dataset']}: {point['class']}"
+        case = f"case {point['case']}" if point["case"] else "memory bank"
         drawn = marker(number, float(x), float(y), 4.0)
-        if point.kind == "bank":
+        if not point["case"]:
             drawn += f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
         marks.append(
-            f'<g class="point s{number % SERIES}" data-place="{point.place}">'
+            f'<g class="point s{number % SERIES}" data-place="{point["place"]}">'
             f"<title>{escape(name)}, {escape(case)}</title>{drawn}</g>"
         )
-    numbers = "".join(
-        f'<text class="number" data-place="{place}" x="{shown[rows, 0].mean():.1f}" '
-        f'y="{shown[rows, 1].mean() + 4:.1f}">{int(str(place)) + 1}</text>'
-        for place, rows in points.groupby("place").indices.items()
-    )
+    numbers = ""
+    for place, rows in sorted(points.groupby("place").indices.items()):
+        of_cases = [row for row in rows if points["case"].iloc[row]]
+        x, y = np.median(shown[of_cases or rows], axis=0)
+        numbers += f'<text class="number" data-place="{place}" x="{x:.1f}" y="{y + 4:.1f}">{place + 1}</text>'
     return Markup(
         f'<svg class="map" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(described)}">'
         f"{''.join(marks)}{numbers}</svg>"
@@ -163,7 +165,13 @@ def training_curve(run: Path) -> Markup:
             colour = _LINES[number % SERIES]
             style = "-" if number < SERIES else "--"
             right.plot(
-                points["iteration"], points["dice"], style, marker=marks, markersize=4, color=colour, label=name
+                points["iteration"],
+                points["dice"],
+                style,
+                marker=marks,
+                markersize=4,
+                color=colour,
+                label=name,
             )
         right.set(ylabel="validation Dice", ylim=(0, 1))
         handles = [handle for axes in (left, right) for handle in axes.get_legend_handles_labels()[0]]

@@ -42,7 +42,9 @@ def intake_of(folder: Path) -> Intake:
     """The intake of the store in `folder`; StoreError where there is none, or its fingerprint is gone."""
     store = Store.open(folder)
     manifest = store.manifest
-    print_ = load_json(folder / FILE, Fingerprint, StoreError, f"run iris_plan_and_preprocess -d {folder.name}")
+    print_ = load_json(
+        folder / FILE, Fingerprint, StoreError, f"run iris_plan_and_preprocess -d {folder.name}"
+    )
     verdicts: dict[str, tuple[Verdict, str]] = {case.id: (case.verdict, case.why) for case in print_.cases}
     # What was refused later, while it was prepared, only the manifest knows.
     verdicts |= {case.id: (case.verdict, case.why) for case in manifest.cases}
@@ -74,5 +76,8 @@ def _grids(found: Fingerprint) -> str:
 
 def _range(triples: Iterable[tuple[float, ...]], form: str) -> str:
     """Per axis the smallest and the largest value: "10 to 12 x 256 x 216"."""
-    axes = [sorted({format(value, form): value for value in axis}.items(), key=lambda p: p[1]) for axis in zip(*triples, strict=True)]
+    axes = [
+        sorted({format(value, form): value for value in axis}.items(), key=lambda p: p[1])
+        for axis in zip(*triples, strict=True)
+    ]
     return " x ".join(axis[0][0] if len(axis) == 1 else f"{axis[0][0]} to {axis[-1][0]}" for axis in axes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -96,7 +97,9 @@ def picture_uri(grey: np.ndarray, view: CaseView, size_mm: tuple[float, float], 
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _follow(steps: dict[tuple[int, int], list[tuple[int, int]]], corners: list[tuple[int, int]]) -> tuple[int, int]:
+def _follow(
+    steps: dict[tuple[int, int], list[tuple[int, int]]], corners: list[tuple[int, int]]
+) -> tuple[int, int]:
     """Take the next step away; where two voxels touch at a corner, the one that turns, lest pieces cross."""
     here = corners[-1]
     choices = steps[here]
@@ -117,7 +120,7 @@ def _path(corners: list[tuple[int, int]]) -> str:
         if (here[0] - before[0], here[1] - before[1]) != (after[0] - here[0], after[1] - here[1])
     ]
     drawn = f"M{turns[0][1]} {turns[0][0]}"
-    for before, here in zip(turns, turns[1:], strict=False):
+    for before, here in pairwise(turns):
         across, down = here[1] - before[1], here[0] - before[0]
         drawn += f"h{across}" if across else f"v{down}"
     return drawn + "z"
@@ -139,9 +142,9 @@ def _numbers(truth: np.ndarray, view: CaseView, size_mm: tuple[float, float], si
 
 def _letters(plane: Plane, size_mm: tuple[float, float], size: float) -> str:
     width, height = size_mm
-    places = ((0.6 * size, height / 2), (width - 0.6 * size, height / 2))
-    places += ((width / 2, 0.75 * size), (width / 2, height - 0.65 * size))
     # LETTERS: left, right, top, bottom.
+    sides = ((0.6 * size, height / 2), (width - 0.6 * size, height / 2))
+    places = (*sides, (width / 2, 0.75 * size), (width / 2, height - 0.65 * size))
     texts = "".join(
         f'<text x="{x:.4g}" y="{y:.4g}">{letter}</text>'
         for letter, (x, y) in zip(LETTERS[plane], places, strict=True)

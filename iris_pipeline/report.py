@@ -25,6 +25,7 @@ from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec
 from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
 from iris_pipeline.intake import WORDS, Intake, intake_of
 from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
+from iris_pipeline.provenance import without_machine
 from iris_pipeline.report_parts import (
     RANKS,
     DatasetPart,
@@ -40,6 +41,7 @@ from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_tabl
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import write_text
 from preprocessing.paths import Root
+from preprocessing.store import MANIFEST
 
 PAGE = "report.html"
 LARGEST_PAGE_BYTES = 10_000_000
@@ -91,7 +93,7 @@ def write_report(
     try:
         embedded = _map_part(run, root, embedded_cases, progress)
     except IrisError as error:
-        embedded = str(error)
+        embedded = without_machine(str(error))
         left_out.append(f"No map of embeddings: {error}")
     html = render(run, rows, parts, intakes, embedded, made_by)
     if len(html.encode()) > LARGEST_PAGE_BYTES:
@@ -147,26 +149,30 @@ def render(
     """The page's HTML. embedded: the map, or one sentence why there is none."""
     ours = rows[rows["run"] != BASELINE_RUN]
     strategies = ordered_strategies(ours)
-    return page_environment().get_template(PAGE).render(
-        run=run.name,
-        facts=read_run(run),
-        headline=headline(rows),
-        overview=overview_table(rows) if len(parts) > 1 else None,
-        overview_boxes=_overview_boxes(ours, strategies) if len(parts) > 1 else "",
-        strategies=strategies,
-        parts=parts,
-        intakes=intakes,
-        words=WORDS,
-        curve=training_curve(run),
-        map=None if isinstance(embedded, str) else embedded,
-        map_problem=embedded if isinstance(embedded, str) else "",
-        convention=CONVENTION,
-        truth=TRUTH,
-        prediction=PREDICTION,
-        quiet_runs=(BASELINE_RUN, PAPER_RUN),
-        row_key=ROW_KEY,
-        series=SERIES,
-        made_by=made_by,
+    return (
+        page_environment()
+        .get_template(PAGE)
+        .render(
+            run=run.name,
+            facts=read_run(run),
+            headline=headline(rows),
+            overview=overview_table(rows) if len(parts) > 1 else None,
+            overview_boxes=_overview_boxes(ours, strategies) if len(parts) > 1 else "",
+            strategies=strategies,
+            parts=parts,
+            intakes=intakes,
+            words=WORDS,
+            curve=training_curve(run),
+            map=None if isinstance(embedded, str) else embedded,
+            map_problem=embedded if isinstance(embedded, str) else "",
+            convention=CONVENTION,
+            truth=TRUTH,
+            prediction=PREDICTION,
+            quiet_runs=(BASELINE_RUN, PAPER_RUN),
+            row_key=ROW_KEY,
+            series=SERIES,
+            made_by=made_by,
+        )
     )
 
 
@@ -195,14 +201,16 @@ def picture_pixels(pictures: int) -> int:
 
 
 def _stored(preprocessed: Path) -> list[str]:
-    return sorted(path.parent.name for path in preprocessed.glob("*/manifest.json"))
+    return sorted(path.parent.name for path in preprocessed.glob(f"*/{MANIFEST}"))
 
 
 def _overview_boxes(rows: pd.DataFrame, strategies: Sequence[str]) -> Markup:
     """Box plots of the cases' mean Dice: a line a dataset and strategy."""
     means = rows.groupby(["dataset", "strategy", "case"], sort=False)["dice"].mean().reset_index()
     ordered = pd.concat([means[means["strategy"] == name] for name in strategies])
-    return box_plot(ordered.sort_values("dataset", kind="stable"), "dataset", "Box plot of each dataset's Dice")
+    return box_plot(
+        ordered.sort_values("dataset", kind="stable"), "dataset", "Box plot of each dataset's Dice"
+    )
 
 
 def _map_part(run: Path, root: Root, cases: int, progress: bool) -> MapPart:

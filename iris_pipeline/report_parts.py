@@ -16,6 +16,7 @@ from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec, image_files, with
 from iris_pipeline.figures import box_plot
 from iris_pipeline.layers import plane_layers
 from iris_pipeline.overlays import PLANES, CaseView, view_case
+from iris_pipeline.provenance import without_machine
 from iris_pipeline.tables import ROW_KEY, STRATEGY_ORDER, Table, class_means, dataset_table
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names
@@ -93,7 +94,7 @@ def dataset_part(
         if not cases:
             problem = f"the strategy '{chosen}' has no scored case here."
     except (IrisError, OSError) as error:
-        problem = str(error)
+        problem = without_machine(str(error))
     return DatasetPart(
         name=name,
         title=title,
@@ -225,9 +226,7 @@ def score_text(value: float | None) -> str:
     return "not scored" if value is None or pd.isna(value) else f"{value:.3f}"
 
 
-def _case_part(
-    rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int, title: str
-) -> CasePart:
+def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int, title: str) -> CasePart:
     by_class = rows.set_index("class")["dice"]
     scores = tuple(
         (number, name, score_text(by_class.get(name)))
