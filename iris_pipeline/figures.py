@@ -113,7 +113,7 @@ def map_plot(points: pd.DataFrame, plane: str, described: str) -> Markup:
             f"<title>{escape(name)}, {escape(case)}</title>{drawn}</g>"
         )
     numbers = ""
-    for place, rows in sorted(points.groupby("place").indices.items()):
+    for place, rows in enumerate(points.groupby("place").indices.values()):
         of_cases = [row for row in rows if points["case"].iloc[row]]
         x, y = np.median(shown[of_cases or rows], axis=0)
         numbers += f'<text class="number" data-place="{place}" x="{x:.1f}" y="{y + 4:.1f}">{place + 1}</text>'
