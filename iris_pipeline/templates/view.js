@@ -49,7 +49,7 @@ const lookup = (name) => ({
 
 const options = () => ({
   sliceType: Number($("planes").value), isRadiologicalConvention: true, isColorbar: false, show3Dcrosshair: true,
-  multiplanarShowRender: 0, multiplanarLayout: 0, tileMargin: 4, crosshairWidth: 0.6, crosshairColor: [0.9, 0.9, 0.9, 0.7], backColor: [0.05, 0.06, 0.075, 1],
+  multiplanarShowRender: 0, multiplanarLayout: 0, tileMargin: 4, crosshairWidth: 0.35, crosshairColor: [0.9, 0.9, 0.9, 0.7], backColor: [0.05, 0.06, 0.075, 1],
   dragMode: 1, isOrientationTextVisible: true, isResizeCanvas: true, loadingText: "", isNearestInterpolation: false, yoke3Dto2DZoom: true,
 });
 const view = new Model({
