@@ -234,6 +234,8 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
+    if len(vectors) < 2:
+        return np.zeros((len(vectors), 2)), (0.0, 0.0)
     count = min(2, *vectors.shape)
     fitted = PCA(n_components=count, random_state=seed)
     plane = np.zeros((len(vectors), 2))

@@ -60,7 +60,11 @@ def test_nearest_of_another_dataset() -> None:
     shifted = vectors - vectors.mean(axis=0)
     expected = shifted[0] @ shifted[2] / np.linalg.norm(shifted[0]) / np.linalg.norm(shifted[2])
     first = nearest.loc[("a", "left kidney")]
-    assert (first["nearest dataset"], first["nearest class"], first["relation"]) == ("b", "left_kidney", "same")
+    assert (first["nearest dataset"], first["nearest class"], first["relation"]) == (
+        "b",
+        "left_kidney",
+        "same",
+    )
     assert first["cosine"] == pytest.approx(expected, abs=0.005)
     assert first["rank of same anatomy"] == 1 and first["trained"] == "yes"
     wrong = nearest.loc[("b", "liver")]

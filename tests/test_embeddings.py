@@ -45,7 +45,9 @@ def run(tiny_store: Store, tmp_path: Path) -> Iterator[Path]:
     bank = MemoryBank(0.9)
     generator = torch.Generator().manual_seed(3)
     for name in ("left", "core"):
-        tokens = tuple(torch.randn(4, CONFIG.widths[level], generator=generator) for level in CONFIG.task_levels)
+        tokens = tuple(
+            torch.randn(4, CONFIG.widths[level], generator=generator) for level in CONFIG.task_levels
+        )
         bank.update(bank_key("tiny", name), tokens)
     folder = tmp_path / "results" / "night"
     save_checkpoint(
@@ -74,7 +76,9 @@ def test_rows_of_the_bank_and_of_single_references(loaded: LoadedModel, tiny_sto
     made = compute_embeddings(loaded, {"tiny": tiny_store}, cases=2, progress=False)
     bank = [row for row in made.rows if not row.case]
     assert [row.class_name for row in bank] == ["left", "core"], "'right' was never met"
-    np.testing.assert_array_equal(made.vectors[0], vector_of([t[0, 0] for t in loaded.bank.get(["tiny/left"])]))
+    np.testing.assert_array_equal(
+        made.vectors[0], vector_of([t[0, 0] for t in loaded.bank.get(["tiny/left"])])
+    )
     drawn = list(dict.fromkeys(row.case for row in made.rows if row.case))
     assert drawn == draw_cases(loaded, tiny_store, 2, 0, []) and len(drawn) == 2
     task = one_shot(loaded.model, stored_reference(tiny_store, drawn[0]), tiny_store.plan, model_hash="")
@@ -82,7 +86,9 @@ def test_rows_of_the_bank_and_of_single_references(loaded: LoadedModel, tiny_sto
     assert [row.class_name for _, row in of_first] == list(task.class_names)
     for place, (index, row) in enumerate(of_first):
         assert row.trained and row.dataset == "tiny" and row.title == "Five generated scans"
-        np.testing.assert_array_equal(made.vectors[index], vector_of([level[0, place] for level in task.tokens]))
+        np.testing.assert_array_equal(
+            made.vectors[index], vector_of([level[0, place] for level in task.tokens])
+        )
     assert made.model_hash == loaded.model_hash
 
 
@@ -99,7 +105,9 @@ def test_only_cases_of_training_are_drawn_one_a_subject_first(loaded: LoadedMode
     assert draw_cases(loaded, tiny_store, 2, 0, notes) == []
     assert notes == ["tiny: its store was planned otherwise than when the model was trained."]
     del loaded.plans["tiny"]
-    assert len(draw_cases(loaded, tiny_store, 99, 0, notes)) == len(tiny_store.manifest.cases), "not trained on"
+    assert len(draw_cases(loaded, tiny_store, 99, 0, notes)) == len(tiny_store.manifest.cases), (
+        "not trained on"
+    )
 
 
 def test_a_round_trip_and_damage(loaded: LoadedModel, tiny_store: Store, tmp_path: Path) -> None:

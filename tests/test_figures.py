@@ -38,7 +38,7 @@ def test_boxes_lie_where_the_values_are() -> None:
     assert tree.get("aria-label") == "of <x>"
     groups = [g for g in tree.iter("g")]
     assert [g.get("class") for g in groups] == ["series s0", "series s1"] * 2
-    left = float(next(l.get("x1", "") for l in tree.iter("line")))  # the line at Dice 0
+    left = float(next(line.get("x1", "") for line in tree.iter("line")))  # the line at Dice 0
     right = WIDTH - 14.0
 
     def value(x: float) -> float:
@@ -74,8 +74,14 @@ def test_a_map_shows_every_row_once() -> None:
     tree = ElementTree.fromstring(str(map_plot(points(), "pca", "a map")))
     marks = [g for g in tree.iter("g")]
     assert [m.get("data-place") for m in marks] == ["0", "0", "1"]
-    assert [t.text for t in tree.iter("title")] == ["a: liver, case s1", "a: liver, memory bank", "b: a<b, case s2"]
-    assert [m.get("class") for m in marks] == ["point s1", "point s1", "point s0"], "brain comes before the liver"
+    assert [t.text for t in tree.iter("title")] == [
+        "a: liver, case s1",
+        "a: liver, memory bank",
+        "b: a<b, case s2",
+    ]
+    assert [m.get("class") for m in marks] == ["point s1", "point s1", "point s0"], (
+        "brain comes before the liver"
+    )
     rings = [m for m in marks if any(c.get("class") == "ring" for c in m.iter("circle"))]
     assert rings == [marks[1]]
     numbers = [t for t in tree.iter("text")]
@@ -88,7 +94,10 @@ def test_a_map_shows_every_row_once() -> None:
 def test_groups_differ_in_colour_or_shape() -> None:
     order = group_order(pd.Series([*GROUPS, "other", "other"]))
     assert list(order) == [*GROUPS, "other"]
-    seen = {(number % 8, re.sub(r"[\d.,\s-]+", "", marker(number, 5, 5, 4)), number % 5) for number in order.values()}
+    seen = {
+        (number % 8, re.sub(r"[\d.,\s-]+", "", marker(number, 5, 5, 4)), number % 5)
+        for number in order.values()
+    }
     assert len(seen) == len(order)
 
 

@@ -43,7 +43,9 @@ def test_what_was_refused_first_or_later_is_said(folder: Path) -> None:
     change(folder / "fingerprint.json", cases=fingerprint["cases"])
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = [entry for entry in manifest["cases"] if entry["id"] not in (first["id"], second["id"])]
-    next(e for e in entries if e["id"] == third["id"]).update(verdict="repaired", why="The label's corners moved.")
+    next(e for e in entries if e["id"] == third["id"]).update(
+        verdict="repaired", why="The label's corners moved."
+    )
     change(folder / "manifest.json", cases=entries, refused={second["id"]: "It holds NaN."})
     found = intake_of(folder)
     assert found.counts == {"ok": 2, "repaired": 1, "refused": 2}
@@ -64,7 +66,9 @@ def test_ranges(folder: Path) -> None:
 
 def test_no_store_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (folder / "fingerprint.json").unlink()
-    with pytest.raises(StoreError, match="fingerprint.json does not exist: run iris_plan_and_preprocess -d tiny"):
+    with pytest.raises(
+        StoreError, match="fingerprint.json does not exist: run iris_plan_and_preprocess -d tiny"
+    ):
         intake_of(folder)
     with pytest.raises(StoreError, match="is no finished store"):
         intake_of(tmp_path / "gone")

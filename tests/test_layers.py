@@ -88,7 +88,9 @@ def test_a_plane_in_mm_with_its_layers() -> None:
     shown = view(truth, prediction)
     width, height = plane_size_mm(shown, "axial")
     drawing = ElementTree.fromstring(
-        str(plane_layers(shown, "axial", 200, 'of "X" & <Y>')).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+        str(plane_layers(shown, "axial", 200, 'of "X" & <Y>')).replace(
+            "<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1
+        )
     )
     assert drawing.get("viewBox") == f"0 0 {width:g} {height:g}"
     assert drawing.get("aria-label") == 'of "X" & <Y>' and drawing.get("role") == "img"
