@@ -8,7 +8,7 @@ prediction do; along an axis where it is not, the volume lies in the patch's mid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ from preprocessing.errors import EpisodeError
 
 if TYPE_CHECKING:
     from preprocessing.store import CaseEntry, Store
+
+
+Relabel = Callable[[np.ndarray, Shape], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,18 @@ class CasePool:
         """Classes that at least two subjects show: they can be both shown and found."""
         return [c for c, entries in self.showing.items() if len({e.subject for e in entries}) > 1]
 
-    def crop(self, entry: CaseEntry, start: Shape, params: Augmentation) -> Crop:
-        """Read only the box that the augmented patch needs, then cut the patch from it."""
+    def crop(
+        self, entry: CaseEntry, start: Shape, params: Augmentation, relabel: Relabel | None = None
+    ) -> Crop:
+        """Read only the box that the augmented patch needs, then cut the patch from it.
+
+        relabel: (labels of a box, the box's first voxel) -> other labels, before the patch is turned and scaled.
+        """
         box, outside = source_box(params, start, self.patch_size, entry.shape)
         fill = self._fill(entry.id) if outside else 0.0
         image, labels = self.store.image(entry.id, box), self.store.labels(entry.id, box)
+        if relabel is not None:
+            labels = relabel(labels, (box[0][0], box[1][0], box[2][0]))
         inner = (start[0] - box[0][0], start[1] - box[1][0], start[2] - box[2][0])
         cut, mask = sample_patch(params, image, labels, inner, self.patch_size, fill)
         return Crop(entry, apply_intensity(params, cut), mask)

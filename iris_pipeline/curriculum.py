@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from iris_pipeline.episodes import StackedEpisodes
+from iris_pipeline.episode import StackedEpisodes
 from iris_pipeline.model import STRIDE
 from preprocessing.errors import ModelError
 

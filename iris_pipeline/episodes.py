@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from iris_pipeline.augment import (
@@ -24,11 +22,14 @@ from iris_pipeline.augment import (
     QUERY_RANGES,
     REFERENCE_RANGES,
     AugmentationRanges,
+    apply_intensity,
     draw_augmentation,
+    sample_patch,
 )
 from iris_pipeline.crops import (
     CasePool,
     Crop,
+    Relabel,
     bounds,
     centred_start,
     densest_start,
@@ -36,6 +37,18 @@ from iris_pipeline.crops import (
     joint_box,
     roaming_start,
     voxels_of,
+)
+from iris_pipeline.episode import Episode, join_crops
+from iris_pipeline.synthetic import (
+    Cut,
+    Draw,
+    SyntheticTasks,
+    cells,
+    draw_cut,
+    draw_tasks,
+    frequent,
+    region_box,
+    unite,
 )
 from preprocessing.errors import EpisodeError
 
@@ -45,40 +58,8 @@ if TYPE_CHECKING:
 EPISODES = 10**9
 """What `len()` of a sampler says: episodes never end, a loader only needs a number"""
 REFERENCE_ATTEMPTS = 3
-TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One side of an episode: image [1,D,H,W] float32 (normalised), masks [K,D,H,W] float32 of 0 and 1."""
-
-    case_id: str
-    subject: str
-    image: Tensor
-    masks: Tensor
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A task of K classes of one dataset, shown by the reference, to be solved on the query."""
-
-    index: int
-    dataset: str
-    class_names: tuple[str, ...]
-    reference: Sample
-    query: Sample
-
-
-@dataclass(frozen=True)
-class StackedEpisodes:
-    """Episodes of the same dataset and classes as batches: images [B,1,D,H,W], masks [B,K,D,H,W]."""
-
-    dataset: str
-    class_names: tuple[str, ...]
-    reference_images: Tensor
-    reference_masks: Tensor
-    query_images: Tensor
-    query_masks: Tensor
+NO_TASKS = SyntheticTasks()
+TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM, SYNTHETIC_STREAM = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -103,6 +84,7 @@ class EpisodeConfig:
     augment: bool = True
     reference_ranges: AugmentationRanges = REFERENCE_RANGES
     query_ranges: AugmentationRanges = QUERY_RANGES
+    synthetic: SyntheticTasks = NO_TASKS
 
     def __post_init__(self) -> None:
         for name in (
@@ -176,18 +158,27 @@ class EpisodeSampler(Dataset[Episode]):
         anchor = anchors[int(rng.integers(len(anchors)))]
         wanted = _draw_subset(rng, list(pool.classes), anchor, config.full_set_probability)
         empty = bool(rng.random() < config.empty_query_probability)
+        made = np.random.default_rng((self.seed, index, SYNTHETIC_STREAM))
+        draw = draw_tasks(made, config.synthetic)
         streams = [np.random.default_rng((self.seed, index, PAIR_STREAM, pair)) for pair in range(size)]
+        if draw.structure == "cells":
+            return [_cell_episode(index, pool, stream, config, draw) for stream in streams]
+        cut = draw_cut(made, pool.classes[anchor], max(pool.classes.values()) + 1)
+        cut_anchor = (cut, anchor) if draw.structure == "split" else None
         drawn = []
         for stream in streams:
             reference, query = _draw_pair(stream, pool, anchor, empty)
             asked = [c for c in wanted if voxels_of(reference, c) > 0 and (empty or voxels_of(query, c) > 0)]
-            crop, kept = _reference_crop(stream, pool, reference, anchor, asked, config)
+            crop, kept = _reference_crop(stream, pool, reference, anchor, asked, config, cut_anchor)
             drawn.append((crop, query, kept))
         # The pairs of a batch share what every one of their references shows: the anchor at the least.
         names = [c for c in wanted if all(c in kept for _, _, kept in drawn)]
         names = _truncate(rng, names, anchor, config.max_classes)
+        classes = _task_classes(made, pool, names, draw, cut_anchor)
         return [
-            _episode(index, pool, crop, _query_crop(stream, pool, query, names, config), names)
+            _episode(
+                index, pool, crop, _query_crop(stream, pool, query, names, config, cut_anchor), classes, draw
+            )
             for stream, (crop, query, _) in zip(streams, drawn, strict=True)
         ]
 
@@ -218,7 +209,8 @@ def validation_episodes(
             size, (low, high) = np.asarray(held.patch_size), bounds(query.classes[anchor].bbox)
             start = inside((low + high - size) / 2, size, np.asarray(query.shape))
             names = _truncate(rng, kept, anchor, max_classes)
-            episodes.append(_episode(len(episodes), train, crop, held.crop(query, start, IDENTITY), names))
+            classes = {c: [train.classes[c]] for c in names}
+            episodes.append(_episode(len(episodes), train, crop, held.crop(query, start, IDENTITY), classes))
     return episodes
 
 
@@ -234,38 +226,63 @@ def _validation_rounds(
     return rounds
 
 
-def stack_episodes(episodes: Sequence[Episode]) -> StackedEpisodes:
-    """Join episodes of one dataset and the same classes (from `EpisodeSampler.batch`) along B."""
-    tasks = {(e.dataset, e.class_names) for e in episodes}
-    if len(tasks) != 1:
-        raise EpisodeError(
-            f"Only episodes of one dataset and the same classes can be joined, but {len(tasks)} came."
-        )
-    ((dataset, class_names),) = tasks
-    return StackedEpisodes(
-        dataset=dataset,
-        class_names=class_names,
-        reference_images=torch.stack([e.reference.image for e in episodes]),
-        reference_masks=torch.stack([e.reference.masks for e in episodes]),
-        query_images=torch.stack([e.query.image for e in episodes]),
-        query_masks=torch.stack([e.query.masks for e in episodes]),
-    )
+def _task_classes(
+    rng: np.random.Generator,
+    pool: CasePool,
+    names: Sequence[str],
+    draw: Draw,
+    cut_anchor: tuple[Cut, str] | None,
+) -> dict[str, list[int]]:
+    """The classes of the task and the label values that make up each; united or cut in two where that was drawn."""
+    classes = {name: [pool.classes[name]] for name in names}
+    if draw.structure == "unite" and len(names) > 1:
+        groups = [[names[k] for k in group] for group in unite(rng, len(names))]
+        return {" + ".join(group): [value for name in group for value in classes[name]] for group in groups}
+    if cut_anchor is not None:
+        cut, anchor = cut_anchor
+        halves = {f"{anchor}, first part": [cut.value], f"{anchor}, second part": [cut.second]}
+        return halves | {name: values for name, values in classes.items() if name != anchor}
+    return classes
 
 
-def _episode(index: int, pool: CasePool, reference: Crop, query: Crop, names: Sequence[str]) -> Episode:
+def _cell_episode(
+    index: int, pool: CasePool, rng: np.random.Generator, config: EpisodeConfig, draw: Draw
+) -> Episode:
+    """Supervoxels of one scan as classes; reference and query are two views of it, turned and coloured apart."""
+    entry = _choose(rng, pool.cases)
+    box = region_box(rng, entry.shape, pool.patch_size)
+    image = pool.store.image(entry.id, box)
+    labels, fill = cells(rng, image), float(image.min())
+    views = []
+    for ranges in (config.reference_ranges, config.query_ranges):
+        params = draw_augmentation(rng, pool.patch_size, ranges) if config.augment else IDENTITY
+        size, shape = np.asarray(pool.patch_size), np.asarray(image.shape)
+        start = inside(rng.random(3) * np.maximum(shape - size, 0), size, shape)
+        cut, mask = sample_patch(params, image, labels, start, pool.patch_size, fill)
+        views.append(Crop(entry, apply_intensity(params, cut), mask))
+    reference, query = views
+    shown = frequent(reference.labels)
+    count = min(len(shown), int(rng.integers(1, config.max_classes + 1)))
+    classes = {f"cell {value}": [value] for value in sorted(rng.permutation(shown)[:count].tolist())}
+    return join_crops(index, pool.name, reference, query, classes, draw)
+
+
+def _episode(
+    index: int,
+    pool: CasePool,
+    reference: Crop,
+    query: Crop,
+    classes: Mapping[str, Sequence[int]],
+    draw: Draw | None = None,
+) -> Episode:
+    """The one way from two crops of annotated cases to an episode."""
     if reference.entry.subject == query.entry.subject:
         # The draws never do this; a model that trains on its own answer looks excellent and is useless.
         raise EpisodeError(
             f"A reference must never be its own query, but both are of subject '{query.entry.subject}' of "
             f"dataset '{pool.name}': this is a defect, please report it."
         )
-    values = [pool.classes[c] for c in names]
-    return Episode(index, pool.name, tuple(names), _sample(reference, values), _sample(query, values))
-
-
-def _sample(crop: Crop, values: Sequence[int]) -> Sample:
-    masks = torch.stack([crop.labels == value for value in values]).float()
-    return Sample(crop.entry.id, crop.entry.subject, crop.image, masks)
+    return join_crops(index, pool.name, reference, query, classes, draw or Draw())
 
 
 def _others(entries: Sequence[CaseEntry], subject: str) -> list[CaseEntry]:
@@ -316,34 +333,58 @@ def _reference_crop(
     anchor: str,
     asked: Sequence[str],
     config: EpisodeConfig,
+    cut_anchor: tuple[Cut, str] | None = None,
 ) -> tuple[Crop, list[str]]:
     """The reference's patch and the classes it shows well enough; redrawn until the anchor is one of them."""
+    relabel = _relabel(cut_anchor, entry)
     box = joint_box(rng, pool, entry, anchor, asked)
     for _ in range(REFERENCE_ATTEMPTS):
         start = centred_start(rng, pool, entry, anchor, box, config.reference_jitter)
         params = draw_augmentation(rng, pool.patch_size, config.reference_ranges)
-        crop = pool.crop(entry, start, params if config.augment else IDENTITY)
-        kept = _kept(crop, pool, asked, config)
+        crop = pool.crop(entry, start, params if config.augment else IDENTITY, relabel)
+        kept = _kept(crop, pool, asked, config, cut_anchor)
         if anchor in kept:
             return crop, kept
-    crop = pool.crop(entry, densest_start(pool, entry, anchor), IDENTITY)
-    kept = _kept(crop, pool, asked, config)
+    crop = pool.crop(entry, densest_start(pool, entry, anchor), IDENTITY, relabel)
+    kept = _kept(crop, pool, asked, config, cut_anchor)
     # A class strewn so thinly that no patch holds enough of it: this patch shows the most there is.
     return crop, kept if anchor in kept else [c for c in asked if c == anchor or c in kept]
 
 
-def _kept(crop: Crop, pool: CasePool, asked: Sequence[str], config: EpisodeConfig) -> list[str]:
+def _relabel(cut_anchor: tuple[Cut, str] | None, entry: CaseEntry) -> Relabel | None:
+    """What cuts the anchor of this case in two; nothing where no cut was drawn or the case lacks the class."""
+    if cut_anchor is None or voxels_of(entry, cut_anchor[1]) == 0:
+        return None
+    cut, name = cut_anchor
+    return lambda labels, begin: cut.apply(labels, begin, entry, name)
+
+
+def _kept(
+    crop: Crop,
+    pool: CasePool,
+    asked: Sequence[str],
+    config: EpisodeConfig,
+    cut_anchor: tuple[Cut, str] | None = None,
+) -> list[str]:
     kept = []
     for name in asked:
         whole = voxels_of(crop.entry, name)
         needed = max(min(config.minimum_voxels, whole / 2), config.minimum_share * whole)
-        if crop.voxels(pool.classes[name]) >= needed:
+        voxels = crop.voxels(pool.classes[name])
+        if cut_anchor is not None and name == cut_anchor[1]:
+            voxels += crop.voxels(cut_anchor[0].second)
+        if voxels >= needed:
             kept.append(name)
     return kept
 
 
 def _query_crop(
-    rng: np.random.Generator, pool: CasePool, entry: CaseEntry, names: Sequence[str], config: EpisodeConfig
+    rng: np.random.Generator,
+    pool: CasePool,
+    entry: CaseEntry,
+    names: Sequence[str],
+    config: EpisodeConfig,
+    cut_anchor: tuple[Cut, str] | None = None,
 ) -> Crop:
     """A patch that shows one of the named classes, wholly or in part, or that lies anywhere in the volume."""
     present = [c for c in names if voxels_of(entry, c) > 0]
@@ -351,4 +392,4 @@ def _query_crop(
     name = present[int(rng.integers(len(present)))] if focus else None
     start = roaming_start(rng, pool, entry, name, config.query_jitter)
     params = draw_augmentation(rng, pool.patch_size, config.query_ranges)
-    return pool.crop(entry, start, params if config.augment else IDENTITY)
+    return pool.crop(entry, start, params if config.augment else IDENTITY, _relabel(cut_anchor, entry))

@@ -23,6 +23,7 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.files import write_text
 from preprocessing.parallel import parallel_map
+from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, load_spec
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
@@ -56,10 +57,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class TruthCase:
-    """One label file that a prediction is compared with."""
+    """One label map that a prediction is compared with."""
 
     id: str
-    path: Path
+    labels: Source
     subject: str = ""
 
 
@@ -231,7 +232,10 @@ def truth_cases(folder: Path) -> list[TruthCase]:
     if not folder.is_dir():
         raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
     inner = folder / "labelsTr"
-    return [TruthCase(case_id_of(path), path) for path in image_files(inner if inner.is_dir() else folder)]
+    return [
+        TruthCase(case_id_of(path), FileSource(path))
+        for path in image_files(inner if inner.is_dir() else folder)
+    ]
 
 
 def read_origin(predictions: Path) -> Origin:
@@ -276,7 +280,7 @@ def _score(job: _Job) -> _Scored:
     overlaps: Mapping[str, Overlap] = {}
     failure = ""
     try:
-        truth_volume = read_labels(job.truth.path)
+        truth_volume = job.truth.labels.read_labels()
         if job.prediction is None:
             failure = "There is no prediction for this case: predict it, or name the others with --cases."
         else:

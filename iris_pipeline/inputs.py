@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
+from preprocessing.source import FileSource, Source
 from preprocessing.volume import case_id_of, is_image_path
 
 
 @dataclass(frozen=True)
 class InputCase:
-    """One scan to segment: a file, or the folder of a DICOM series; None where it should be and is not.
+    """One scan to segment; None where its image should be and is not.
 
     subject: the person, where known.
     """
 
     id: str
-    path: Path | None
+    image: Source | None
     subject: str = ""
 
 
@@ -35,21 +36,21 @@ def find_inputs(path: Path) -> tuple[list[InputCase], list[str]]:
                 f"An input is a NIfTI, mha, mhd or nrrd file or a folder; {path} is none (for DICOM give the "
                 "series' folder)."
             )
-        return [InputCase(case_id_of(path), path)], []
+        return [InputCase(case_id_of(path), FileSource(path))], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     files = [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and is_image_path(p)]
     if files:
         return _cases_of(files)
     if _is_dicom_series(path):
-        return [InputCase(path.resolve().name, path)], []
+        return [InputCase(path.resolve().name, FileSource(path))], []
     series = [p for p in sorted(path.iterdir()) if p.is_dir() and _is_dicom_series(p)]
     if not series:
         raise RawDataError(
             f"The folder {path} holds no scan: put NIfTI, mha, mhd or nrrd files or DICOM series folders "
             "into it."
         )
-    return [InputCase(p.name, p) for p in series], []
+    return [InputCase(p.name, FileSource(p)) for p in series], []
 
 
 def _cases_of(files: Sequence[Path]) -> tuple[list[InputCase], list[str]]:
@@ -68,7 +69,7 @@ def _cases_of(files: Sequence[Path]) -> tuple[list[InputCase], list[str]]:
                 "away."
             )
         cases[name] = path
-    return [InputCase(name, path) for name, path in sorted(cases.items())], notes
+    return [InputCase(name, FileSource(path)) for name, path in sorted(cases.items())], notes
 
 
 def _stem(path: Path) -> str:

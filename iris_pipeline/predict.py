@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.references import CT_MINIMUM_HU, image_hash
+from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.sliding_window import Weighting, check_options, segment_volume
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.case import preprocess_case
 from preprocessing.errors import IrisError, PredictionError, RawDataError, ReferenceCaseError
 from preprocessing.files import append_log
-from preprocessing.volume import Volume, read_volume, write_volume
+from preprocessing.findings import image_hash
+from preprocessing.volume import Volume, write_volume
 
 LOG = "predict.log"
 CLASSES = "classes.json"
@@ -155,7 +156,9 @@ def predict_cases(
         raise PredictionError("There is no case to segment; give at least one.")
     out = out.resolve()
     if any(
-        case.path is not None and out in (case.path.resolve(), case.path.resolve().parent) for case in inputs
+        out in (path.resolve(), path.resolve().parent)
+        for case in inputs
+        for path in (case.image.files if case.image else ())
     ):
         raise PredictionError(f"Results need a folder of their own; {out} holds the input: give another -o.")
     identity = {
@@ -212,9 +215,9 @@ def _predict_one(
         return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
     started = time.perf_counter()
     try:
-        if case.path is None:
+        if case.image is None:
             raise RawDataError(f"The raw file of case '{case.id}' is not there.")
-        image = read_volume(case.path)
+        image = case.image.read_image()
         task = task_of(case)
         warning = modality_warning(task, image)
         labels = predict_case(loaded, task, image, options, progress)

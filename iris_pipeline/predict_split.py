@@ -71,7 +71,9 @@ def predict_split(
         task = bank(loaded, store.manifest.dataset)
         task_of: TaskOf = lambda _: task  # noqa: E731
     elif store.manifest.role == "held-out":
-        task_of = held_out_tasks(loaded, store, raw, wanted, count, seed, options, _notes(out))
+        # Who is not scored (see splits.make_splits) may still show the task.
+        anybody = [entry.id for entry in store.manifest.cases]
+        task_of = held_out_tasks(loaded, store, raw, anybody, count, seed, options, _notes(out))
     else:
         train = store.manifest.splits[split]["train"]
         task_of = stored_tasks(loaded, store, train, count, seed, options, note=_notes(out))
@@ -120,6 +122,12 @@ def split_cases(loaded: LoadedModel, store: Store, split: str, part: str) -> lis
             f"Split '{split}' of dataset {manifest.dataset} has no {part} case; choose another one."
         )
     check_plan(loaded, store)
+    known = sorted(set(manifest.spec.overlaps) & set(loaded.plans))
+    if known:
+        raise StoreError(
+            f"Results come from people the model was not trained on; those of {manifest.dataset} are also in "
+            f"{', '.join(known)}, on which it was: use a model trained without."
+        )
     if manifest.dataset in loaded.plans:
         trained = str(loaded.state.settings.get("split", split))
         seen = sorted(set(wanted) & set(manifest.splits.get(trained, {}).get("train", [])))

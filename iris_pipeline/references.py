@@ -6,7 +6,6 @@ are read one by one, once to measure and once to encode, so that memory does not
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +22,13 @@ from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, ReferenceCaseError
+from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
-from preprocessing.geometry import Reorientation
 from preprocessing.plan import Plan, Policy, make_plan
+from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels, read_volume
+from preprocessing.volume import case_id_of, is_image_path
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
@@ -87,13 +87,16 @@ def find_references(folder: Path) -> ReferenceFiles:
             f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
         )
     # The modality is not known yet: `reference_spec` is told or guesses it.
-    cases = tuple(Case(name, name, image_files[name], label_files[name], "MR") for name in paired)
+    cases = tuple(
+        Case(name, name, FileSource(image_files[name]), FileSource(label_files[name]), "MR")
+        for name in paired
+    )
     return ReferenceFiles(cases, read_class_names(folder) or name_values(cases), tuple(alone))
 
 
 def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
     """One image and its label file; class names from the label file's folder, or the one above."""
-    cases = (Case(case_id_of(image), case_id_of(image), image, labels, "MR"),)
+    cases = (Case(case_id_of(image), case_id_of(image), FileSource(image), FileSource(labels), "MR"),)
     return ReferenceFiles(
         cases, read_class_names(labels.parent) or read_class_names(labels.parent.parent) or name_values(cases)
     )
@@ -104,7 +107,7 @@ def name_values(cases: Sequence[Case]) -> dict[str, int]:
     values: set[int] = set()
     for case in tqdm(cases, desc="Reading label values", leave=False, disable=len(cases) < 2):
         assert case.labels is not None
-        found = {int(v) for v in np.unique(read_labels(case.labels).array)}
+        found = {int(v) for v in np.unique(case.labels.read_labels().array)}
         wrong = sorted(v for v in found if not 0 <= v <= 255)
         if wrong:
             raise LabelValueError(
@@ -117,14 +120,6 @@ def name_values(cases: Sequence[Case]) -> dict[str, int]:
             "A reference must show at least one class; all the given label files are empty."
         )
     return {f"label_{value}": value for value in sorted(values - {0})}
-
-
-def image_hash(image: Volume) -> str:
-    """Content hash of the voxels in RAS+ order: a copy of other name, format or orientation has the same."""
-    array = np.ascontiguousarray(Reorientation.to_ras(image.affine).apply(image.array), dtype=np.float32)
-    digest = hashlib.blake2b(f"{array.shape}".encode(), digest_size=16)
-    digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def reference_spec(
@@ -188,9 +183,9 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
         raise ReferenceCaseError(
             f"Reference '{case.id}' has no label file; a reference is an image with its mask."
         )
-    image = read_volume(case.image)
+    image = case.image.read_image()
     prepared = preprocess_case(
-        image, plan.spacing_mm, plan.normalisation, read_labels(case.labels), plan.intensity_offset
+        image, plan.spacing_mm, plan.normalisation, case.labels.read_labels(), plan.intensity_offset
     )
     assert prepared.labels is not None
     return PreparedReference(
@@ -198,7 +193,7 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
     )
 
 
-def stored_reference(store: Store, case_id: str, raw_image: Path | None = None) -> PreparedReference:
+def stored_reference(store: Store, case_id: str, raw_image: Source | None = None) -> PreparedReference:
     """A case of a store as a reference; its raw image, where at hand, is read for its content hash only."""
     return PreparedReference(
         case_id,
@@ -206,7 +201,7 @@ def stored_reference(store: Store, case_id: str, raw_image: Path | None = None) 
         store.labels(case_id),
         store.manifest.classes,
         store.entry(case_id).subject,
-        image_hash(read_volume(raw_image)) if raw_image is not None else "",
+        image_hash(raw_image.read_image()) if raw_image is not None else "",
     )
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from tqdm import tqdm
 
 from iris_pipeline.embedding_map import EmbeddingMap, embedding_map
@@ -25,6 +23,7 @@ from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec
 from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
 from iris_pipeline.intake import WORDS, Intake, intake_of
 from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
+from iris_pipeline.pages import page_environment
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.report_parts import (
     RANKS,
@@ -127,7 +126,7 @@ def write_picture(
             f"'{chosen}', case '{case}': run iris_evaluate, or choose others."
         )
     spec = dataset_spec(dataset, root.preprocessed)
-    view = read_view(run / "predictions" / dataset / chosen, str(case), spec, root.raw / dataset)
+    view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
     title = f"{spec.title}, test case {case}, {chosen}: mean Dice {score_text(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -174,24 +173,6 @@ def render(
             made_by=made_by,
         )
     )
-
-
-def page_environment() -> jinja2.Environment:
-    """The pages' templates, escaping what they are given."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("iris_pipeline"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["with_code"] = with_code
-    return environment
-
-
-def with_code(text: str) -> Markup:
-    """Text for HTML, escaped, where what stands between backquotes is set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def picture_pixels(pictures: int) -> int:

@@ -23,7 +23,7 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import IrisError, RawDataError
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels, read_volume
+from preprocessing.volume import case_id_of, read_labels
 
 RANKS = ("best", "median", "worst")
 # Columns of an evaluation that are no metric: who and where, and the counts behind the empty-mask rule.
@@ -89,7 +89,7 @@ def dataset_part(
         title, modality, role = spec.title, spec.modality, spec.role
         remarks, column = spec.remarks, spec.paper_column
         for rank, case in pick_cases(shown):
-            view = read_view(run / "predictions" / name / chosen, case, spec, root.raw / name)
+            view = read_view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
             cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels, title))
         if not cases:
             problem = f"the strategy '{chosen}' has no scored case here."
@@ -217,8 +217,8 @@ def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> Cas
     classes = read_class_names(predictions) or spec.classes
     predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
     named = {name: value for name, value in spec.classes.items() if name in classes}
-    image = read_volume(found[case].image)
-    return view_case(image, read_labels(labels), predicted, named, spec.modality, spec.intensity_offset)
+    image = found[case].image.read_image()
+    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
 
 
 def score_text(value: float | None) -> str:

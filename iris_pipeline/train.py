@@ -21,13 +21,8 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import RunState, load_model, restore_optimizer, save_checkpoint
 from iris_pipeline.curriculum import Curriculum, check_curriculum, edge_share, shrink_group
-from iris_pipeline.episodes import (
-    Episode,
-    EpisodeConfig,
-    EpisodeSampler,
-    stack_episodes,
-    validation_episodes,
-)
+from iris_pipeline.episode import Episode, stack_episodes
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
 from iris_pipeline.interrupt import StopAtStepEnd
 from iris_pipeline.losses import LossParts, episode_loss
 from iris_pipeline.memory_bank import MemoryBank, bank_key
@@ -35,6 +30,7 @@ from iris_pipeline.metrics import dice
 from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_config, build_iris, count_parameters
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.run_log import RunLog
+from iris_pipeline.synthetic import SyntheticTasks
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.store import Store
 
@@ -59,6 +55,7 @@ class TrainSettings:
     where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
     is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem: changes of the size's
     network (`IrisConfig`). curriculum: phases that see their crops coarser (`curriculum.py`).
+    synthetic: probabilities of made tasks by kind (`synthetic.py`).
     """
 
     split: str = "paper"
@@ -76,6 +73,7 @@ class TrainSettings:
     decoder_blocks: tuple[int, ...] | None = None
     rectified_stem: bool = False
     curriculum: Curriculum = ()
+    synthetic: tuple[tuple[str, float], ...] = ()
     weights: dict[str, float] | None = None
     precision: str = "auto"
     bank_momentum: float = 0.999
@@ -167,7 +165,9 @@ def group_forward(
 
 
 def update_bank(bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens) -> None:
-    """Every class of every reference moves its running mean."""
+    """Every class of every reference moves its running mean; synthetic tasks are nobody's classes."""
+    if any(episode.is_made for episode in episodes):
+        return
     kept = tuple(t.detach().to("cpu", torch.float32) for t in tokens)
     for b, episode in enumerate(episodes):
         for k, name in enumerate(episode.class_names):
@@ -286,11 +286,19 @@ def train(
     """Train one model over several stores; returns the checkpoint folder.
 
     start_from: a run whose weights (not its bank, not its optimiser) this one begins with. Raises CheckpointError
-    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out dataset.
+    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out
+    dataset, and for two with the same people.
     """
     held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
     if held_out:
         raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
+    for name, store in stores.items():
+        for other in store.manifest.spec.overlaps:
+            if other in stores:
+                raise StoreError(
+                    f"{name} and {other} show the same people under other names, so that one could train and test: "
+                    "train on one of them, by -d."
+                )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = folder / "checkpoint"
     exists = (checkpoint / "state.json").exists()
@@ -325,11 +333,13 @@ def train(
         split=settings.split,
         part="train",
         seed=settings.seed,
-        config=episode_config or EpisodeConfig(),
+        config=episode_config or EpisodeConfig(synthetic=SyntheticTasks(**dict(settings.synthetic))),
         weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
-    specs = {name: store.manifest.spec.model_dump(mode="json") for name, store in stores.items()}
+    specs = {
+        name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
+    }
 
     def save() -> None:
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)

@@ -33,7 +33,8 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import BrowserError, EvaluationError, SpecError
 from preprocessing.geometry import Reorientation
 from preprocessing.paths import Root
-from preprocessing.volume import Volume, case_id_of, read_labels, read_volume
+from preprocessing.source import FileSource, Source
+from preprocessing.volume import Volume, case_id_of
 
 Layer = Literal["image", "truth", "prediction"]
 LAYERS: tuple[Layer, ...] = ("image", "truth", "prediction")
@@ -46,9 +47,9 @@ class ViewedCase:
     """One case. dice: class -> Dice where it was evaluated; mean: over those classes, None without any."""
 
     id: str
-    image: Path
-    prediction: Path
-    truth: Path | None = None
+    image: Source
+    prediction: Source
+    truth: Source | None = None
     dice: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -122,13 +123,13 @@ def make_gallery(
         except SpecError:
             if images is None:
                 raise
-    raw = find_cases(root.raw / name, spec) if spec and (root.raw / name).is_dir() else []
+    raw = find_cases(spec.raw_folder(root.raw), spec) if spec and spec.raw_folder(root.raw).is_dir() else []
     scans = {case.id: case.image for case in raw}
     if images is not None:
-        scans = {case.id: case.path for case in find_inputs(images)[0] if case.path is not None}
+        scans = {case.id: case.image for case in find_inputs(images)[0] if case.image is not None}
     truths = {case.id: case.labels for case in raw if case.labels is not None}
     if truth is not None:
-        truths = {case.id: case.path for case in truth_cases(truth)}
+        truths = {case.id: case.labels for case in truth_cases(truth)}
     found = {case_id_of(path): path for path in image_files(predictions)}
     named = read_class_names(predictions) or (dict(spec.classes) if spec else None)
     if named is None:
@@ -139,7 +140,7 @@ def make_gallery(
     _check_cases(cases, found)
     scores = _scores(predictions, origin, name)
     shown = [
-        ViewedCase(id, scans[id], path, truths.get(id), scores.get(id, {}))
+        ViewedCase(id, scans[id], FileSource(path), truths.get(id), scores.get(id, {}))
         for id, path in sorted(found.items())
         if id in scans and (cases is None or id in cases)
     ]
@@ -170,28 +171,28 @@ def layer_bytes(gallery: Gallery, number: int, layer: Layer) -> bytes:
     """
     case = gallery.cases[number]
     if layer == "image":
-        volume = read_volume(case.image)
+        volume = case.image.read_image()
         grey = np.nan_to_num(volume.array) + np.float32(gallery.intensity_offset)
         return _nifti(Volume(grey, volume.affine), grey_window(grey, gallery.modality))
-    path, classes = case.prediction, gallery.prediction_classes
+    shown, classes = case.prediction, gallery.prediction_classes
     if layer == "truth":
         if case.truth is None:
             raise EvaluationError(f"Case '{case.id}' has no truth: name its folder with -g.")
-        path, classes = case.truth, gallery.truth_classes
-    labels = read_labels(path)
-    shown = with_values(labels.array, classes, gallery.classes)
-    return _nifti(Volume(shown, labels.affine), (0.0, float(max(gallery.classes.values()))))
+        shown, classes = case.truth, gallery.truth_classes
+    labels = shown.read_labels()
+    array = with_values(labels.array, classes, gallery.classes)
+    return _nifti(Volume(array, labels.affine), (0.0, float(max(gallery.classes.values()))))
 
 
 def case_centre(gallery: Gallery, number: int) -> list[float]:
     """Where to look first: the objects' centre as shares (x,y,z) of the volume's edges in RAS+."""
     case = gallery.cases[number]
-    labels = read_labels(case.truth or case.prediction)
+    labels = (case.truth or case.prediction).read_labels()
     shown = with_values(
         labels.array, gallery.truth_classes if case.truth else gallery.prediction_classes, gallery.classes
     )
     if not shown.any() and case.truth:
-        labels = read_labels(case.prediction)
+        labels = case.prediction.read_labels()
         shown = with_values(labels.array, gallery.prediction_classes, gallery.classes)
     upright = Reorientation.to_ras(labels.affine).apply(shown)
     centre = choose_centre(upright, gallery.classes)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from iris_pipeline.report import page_environment
+from iris_pipeline.pages import page_environment
 from iris_pipeline.view import (
     LAYERS,
     Gallery,

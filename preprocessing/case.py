@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 
 from preprocessing.errors import GridMismatchError, LabelValueError
@@ -48,7 +49,8 @@ def check_same_grid(image: Volume, labels: Volume) -> str | None:
     if voxels > CORNER_VOXELS:
         raise GridMismatchError(
             f"Image and label must have the same grid, but a corner of the label lies {voxels:.1f} voxels "
-            f"({millimetres:.1f} mm) from the image's: export the label on the image's grid."
+            f"({millimetres:.1f} mm) from the image's{_other_axes(image, labels)}: export the label on the image's "
+            "grid."
         )
     if millimetres <= EQUAL_MM:
         return None
@@ -96,6 +98,12 @@ def _small(labels: np.ndarray) -> np.ndarray:
             f"Labels must lie in 0..{HIGHEST_LABEL}, but {low}..{high} came: renumber them."
         )
     return labels.astype(np.uint8)
+
+
+def _other_axes(image: Volume, labels: Volume) -> str:
+    """Told where the axes themselves run otherwise, since no small shift is then to blame."""
+    theirs, ours = (",".join(nib.aff2axcodes(volume.affine)) for volume in (labels, image))
+    return f" (its axes run {theirs}, the image's {ours})" if theirs != ours else ""
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -6,21 +6,39 @@ One verdict a case (ok, repaired, refused, and why), then remarks that concern t
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from preprocessing.adapters import Case, find_cases
-from preprocessing.files import file_digest
+from preprocessing.adapters import find_cases
+from preprocessing.errors import IrisError, SpecError
+from preprocessing.findings import lost_spacings
 from preprocessing.fingerprint import CaseVerdict, Fingerprint, Verdict, fingerprint_dataset, verdict_text
+from preprocessing.leaks import (
+    KnownCase,
+    declared_overlaps,
+    images_of_two_datasets,
+    people_in_two_parts,
+    same_images,
+)
 from preprocessing.spec import DatasetSpec
+from preprocessing.splits import make_splits
 
+LOST_SPACING = (
+    "the spacing is exactly 1 x 1 x 1 mm, unlike most cases here: "
+    "compare with the source, the header may have lost it"
+)
 WORDS: tuple[Verdict, ...] = ("ok", "repaired", "refused")
 
 
 class CheckedCase(BaseModel):
-    """One case; `shape` (z,y,x) and `orientation` as stored in the file are missing where it is refused."""
+    """One case; `shape` (z,y,x) and `orientation` as stored in the file are missing where it is refused.
+
+    content: hash of the image's voxels; part: of the split 'paper'.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,6 +49,8 @@ class CheckedCase(BaseModel):
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     orientation: str = ""
+    content: str = ""
+    part: str = ""
     voxels: dict[str, int] = {}
 
 
@@ -39,7 +59,6 @@ class CheckReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
     dataset: str
     raw: str
     counts: dict[str, int]
@@ -56,46 +75,114 @@ class CheckReport(BaseModel):
         return "\n".join([verdict_text(verdicts), *(f"  remark: {remark}" for remark in self.remarks)])
 
 
+class CheckSummary(BaseModel):
+    """What iris_check writes as JSON. remarks: what concerns several datasets; errors: datasets that have no cases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 2
+    datasets: tuple[CheckReport, ...]
+    remarks: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        return not self.errors and all(report.usable for report in self.datasets)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A report and what the datasets beside it are compared with: its cases, and the overlaps it declares."""
+
+    report: CheckReport
+    known: tuple[KnownCase, ...]
+    overlaps: tuple[str, ...] = ()
+
+
 def check_dataset(
     raw: Path, spec: DatasetSpec, *, workers: int | None = None, progress: bool = True
-) -> CheckReport:
+) -> Checked:
     """Read all of `raw` (the dataset's own folder).
 
     RawDataError or SpecError only where no case can be listed.
     """
     fingerprint = fingerprint_dataset(raw, spec, None, workers=workers, progress=progress)
+    parts, remarks = _parts(spec, fingerprint)
+    known = tuple(
+        KnownCase(spec.name, case.id, spec.people, case.subject, case.content, parts[case.id])
+        for case in fingerprint.accepted
+    )
+    remarks = [*_remarks(spec, fingerprint), *remarks, *same_images(known), *_other_labels(raw, spec)]
+    lost = set(lost_spacings({case.id: case.spacing_mm for case in fingerprint.accepted}))
     counts = Counter(case.verdict for case in fingerprint.cases)
-    return CheckReport(
+    report = CheckReport(
         dataset=spec.name,
         raw=str(raw),
         counts={word: counts[word] for word in WORDS},
-        remarks=tuple(_remarks(raw, spec, fingerprint)),
+        remarks=tuple(remarks),
         cases=tuple(
             CheckedCase(
                 id=case.id,
                 subject=case.subject,
                 verdict=case.verdict,
-                why=case.why,
+                why="; ".join(text for text in (case.why, LOST_SPACING if case.id in lost else "") if text),
                 shape=case.shape if case.accepted else None,
                 spacing_mm=case.spacing_mm if case.accepted else None,
                 orientation=case.orientation,
+                content=case.content,
+                part=parts[case.id].get("paper", ""),
                 voxels={name: found.voxels for name, found in case.classes.items()},
             )
             for case in fingerprint.cases
         ),
     )
+    return Checked(report, known, spec.overlaps)
 
 
-def dataset_folder(raw_root: Path, name: str) -> Path:
+def summarise(checked: Sequence[Checked], errors: Sequence[str] = ()) -> CheckSummary:
+    """The reports of datasets that are used together, and what only shows when they are compared."""
+    known = [case for each in checked for case in each.known]
+    return CheckSummary(
+        datasets=tuple(each.report for each in checked),
+        remarks=(
+            *images_of_two_datasets(known),
+            *people_in_two_parts(known),
+            *declared_overlaps({each.report.dataset: each.overlaps for each in checked}),
+        ),
+        errors=tuple(errors),
+    )
+
+
+def dataset_folder(raw_root: Path, spec: DatasetSpec) -> Path:
     """RAW may be the folder of all raw datasets or that of the dataset itself."""
-    return raw_root / name if (raw_root / name).is_dir() or not _is_dataset(raw_root) else raw_root
+    folder = spec.raw_folder(raw_root)
+    if folder.is_dir():
+        return folder
+    try:
+        return raw_root if find_cases(raw_root, spec) else folder
+    except IrisError:
+        return folder
 
 
-def _is_dataset(folder: Path) -> bool:
-    return (folder / "imagesTr").is_dir()
+def _parts(spec: DatasetSpec, fingerprint: Fingerprint) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Case id -> split -> part, and what is wrong with the split's lists."""
+    parts: dict[str, dict[str, str]] = {case.id: {} for case in fingerprint.cases}
+    try:
+        splits = make_splits(
+            spec,
+            {case.id: case.subject for case in fingerprint.cases},
+            [case.id for case in fingerprint.accepted],
+        )
+    except SpecError as error:
+        return parts, [str(error)]
+    for name, split in splits.items():
+        for part, ids in split.items():
+            for case_id in ids:
+                parts[case_id][name] = part
+    return parts, []
 
 
-def _remarks(raw: Path, spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
+def _remarks(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
     remarks = []
     found = len(fingerprint.cases)
     if spec.expected_cases is not None and found != spec.expected_cases:
@@ -107,25 +194,9 @@ def _remarks(raw: Path, spec: DatasetSpec, fingerprint: Fingerprint) -> list[str
     listed = {*(spec.split.test_subjects or ()), *(spec.split.validation_subjects or ())}
     strangers = sorted(listed - {case.subject for case in fingerprint.cases})
     if strangers:
-        remarks.append(f"The split lists subjects that are not there: {', '.join(strangers)}.")
-    return remarks + _same_images(find_cases(raw, spec)) + _other_labels(raw, spec)
-
-
-def _same_images(cases: list[Case]) -> list[str]:
-    """One scan under two subjects would be on both sides of a split."""
-    by_size: dict[int, list[Case]] = defaultdict(list)
-    for case in cases:
-        if case.image.is_file():
-            by_size[case.image.stat().st_size].append(case)
-    by_bytes: dict[str, list[Case]] = defaultdict(list)
-    for same_size in by_size.values():
-        for case in same_size if len(same_size) > 1 else ():
-            by_bytes[file_digest([case.image])].append(case)
-    return [
-        f"The cases {', '.join(case.id for case in same)} are one image under several subjects: keep one."
-        for same in by_bytes.values()
-        if len({case.subject for case in same}) > 1
-    ]
+        some = ", ".join(strangers[:5]) + f" and {len(strangers) - 5} more" * (len(strangers) > 5)
+        remarks.append(f"The split lists subjects that are not there: {some}.")
+    return remarks
 
 
 def _other_labels(raw: Path, spec: DatasetSpec) -> list[str]:

@@ -32,7 +32,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def save_json(path: Path, model: BaseModel) -> None:
     """The model as indented JSON; the same model always gives the same bytes."""
-    write_text(path, json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(model))
+
+
+def json_text(model: BaseModel) -> str:
+    """What `save_json` writes."""
+    return json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
 def load_json(path: Path, kind: type[Model], error: type[IrisError], remedy: str) -> Model:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,12 +21,14 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import check_same_grid
 from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
+from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import Reorientation
 from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
+from preprocessing.source import Source
 from preprocessing.spec import DatasetSpec, choose_specs
-from preprocessing.volume import orientation_conflict, read_labels, read_volume
+from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
 Triple = tuple[float, float, float]
@@ -47,7 +49,10 @@ class ClassPrint(BaseModel):
 
 
 class CasePrint(BaseModel):
-    """One case. Where it is refused only `id`, `subject`, `verdict`, `why` and `digest` say something."""
+    """One case. Where it is refused only `id`, `subject`, `verdict`, `why` and `digest` say something.
+
+    digest: of the files' bytes; content: of the voxels, the same for a copy in another format or orientation.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,6 +61,7 @@ class CasePrint(BaseModel):
     verdict: Verdict
     why: str = ""
     digest: str
+    content: str = ""
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: Triple = (0.0, 0.0, 0.0)
     orientation: str = ""
@@ -75,7 +81,7 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = 2
     dataset: str
     spec_digest: str
     cases: tuple[CasePrint, ...]
@@ -168,13 +174,20 @@ def measure_case(case: Case, spec: DatasetSpec, known: CasePrint | None = None) 
 
     `known`, what an earlier run found, is handed back where the files still have the same bytes.
     """
-    digest = file_digest([case.image, case.labels])
+    digest = case_digest(case)
     if known is not None and known.digest == digest and known.subject == case.subject:
         return known
     try:
         return _measure_readable(case, spec, digest)
     except IrisError as error:
         return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=str(error), digest=digest)
+
+
+def case_digest(case: Case) -> str:
+    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty."""
+    digest = file_digest([*case.image.files, *(case.labels.files if case.labels else [None])])
+    recipe = "|".join(source.recipe for source in (case.image, case.labels) if source and source.recipe)
+    return text_digest(f"{digest} {recipe}") if recipe else digest
 
 
 def _measure(job: _Job) -> CasePrint:
@@ -186,25 +199,31 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
         raise RawDataError(
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
-    image, labels = read_volume(case.image), read_labels(case.labels)
-    repairs = [text for text in (orientation_conflict(case.image), check_same_grid(image, labels)) if text]
-    if not np.isfinite(image.array).all():
-        raise RawDataError(
-            f"{case.image} holds values that are not finite: only finite grey values can be used."
-        )
+    image, labels = case.image.read_image(), case.labels.read_labels()
+    mended = (*image.repairs, *labels.repairs)
+    conflicts = map(orientation_conflict, case.image.files[:1])
+    found = (*conflicts, skew(image.affine), check_same_grid(image, labels))
+    repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
+    check_field(image.shape, image.spacing_mm, str(case.image))
+    check_grey_values(image.array, str(case.image))
     check_label_values(labels.array, case.labels, spec)
+    check_sides(Volume(labels.array, image.affine), spec.classes, spec.sides, str(case.labels))
     orientation = "".join(nib.aff2axcodes(image.affine))
     reorientation = Reorientation.to_ras(image.affine)
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
-    notes = repairs if classes else [*repairs, "no class of the specification has a voxel"]
+    check_volumes(classes, case.id, spec)
+    remarks = [no_place(image.header), None if classes else "no class of the specification has a voxel"]
+    told = (*repairs, *image.doubts, *labels.doubts, *remarks)
+    notes = [text for text in dict.fromkeys(told) if text]
     return CasePrint(
         id=case.id,
         subject=case.subject,
         verdict="repaired" if repairs else "ok",
         why="; ".join(notes),
         digest=digest,
+        content=image_hash(image),
         shape=array.shape,
         spacing_mm=spacing,
         orientation=orientation,
@@ -213,15 +232,25 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     )
 
 
-def check_label_values(labels: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+def check_label_values(labels: np.ndarray, source: Source, spec: DatasetSpec) -> None:
     """LabelValueError where a label map holds a value that is neither 0 nor a class of the specification."""
     unknown = sorted({int(value) for value in np.unique(labels)} - {0, *spec.classes.values()})
     if unknown:
         allowed = ", ".join(f"{value} ({name})" for name, value in spec.classes.items())
         raise LabelValueError(
-            f"{path} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
+            f"{source} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
             f"0 (background), {allowed}; correct the label map or the specification."
         )
+
+
+def check_volumes(classes: Mapping[str, ClassPrint], case_id: str, spec: DatasetSpec) -> None:
+    """LabelValueError where a class has a volume that its organ cannot have (quirks.volume_ml)."""
+    for name, (least, most) in spec.quirks.volume_ml.items():
+        if name in classes and not least <= classes[name].ml <= most:
+            raise LabelValueError(
+                f"'{name}' of dataset {spec.name} has {least:g} to {most:g} ml, but {classes[name].ml:g} ml in case "
+                f"{case_id}: its label values mean something else than the specification says."
+            )
 
 
 def _ras_spacing(affine: np.ndarray) -> Triple:
@@ -263,7 +292,9 @@ def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> 
 
 
 def _spec_digest(spec: DatasetSpec) -> str:
-    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset}")
+    sides = sorted((side, tuple(names)) for side, names in spec.sides.items())
+    bounds = sorted(spec.quirks.volume_ml.items())
+    return text_digest(f"{sorted(spec.classes.items())} {spec.intensity_offset} {sides} {bounds}")
 
 
 def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
@@ -322,7 +353,7 @@ def _run(arguments: argparse.Namespace) -> int:
     verdicts: list[CaseVerdict] = []
     for spec in choose_specs(arguments.datasets, root.raw):
         fingerprint = fingerprint_dataset(
-            root.raw / spec.name,
+            spec.raw_folder(root.raw),
             spec,
             root.preprocessed / spec.name,
             workers=arguments.workers,

@@ -68,7 +68,8 @@ def make_plan(
 
     `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so
     that the objects of the median class fill 52/64 of the crop; CT is z-scored over the body alone.
-    `crop`: the largest patch (z,y,x), multiples of 16. PlanError where no accepted case is left or the crop is not possible.
+    `crop`: the largest patch (z,y,x), multiples of 16. PlanError where no accepted case is left or the crop is not
+    possible.
     """
     if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
         raise PlanError(

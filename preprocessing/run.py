@@ -40,7 +40,6 @@ from preprocessing.store import (
     valid_record,
     write_case,
 )
-from preprocessing.volume import read_labels, read_volume
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def plan_and_preprocess(
     verdicts: list[CaseVerdict] = []
     failures: list[IrisError] = []
     for spec in _known_specs(names, raw_root, failures):
-        raw, folder = raw_root / spec.name, preprocessed_root / spec.name
+        raw, folder = spec.raw_folder(raw_root), preprocessed_root / spec.name
         mine: list[CaseVerdict] = []
         try:
             fingerprint = fingerprint_dataset(raw, spec, folder, workers=workers, progress=progress)
@@ -165,10 +164,10 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
         if case.labels is None:
             raise RawDataError(f"Case {case.id} has no label file any more: run again.")
         prepared = preprocess_case(
-            read_volume(case.image),
+            case.image.read_image(),
             plan.spacing_mm,
             plan.normalisation,
-            labels=read_labels(case.labels),
+            labels=case.labels.read_labels(),
             intensity_offset=plan.intensity_offset,
         )
     except IrisError as error:

@@ -8,9 +8,12 @@ dataset_specs/README.md.
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from preprocessing.errors import SpecError
+from preprocessing.layouts import Files, Quirks, parse_files
+from preprocessing.nnunet import DESCRIPTION, nnunet_content, nnunet_folder
+from preprocessing.patterns import finds_any, settle_top
 
 Modality = Literal["CT", "MR", "PET"]
 Role = Literal["upstream", "held-out", "phantom"]
@@ -56,7 +62,10 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value."""
+    """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value.
+
+    raw: the folder of the scans where it is not raw/<name>.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,20 +74,26 @@ class DatasetSpec(BaseModel):
     year: int | None = None
     modality: Modality
     role: Role
+    raw: str | None = None
     layout: str = "msd"
+    files: dict[str, Any] = Field(default_factory=dict)
+    quirks: Quirks = Field(default_factory=Quirks)
     source: str
     licence: str
     citation: str = ""
     remarks: str = ""
     classes: dict[str, int]
     subject_pattern: str | None = None
+    subjects: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     subject_group: str = ""
+    overlaps: tuple[str, ...] = ()
     intensity_offset: float = 0.0
     partly_labelled: bool = False
     split: SplitSpec = Field(default_factory=SplitSpec)
     expected_cases: int | None = Field(default=None, ge=1)
     sides: dict[Literal["left", "right"], tuple[str, ...]] = Field(default_factory=dict)
     paper_column: str | None = None
+    paper_classes: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
 
     @field_validator("name")
@@ -129,6 +144,36 @@ class DatasetSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _files_fit_the_layout(self) -> DatasetSpec:
+        form = parse_files(self.layout, self.files)
+        greys: dict[str, Any] = getattr(form, "greys", {}) or getattr(form, "maps", {})
+        named = {
+            *greys,
+            *self.paper_classes,
+            *self.quirks.volume_ml,
+            *filter(None, [self.quirks.sides_between]),
+        }
+        unknown = sorted(named - set(self.classes))
+        if unknown:
+            raise ValueError(
+                f"files, quirks or paper_classes name {unknown}, which are not among the classes"
+            )
+        pair = [self.sides.get("left", ()), self.sides.get("right", ())]
+        if self.quirks.sides_between and [len(names) for names in pair] != [1, 1]:
+            raise ValueError(
+                "quirks.sides_between needs one class under sides.left and one under sides.right"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_two_people(self) -> DatasetSpec:
+        cases = [case for listed in self.subjects.values() for case in listed]
+        twice = sorted({case for case in cases if cases.count(case) > 1})
+        if twice:
+            raise ValueError(f"subjects lists the cases {twice} under two people")
+        return self
+
+    @model_validator(mode="after")
     def _shared_people_have_lists(self) -> DatasetSpec:
         # A draw of one dataset knows nothing of the others: the same person could train here and test there.
         lists = self.split.test_subjects is not None and self.split.folds is not None
@@ -141,8 +186,31 @@ class DatasetSpec(BaseModel):
         """The namespace of the subject ids: datasets with the same one share people."""
         return self.subject_group or self.name
 
+    @property
+    def raw_files(self) -> Files:
+        """The key `files`, in the form of the layout."""
+        return parse_files(self.layout, self.files)
+
+    def raw_folder(self, raw_root: Path) -> Path:
+        """Where the scans are: <raw_root>/<name>, else the download's own folder there, else the key `raw`.
+
+        So `raw/amos22` serves amos_ct and amos_mr alike. <raw_root>/<name> where there is none of them.
+        """
+        beside, form = raw_root / self.name, self.raw_files
+        places = () if beside.is_dir() else [raw_root / top for top in form.top]
+        told = beside if self.raw is None or beside.is_dir() else Path(self.raw)
+        return next((place for place in places if finds_any(place, form.patterns, form.where)), told)
+
+    def settled_folder(self, raw: Path) -> Path:
+        """The folder from which the patterns count: `raw`, or what the download is called inside it."""
+        form = self.raw_files
+        return settle_top(raw, form.top, form.patterns, form.where)
+
     def subject_of(self, case_id: str) -> str:
         """The person a case belongs to. SpecError where `subject_pattern` does not match the id."""
+        listed = next((person for person, cases in self.subjects.items() if case_id in cases), None)
+        if listed is not None:
+            return listed
         if self.subject_pattern is None:
             return case_id
         match = re.search(self.subject_pattern, case_id)
@@ -170,37 +238,64 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
         path = Path(name_or_path)
         if not path.is_file():
             raise SpecError(f"The specification {path} does not exist: give a YAML file or a dataset's name.")
-        return parse_spec(path.read_text(encoding="utf-8"), str(path))
+        spec = parse_spec(path.read_text(encoding="utf-8"), str(path), path.parent)
+        # A relative folder counts from the specification, wherever the command is called.
+        told = None if spec.raw is None else str(path.parent.absolute() / Path(spec.raw).expanduser())
+        return spec.model_copy(update={"raw": told})
     known = list_specs()
     if text_form not in known:
         raise SpecError(unknown_name(text_form, known))
-    text = (resources.files("dataset_specs") / f"{text_form}.yaml").read_text(encoding="utf-8")
-    spec = parse_spec(text, f"dataset_specs/{text_form}.yaml")
-    if spec.name != text_form:
-        raise SpecError(
-            f"dataset_specs/{text_form}.yaml names itself '{spec.name}': file and name must agree."
-        )
-    return spec
+    inside = resources.files("dataset_specs")
+    text = (inside / f"{text_form}.yaml").read_text(encoding="utf-8")
+    spec = parse_spec(text, f"dataset_specs/{text_form}.yaml", inside)
+    return _named(spec, Path("dataset_specs", f"{text_form}.yaml"))
+
+
+def own_specs(raw_root: Path) -> dict[str, Path]:
+    """The specifications beside the raw datasets, <raw_root>/<name>.yaml: name -> file."""
+    return {path.stem: path for path in sorted(raw_root.glob("*.yaml")) if not path.name.startswith(".")}
 
 
 def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
     """The specifications behind `-d`: names, YAML files, or `all`, `upstream`, `held-out`, `phantom`.
 
-    The four words stand for the datasets (of that role) with a folder under `raw_root`. SpecError for an
-    unknown name, with the nearest known one, and for a word that no dataset there fits.
+    A name is looked for beside the raw datasets first (`own_specs`), then inside the package, then among the
+    folders there that have nnU-Net's dataset.json. The four words stand for the datasets with a specification
+    (of that role) whose scans are there. SpecError for an unknown name, with the nearest known one, and for a
+    word that no dataset there fits.
     """
     chosen: dict[str, DatasetSpec] = {}
+    own = own_specs(raw_root)
     for name in names:
         if name in GROUPS:
-            known = list_specs()
-            specs = [load_spec(each) for each in known if (raw_root / each).is_dir()]
-            specs = [spec for spec in specs if name in ("all", spec.role)]
+            known = sorted({*list_specs(), *own})
+            specs = [_own_or_packaged(each, own, raw_root) for each in known]
+            specs = [
+                spec for spec in specs if name in ("all", spec.role) and spec.raw_folder(raw_root).is_dir()
+            ]
             if not specs:
                 raise SpecError(f"'{name}' fits no dataset under {raw_root}: known are {', '.join(known)}.")
         else:
-            specs = [load_spec(name)]
+            specs = [_own_or_packaged(name, own, raw_root)]
         chosen |= {spec.name: spec for spec in specs}
     return list(chosen.values())
+
+
+def _own_or_packaged(name: str, own: Mapping[str, Path], raw_root: Path) -> DatasetSpec:
+    if name in own:
+        return _named(load_spec(own[name]), own[name])
+    folder = nnunet_folder(raw_root, name) if name not in list_specs() else None
+    if folder is not None:
+        return _validated(nnunet_content(folder), str(folder / DESCRIPTION))
+    if not name.endswith((".yaml", ".yml")) and name not in list_specs():
+        raise SpecError(unknown_name(name, {*list_specs(), *own}))
+    return load_spec(name)
+
+
+def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
+    if spec.name != path.stem:
+        raise SpecError(f"{path} names itself '{spec.name}': file and name must agree.")
+    return spec
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
@@ -211,18 +306,43 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return f"Unknown dataset '{name}': known are {', '.join(names) or 'none'}; {hint}"
 
 
-def parse_spec(text: str, where: str) -> DatasetSpec:
-    """YAML text -> DatasetSpec. `where` names the text in the error's sentence."""
+def parse_spec(text: str, where: str, folder: Traversable | None = None) -> DatasetSpec:
+    """YAML text -> DatasetSpec. `where` names the text in the error's sentence, `folder` holds its split file."""
     try:
         content: Any = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"{where} is no valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise SpecError(f"{where} must hold keys and values (see dataset_specs/README.md), not {content!r}.")
+    if isinstance(content.get("split"), dict) and "file" in content["split"]:
+        content["split"] = _split_lists(content["split"], where, folder)
+    return _validated(content, where)
+
+
+def _validated(content: dict[str, Any], where: str) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(content)
     except ValidationError as error:
         raise SpecError(f"{where} is not valid: {_sentence(error)}") from None
+
+
+def _split_lists(split: dict[str, Any], where: str, folder: Traversable | None) -> dict[str, Any]:
+    """`file:` replaced by the lists of subjects that the JSON file beside the specification holds."""
+    rest = {key: value for key, value in split.items() if key != "file"}
+    parts = ("train", "validation", "test")
+    lists: Any = None
+    if folder is not None:
+        with suppress(OSError, ValueError):
+            lists = json.loads(folder.joinpath(*str(split["file"]).split("/")).read_text(encoding="utf-8"))
+    valid = isinstance(lists, dict) and set(lists) == set(parts)
+    valid = valid and all(isinstance(listed, list) for listed in lists.values())
+    people = [str(person) for part in parts for person in lists[part]] if valid else []
+    if not valid or len(people) != len(set(people)) or rest.keys() & {"validation_subjects", "test_subjects"}:
+        raise SpecError(
+            f"{where}: split.file names a JSON file beside it that holds the lists {', '.join(parts)}, nobody in "
+            f"two of them, and stands instead of lists in the YAML; '{split['file']}' is none."
+        )
+    return rest | {f"{part}_subjects": lists[part] for part in parts[1:]}
 
 
 def _sentence(error: ValidationError) -> str:
@@ -231,7 +351,8 @@ def _sentence(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            fields = SplitSpec.model_fields if item["loc"][0] == "split" else DatasetSpec.model_fields
+            blocks = {"split": SplitSpec.model_fields, "quirks": Quirks.model_fields}
+            fields = blocks.get(str(item["loc"][0]), DatasetSpec.model_fields)
             near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1)
             parts.append(f"key '{key}' is unknown" + (f" (did you mean '{near[0]}'?)" if near else ""))
         elif item["type"] == "missing":

@@ -23,12 +23,14 @@ def make_splits(
     75/5/20 of the subjects, drawn from the specification's seed, or its lists. "0".."4" are cross-validation
     folds of the subjects outside the paper's test part, which stays the test. "all" trains on everybody,
     except test subjects that the specification lists by name (they may be people of a held-out dataset). A
-    held-out dataset is test everywhere.
+    held-out dataset is test everywhere; where it lists test subjects only they are scored, and the others (who
+    train in another dataset) may be references.
     """
     listed = {case: subject for case, subject in subjects.items() if usable is None or case in usable}
     if spec.role == "held-out":
-        everything = sorted(listed)
-        return {name: {"train": [], "validation": [], "test": everything} for name in split_names()}
+        chosen = spec.split.test_subjects
+        test_cases = sorted(case for case, person in listed.items() if chosen is None or person in chosen)
+        return {name: {"train": [], "validation": [], "test": test_cases} for name in split_names()}
     people = sorted(set(subjects.values()))
     order = _shuffled(people, spec.split.seed)
     test, validation = _test_and_validation(spec, order)

@@ -16,7 +16,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -53,11 +53,16 @@ LENGTHS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 
 @dataclass(frozen=True)
 class Volume:
-    """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header of the file it came from, if any."""
+    """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header of the file it came from, if any.
+
+    repairs: what was mended while it was read, doubts: what looks odd and was kept, a phrase each.
+    """
 
     array: np.ndarray
     affine: np.ndarray
     header: nib.Nifti1Header | None = None
+    repairs: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,9 +96,7 @@ def read_volume(path: Path) -> Volume:
 
     RawDataError, one sentence with the file's name, where it is missing, damaged or no single 3D image.
     """
-    array, affine, header = _read(Path(path))
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which normalise refuses
-        return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header)
+    return as_image(read_raw(path))
 
 
 def read_labels(path: Path) -> Volume:
@@ -101,17 +104,34 @@ def read_labels(path: Path) -> Volume:
 
     Formats and errors as `read_volume`; RawDataError too where values are not whole numbers.
     """
-    array, affine, header = _read(Path(path))
+    return as_labels(read_raw(path), str(path))
+
+
+def read_raw(path: Path, frame: int | None = None) -> Volume:
+    """The voxels in the file's own type; `frame` (from 0) chooses one of a 4D NIfTI. Errors as `read_volume`."""
+    array, affine, header = _read(Path(path), frame)
+    return Volume(array, affine, header)
+
+
+def as_image(volume: Volume) -> Volume:
+    """The same as float32."""
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which normalise refuses
+        return replace(volume, array=np.ascontiguousarray(volume.array, dtype=np.float32))
+
+
+def as_labels(volume: Volume, where: str) -> Volume:
+    """The same in the smallest type that holds it; RawDataError naming `where` for values that are not whole."""
+    array = volume.array
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if not np.isfinite(whole).all() or np.abs(array - whole).max() > FRACTION:
             raise RawDataError(
-                f"Label maps hold whole numbers, but {path} holds others: export it as integers."
+                f"Label maps hold whole numbers, but {where} holds others: export it as integers."
             )
         array = whole
     low, high = int(array.min()), int(array.max())
     kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-    return Volume(np.ascontiguousarray(array.astype(kind, copy=False)), affine, header)
+    return replace(volume, array=np.ascontiguousarray(array.astype(kind, copy=False)))
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -191,14 +211,14 @@ def _place(header: nib.Nifti1Header, affine: np.ndarray, known: nib.Nifti1Header
     header["xyzt_units"] = known["xyzt_units"] if known is not None else nib.nifti1.unit_codes["mm"]
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
+def _read(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
     if not path.exists():
         raise RawDataError(f"{path} does not exist: check the name.")
     header = None
     if path.is_dir():
         array, affine = _from_dicom(path)
     elif path.name.lower().endswith(NIFTI):
-        array, affine, header = _from_nifti(path)
+        array, affine, header = _from_nifti(path, frame)
     elif path.name.lower().endswith(ITK):
         array, affine = _from_itk(path, lambda: sitk.ReadImage(str(path)))
     else:
@@ -243,10 +263,12 @@ def _nifti(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
         raise _damaged(path, error) from error
 
 
-def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def _from_nifti(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     with _opened(path) as stream:
         image = _nifti(path, stream)
         shape = image.shape
+        if frame is not None:
+            return _one_frame(path, image, frame)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) != 3 or min(shape) < 1:
@@ -260,6 +282,24 @@ def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
         except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
             raise _damaged(path, error) from error
     header = _in_mm(image.header)
+    return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
+
+
+def _one_frame(
+    path: Path, image: nib.Nifti1Image, frame: int
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """One image of a series in time (x,y,z,t)."""
+    if len(image.shape) != 4 or not 0 <= frame < image.shape[3] or min(image.shape) < 1:
+        raise RawDataError(
+            f"Frame {frame} (from 0) is wanted of {path}, whose shape is {image.shape} (x,y,z,t): "
+            "give a 4D file that has it."
+        )
+    try:
+        array = np.asarray(image.dataobj[..., frame])
+    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+        raise _damaged(path, error) from error
+    header = _in_mm(image.header)
+    header.set_data_shape(image.shape[:3])
     return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
 
 
@@ -281,8 +321,11 @@ def _damaged(path: Path, error: Exception) -> RawDataError:
     return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
 
 
-def _dicom_series(folder: Path) -> list[str]:
-    """The files of the only series of a folder."""
+def dicom_files(folder: Path) -> list[str]:
+    """The files of the only series of a folder, by their place along the normal of the slices.
+
+    RawDataError where there is no series or more than one.
+    """
     talks = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
     try:
@@ -301,7 +344,7 @@ def _from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     RawDataError where slices are missing or lie unevenly: no affine could place them.
     """
-    files = _dicom_series(folder)
+    files = dicom_files(folder)
     if len(files) == 1:
         return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
     reader = sitk.ImageSeriesReader()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import TinyRaw
 
-from preprocessing.adapters import find_cases
+from preprocessing.adapters import LAYOUTS, find_cases
 from preprocessing.errors import RawDataError, SpecError
+from preprocessing.layouts import FORMS
+from preprocessing.source import FileSource
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -22,8 +24,8 @@ def test_images_and_labels_are_paired_and_sorted(tiny_raw: TinyRaw) -> None:
     cases = find_cases(tiny_raw.dataset, tiny_raw.spec)
     assert [case.id for case in cases] == ["s1_a", "s2_a", "s2_b", "s3_a", "s4_a"]
     assert [case.subject for case in cases] == ["s1", "s2", "s2", "s3", "s4"]
-    assert cases[2].image == tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz"
-    assert cases[2].labels == tiny_raw.dataset / "labelsTr" / "s2_b.nii.gz"
+    assert cases[2].image == FileSource(tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz")
+    assert cases[2].labels == FileSource(tiny_raw.dataset / "labelsTr" / "s2_b.nii.gz")
     assert cases[2].modality == "MR"
 
 
@@ -56,10 +58,16 @@ def test_two_files_of_one_case_are_refused(tmp_path: Path, tiny_raw: TinyRaw) ->
         find_cases(tmp_path, tiny_raw.spec)
 
 
+def test_every_layout_has_an_adapter_and_a_form() -> None:
+    assert set(LAYOUTS) == set(FORMS)
+
+
 def test_missing_folders_and_unknown_layouts(tmp_path: Path, tiny_raw: TinyRaw) -> None:
     with pytest.raises(RawDataError, match="absent of dataset tiny does not exist"):
         find_cases(tmp_path / "absent", tiny_raw.spec)
     with pytest.raises(RawDataError, match="imagesTr holds no image: the layout 'msd' of dataset tiny needs"):
         find_cases(tmp_path, tiny_raw.spec)
-    with pytest.raises(SpecError, match="has the layout 'dicom_zip': known are msd"):
+    with pytest.raises(
+        SpecError, match="has the layout 'dicom_zip': known are dicom_png, files, frames, msd"
+    ):
         find_cases(tmp_path, tiny_raw.spec.model_copy(update={"layout": "dicom_zip"}))

@@ -33,8 +33,9 @@ def test_check_says_ok_and_writes_json(
     out = tmp_path / "report.json"
     assert check_main([str(tiny_raw.root), "-d", str(tiny_raw.spec_path), "--json", str(out), *FEW]) == 0
     assert capsys.readouterr().out == "tiny: 5 ok, 0 repaired, 0 refused\n"
-    (report,) = json.loads(out.read_text(encoding="utf-8"))
-    assert report["counts"] == {"ok": 5, "repaired": 0, "refused": 0}
+    summary = json.loads(out.read_text(encoding="utf-8"))
+    assert (summary["schema_version"], summary["remarks"], summary["errors"]) == (2, [], [])
+    assert [report["counts"] for report in summary["datasets"]] == [{"ok": 5, "repaired": 0, "refused": 0}]
 
 
 def test_check_finds_the_broken_case_and_the_unknown_name(
@@ -46,7 +47,7 @@ def test_check_finds_the_broken_case_and_the_unknown_name(
     assert "tiny: 4 ok, 0 repaired, 1 refused\n  s1_a: refused: " in printed.out
     assert printed.err.startswith("Error: Unknown dataset 'tinny': known are ")
     assert check_main([str(raw), "-d", str(tiny_raw.spec_path), "--json", "-", *FEW]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["cases"][0]["verdict"] == "refused"
+    assert json.loads(capsys.readouterr().out)["datasets"][0]["cases"][0]["verdict"] == "refused"
 
 
 def test_plan_and_preprocess_finishes_the_good_cases_and_exits_with_1(

@@ -18,13 +18,8 @@ from torch.utils.data import DataLoader
 
 from iris_pipeline import episodes as module
 from iris_pipeline.augment import AugmentationRanges
-from iris_pipeline.episodes import (
-    Episode,
-    EpisodeConfig,
-    EpisodeSampler,
-    stack_episodes,
-    validation_episodes,
-)
+from iris_pipeline.episode import Episode, stack_episodes
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
 from preprocessing.errors import EpisodeError
 from preprocessing.store import Store
 

@@ -26,6 +26,7 @@ from iris_pipeline.evaluate import (
     write_rows,
 )
 from preprocessing.errors import EvaluationError, GridMismatchError, LabelValueError, SpecError
+from preprocessing.source import FileSource
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.volume import Volume
@@ -227,7 +228,7 @@ def test_truth_of_a_decathlon_folder(toy: Toy) -> None:
     toy.add("a", label_map(), None)
     (toy.truth / "._a.nii.gz").write_bytes(b"resource fork")
     (toy.truth / "notes.txt").write_text("no image")
-    expected = [TruthCase("a", toy.truth / "a.nii.gz")]
+    expected = [TruthCase("a", FileSource(toy.truth / "a.nii.gz"))]
     assert truth_cases(toy.truth) == truth_cases(toy.truth.parent) == expected
     assert image_files(toy.truth) == [toy.truth / "a.nii.gz"]
 

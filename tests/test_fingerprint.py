@@ -22,8 +22,10 @@ from preprocessing.fingerprint import (
     verdict_text,
     verdicts_of,
 )
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
 
+GREY = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
 SPEC = DatasetSpec(
     name="x", title="", modality="CT", role="upstream", source="", licence="", classes={"a": 2, "b": 3}
 )
@@ -43,7 +45,11 @@ def hand_made(folder: Path) -> Case:
     labels = np.zeros((6, 5, 4), np.uint8)
     labels[1:3, 0:3, 2] = 2
     return Case(
-        "c", "c", save(folder / "i.nii.gz", image, affine), save(folder / "l.nii.gz", labels, affine), "CT"
+        "c",
+        "c",
+        FileSource(save(folder / "i.nii.gz", image, affine)),
+        FileSource(save(folder / "l.nii.gz", labels, affine)),
+        "CT",
     )
 
 
@@ -69,8 +75,8 @@ def test_axes_are_those_of_ras_whatever_the_file_stores(tmp_path: Path) -> None:
     case = Case(
         "c",
         "c",
-        save(tmp_path / "i.nii.gz", np.ones((4, 5, 6), np.int16), affine),
-        save(tmp_path / "l.nii.gz", labels, affine),
+        FileSource(save(tmp_path / "i.nii.gz", np.arange(120, dtype=np.int16).reshape(4, 5, 6), affine)),
+        FileSource(save(tmp_path / "l.nii.gz", labels, affine)),
         "CT",
     )
     found = measure_case(case, SPEC)
@@ -81,7 +87,7 @@ def test_axes_are_those_of_ras_whatever_the_file_stores(tmp_path: Path) -> None:
 def bad_cases(folder: Path) -> dict[str, tuple[Case, str]]:
     """Name -> (case, what the verdict must say)."""
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
-    image = save(folder / "ok.nii.gz", np.ones((4, 4, 4), np.float32), affine)
+    image = save(folder / "ok.nii.gz", GREY, affine)
     labels = save(folder / "ok_l.nii.gz", np.full((4, 4, 4), 2, np.uint8), affine)
     small = save(folder / "small.nii.gz", np.full((4, 4, 3), 2, np.uint8), affine)
     moved = save(folder / "moved.nii.gz", np.full((4, 4, 4), 2, np.uint8), affine + np.eye(4, k=3) * 7)
@@ -93,7 +99,7 @@ def bad_cases(folder: Path) -> dict[str, tuple[Case, str]]:
     text.write_bytes(gzip.compress(b"no scan at all"))
 
     def case(image: Path, labels: Path | None) -> Case:
-        return Case("c", "c", image, labels, "CT")
+        return Case("c", "c", FileSource(image), FileSource(labels) if labels else None, "CT")
 
     return {
         "no label": (case(image, None), r"Case c has an image \(ok\.nii\.gz\) but no label file"),
@@ -125,12 +131,12 @@ def test_a_bad_case_is_refused_with_one_sentence(name: str, tmp_path: Path) -> N
 
 def test_a_tiny_difference_of_headers_is_repaired_and_an_empty_label_is_said(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
-    image = save(tmp_path / "i.nii.gz", np.ones((4, 4, 4), np.int16), affine)
+    image = save(tmp_path / "i.nii.gz", GREY, affine)
     near = save(tmp_path / "l.nii.gz", np.full((4, 4, 4), 3, np.uint8), affine + np.eye(4, k=3) * 0.01)
-    found = measure_case(Case("c", "c", image, near, "CT"), SPEC)
+    found = measure_case(Case("c", "c", FileSource(image), FileSource(near), "CT"), SPEC)
     assert found.verdict == "repaired" and "0.01 mm" in found.why
     empty = save(tmp_path / "e.nii.gz", np.zeros((4, 4, 4), np.uint8), affine)
-    found = measure_case(Case("c", "c", image, empty, "CT"), SPEC)
+    found = measure_case(Case("c", "c", FileSource(image), FileSource(empty), "CT"), SPEC)
     assert (found.verdict, found.why) == ("ok", "no class of the specification has a voxel")
 
 
@@ -199,7 +205,7 @@ def test_a_broken_run_goes_on_where_it_stopped(
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / module.FILE).write_text(json.dumps({"schema_version": 99}), encoding="utf-8")
     with pytest.raises(
-        RawDataError, match=r"fingerprint\.json has schema version 99, this version reads 1: run iris_"
+        RawDataError, match=r"fingerprint\.json has schema version 99, this version reads 2: run iris_"
     ):
         load_fingerprint(tmp_path)
     (tmp_path / module.FILE).write_text("{", encoding="utf-8")

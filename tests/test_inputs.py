@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from iris_pipeline.inputs import InputCase, find_inputs
 from preprocessing.errors import RawDataError
-from preprocessing.volume import read_volume
+from preprocessing.source import FileSource
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -43,7 +43,10 @@ def write_dicom(folder: Path, array: np.ndarray) -> None:
 
 def test_one_file(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz")
-    assert find_inputs(tmp_path / "a_0000.nii.gz") == ([InputCase("a", tmp_path / "a_0000.nii.gz")], [])
+    assert find_inputs(tmp_path / "a_0000.nii.gz") == (
+        [InputCase("a", FileSource(tmp_path / "a_0000.nii.gz"))],
+        [],
+    )
 
 
 def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
         tmp_path, "c.nrrd", "b.mha", "a_0000.nii.gz", "d.nii", "._a.nii.gz", ".hidden.nii.gz", "dataset.json"
     )
     cases, notes = find_inputs(tmp_path)
-    assert [(case.id, case.path.name if case.path else "") for case in cases] == [
+    assert [(case.id, case.image.name if case.image else "") for case in cases] == [
         ("a", "a_0000.nii.gz"),
         ("b", "b.mha"),
         ("c", "c.nrrd"),
@@ -81,11 +84,13 @@ def test_dicom_series(tmp_path: Path) -> None:
     write_dicom(tmp_path / "patients" / "p1", array)
     (tmp_path / "patients" / "notes").mkdir()
     (tmp_path / "patients" / "list.txt").write_text("p1 p2")
-    assert find_inputs(tmp_path / "patients" / "p1")[0] == [InputCase("p1", tmp_path / "patients" / "p1")]
+    assert find_inputs(tmp_path / "patients" / "p1")[0] == [
+        InputCase("p1", FileSource(tmp_path / "patients" / "p1"))
+    ]
     cases, _ = find_inputs(tmp_path / "patients")
     assert [case.id for case in cases] == ["p1", "p2"]
-    assert cases[0].path is not None
-    assert np.array_equal(read_volume(cases[0].path).array, array)
+    assert cases[0].image is not None
+    assert np.array_equal(cases[0].image.read_image().array, array)
 
 
 def test_nothing_to_segment(tmp_path: Path) -> None:

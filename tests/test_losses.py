@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from iris_pipeline.losses import episode_loss, soft_dice
+from iris_pipeline.losses import EMPTY_SMOOTH, episode_loss, soft_dice
 
 
 def test_soft_dice_by_hand() -> None:
@@ -43,3 +43,15 @@ def test_invalid_classes_neither_count_nor_get_gradient() -> None:
 def test_nothing_valid_is_zero_not_nan() -> None:
     logits = torch.randn(1, 1, 2, 2, 2, requires_grad=True)
     assert episode_loss(logits, torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1)).total.item() == 0
+
+
+def test_an_empty_mask_is_smoothed_by_a_share_of_the_crop() -> None:
+    # 1000 voxels: s = 1000 * EMPTY_SMOOTH = 2; p = 0.5 everywhere sums to 500: s / (500 + s)
+    s = 1000 * EMPTY_SMOOTH
+    empty = soft_dice(torch.zeros(1, 1, 10, 10, 10), torch.zeros(1, 1, 10, 10, 10))
+    torch.testing.assert_close(empty, torch.tensor([[s / (500 + s)]]))
+    one = torch.zeros(1, 1, 10, 10, 10)
+    one[..., 0, 0, 0] = (
+        1  # a mask of one voxel keeps the one voxel of smoothing: (2 * 0.5 + 1) / (500 + 1 + 1)
+    )
+    torch.testing.assert_close(soft_dice(torch.zeros_like(one), one), torch.tensor([[2 / 502]]))

@@ -1,5 +1,7 @@
 """The network: its two identities against the naive formulas, sizes, symmetries, errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,6 +202,12 @@ def test_seed_fixes_the_weights() -> None:
         torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     )
     assert not torch.equal(a.encoder.stem.weight, c.encoder.stem.weight)
+
+
+def test_a_rectified_stem_is_a_relu_behind_the_first_convolution() -> None:
+    plain, rectified = build_iris(TINY, seed=3), build_iris(replace(TINY, rectified_stem=True), seed=3)
+    image = torch.randn(1, 1, 16, 16, 32)
+    torch.testing.assert_close(rectified.encode_image(image)[0], plain.encode_image(image)[0].relu())
 
 
 def test_config_round_trip_and_unknown_keys() -> None:

@@ -32,6 +32,25 @@ def test_ct_by_hand() -> None:
     assert result.ravel() == pytest.approx((clipped + 196) / spread, abs=1e-6)
 
 
+def test_ct_over_the_body_by_hand() -> None:
+    # The body: -100, 0, 100 HU with mean 0 and spread sqrt(20000 / 3); air is moved and scaled with it, not counted.
+    values = np.array([-1000, -990, -600, -100, 0, 100], np.float32).reshape(1, 2, 3)
+    result = normalise(values, Normalisation.for_modality("CT", body=True)).ravel()
+    assert result == pytest.approx(np.array([-990, -990, -600, -100, 0, 100]) / np.sqrt(20000 / 3), abs=1e-6)
+
+
+def test_a_scan_without_body_is_scored_over_the_whole() -> None:
+    values = np.array([-900, -800], np.float32).reshape(1, 1, 2)
+    assert normalise(values, Normalisation.for_modality("CT", body=True)).ravel().tolist() == [-1, 1]
+
+
+def test_only_ct_knows_a_body() -> None:
+    assert (
+        Normalisation.for_modality("MR", body=True) == MR
+        and Normalisation.for_modality("PET", body=True) == PET
+    )
+
+
 def test_mr_by_hand() -> None:
     # 0..100: the 2nd percentile is 2, the 98th is 98; mean 50
     values = np.arange(101.0).reshape(1, 1, 101)

@@ -178,7 +178,7 @@ def test_layout_on_disk(raw: Path) -> None:
         cases = find_cases(folder, spec)
         assert [case.id for case in cases] == [kind.case_id(number) for number in range(3)]
         assert [case.subject for case in cases] == ["s00", "s01", "s02"]
-        image, labels = nib.load(cases[1].image), nib.load(cases[1].labels)
+        image, labels = nib.load(cases[1].image.files[0]), nib.load(cases[1].labels.files[0])
         expected_image, expected_labels = make_case(kind, 1, 3, dict(spec.classes))
         np.testing.assert_array_equal(image.get_fdata().T, expected_image.array)
         np.testing.assert_array_equal(np.asarray(labels.dataobj).T, expected_labels.array)

@@ -139,6 +139,15 @@ def test_intensities_follow_the_modality() -> None:
         assert make_plan(made, spec_with(modality=modality)).normalisation.percentiles == (2, 98)
 
 
+def test_fit_scores_ct_over_the_body() -> None:
+    made = fingerprint_of(case(0, {"a": BIG}))
+    assert make_plan(made, spec_with(modality="CT"), "paper").normalisation.body_above is None
+    fit = make_plan(made, spec_with(modality="CT"), "fit")
+    assert fit.normalisation.body_above == -500
+    assert "Grey values clipped to [-990, 500] HU, then z-score per body (above -500 HU): CT." in fit.reasons
+    assert make_plan(made, spec_with(modality="MR"), "fit").normalisation.body_above is None
+
+
 def test_test_subjects_and_refused_cases_have_no_say() -> None:
     lists = {"test_subjects": ["c1"], "validation_subjects": [], "folds": None}
     spec = spec_with(role="upstream", split={key: value for key, value in lists.items() if value is not None})

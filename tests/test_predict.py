@@ -23,10 +23,11 @@ from iris_pipeline.predict import (
     predict_folder,
     raise_for_refused,
 )
-from iris_pipeline.references import image_hash
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 from preprocessing.normalise import Normalisation, normalise
+from preprocessing.source import FileSource
 
 BLOCKS = {1: np.s_[2:6, 6:18, 8:22], 2: np.s_[2:10, 24:36, 12:30]}
 
@@ -163,7 +164,7 @@ def folder(tmp_path: Path) -> Path:
 
 def cases_of(folder: Path) -> list[InputCase]:
     paths = [folder / "in" / name for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz", "e.nii")]
-    return [InputCase(path.name.split(".")[0], path) for path in paths]
+    return [InputCase(path.name.split(".")[0], FileSource(path)) for path in paths]
 
 
 def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:

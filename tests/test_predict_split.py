@@ -18,11 +18,12 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import held_out_tasks, predict_split, split_cases, stored_tasks
-from iris_pipeline.references import image_hash, measure_references, plan_references
+from iris_pipeline.references import measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
+from preprocessing.findings import image_hash
+from preprocessing.source import FileSource
 from preprocessing.store import Store
-from preprocessing.volume import read_volume
 
 OPTIONS = InferenceOptions(batch_size=4)
 
@@ -169,7 +170,7 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
     loaded = loaded_with(GreyModel(), plans={"other": known})
     spec, spacings = held_out.manifest.spec, set()
     raw = {case.id: case for case in cases}
-    hashes = {image_hash(read_volume(case.image)): case.id for case in cases}
+    hashes = {image_hash(case.image.read_image()): case.id for case in cases}
     for seed in range(6):
         task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), 1, seed, OPTIONS)
         for query, subject in (("s1_a", "s1"), ("s2_a", "s2"), ("s2_b", "s2"), ("s3_a", "s3")):
@@ -204,6 +205,19 @@ def test_cases_that_were_trained_on_are_not_segmented_for_a_table(tiny_store: St
     assert split_cases(loaded_on(tiny_store, split=fold), tiny_store, "paper", "test")
 
 
+def test_people_of_a_dataset_that_was_trained_on_are_not_segmented_for_a_table(held_out: Store) -> None:
+    spec = held_out.manifest.spec.model_copy(update={"overlaps": ("other",)})
+    store = Store(held_out.folder, held_out.manifest.model_copy(update={"spec": spec}))
+    loaded = loaded_with(
+        GreyModel(width=0.8), plans={"other": store.plan.model_copy(update={"dataset": "other"})}
+    )
+    with pytest.raises(
+        StoreError, match="those of tiny are also in other, on which it was: use a model trained"
+    ):
+        split_cases(loaded, store, "paper", "test")
+    assert split_cases(loaded, held_out, "paper", "test")
+
+
 def test_splits_and_plans_that_do_not_fit(tiny_store: Store, cases: list[Case], tmp_path: Path) -> None:
     loaded = loaded_on(tiny_store)
     with pytest.raises(
@@ -229,6 +243,7 @@ def test_a_case_without_its_raw_file_is_a_verdict(
     gone = [case for case in cases if case.id not in test]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, gone, out=tmp_path / "out", progress=False)
     assert [v.why for v in verdicts] == [f"The raw file of case '{i}' is not there." for i in test]
-    moved = [replace(case, image=tmp_path / "nowhere.nii.gz") if case.id in test else case for case in cases]
+    nowhere = FileSource(tmp_path / "nowhere.nii.gz")
+    moved = [replace(case, image=nowhere) if case.id in test else case for case in cases]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, moved, out=tmp_path / "out", progress=False)
     assert all(v.status == "refused" and "nowhere.nii.gz does not exist" in v.why for v in verdicts)

@@ -31,6 +31,7 @@ from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseErr
 from preprocessing.geometry import Reorientation
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.plan import Plan
+from preprocessing.source import FileSource
 from preprocessing.store import Store
 
 BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}
@@ -126,7 +127,11 @@ def test_classes_json_goes_before_dataset_json(tmp_path: Path) -> None:
 def test_one_image_and_one_label_file(folder: Path) -> None:
     image, labels = folder / "images" / "one.nii.gz", folder / "labels" / "two.nii.gz"
     files = reference_pair(image, labels)
-    assert (files.cases[0].id, files.cases[0].image, files.cases[0].labels) == ("one", image, labels)
+    assert (files.cases[0].id, files.cases[0].image, files.cases[0].labels) == (
+        "one",
+        FileSource(image),
+        FileSource(labels),
+    )
     assert files.classes == {"label_2": 2}
     (folder / "classes.json").write_text('{"ball": 2}')
     assert reference_pair(image, labels).classes == {"ball": 2}
@@ -291,7 +296,7 @@ def test_several_references_are_different_ones() -> None:
 
 def test_a_stored_reference(tiny_store: Store, tiny_raw: Any) -> None:
     raw = tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz"
-    reference = stored_reference(tiny_store, "s2_b", raw)
+    reference = stored_reference(tiny_store, "s2_b", FileSource(raw))
     assert reference.subject == "s2" and reference.classes == {"left": 1, "right": 2, "core": 5}
     assert np.array_equal(reference.image, tiny_store.image("s2_b"))
     assert np.array_equal(reference.labels, tiny_store.labels("s2_b"))

@@ -24,7 +24,6 @@ from iris_pipeline.report import (
     LARGEST_PAGE_BYTES,
     PICTURE_PIXELS,
     picture_pixels,
-    with_code,
     write_report,
 )
 from preprocessing.errors import EvaluationError
@@ -42,10 +41,6 @@ def test_many_pictures_get_smaller() -> None:
     shown = view_case(Volume(noise, np.eye(4)), Volume(labels, np.eye(4)), labels, {"x": 1}, "MR")
     # Pure noise is dearer than any scan; even so the page would stay within twice its budget.
     assert len(plane_layers(shown, "axial", many, "noise")) * 19 * 9 < 2 * LARGEST_PAGE_BYTES
-
-
-def test_code_in_a_sentence_is_escaped() -> None:
-    assert with_code("Made by `a --b <c>` & co") == "Made by <code>a --b &lt;c&gt;</code> &amp; co"
 
 
 @pytest.fixture

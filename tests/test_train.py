@@ -3,13 +3,17 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from iris_pipeline.checkpoint import hash_weights, load_model
 from iris_pipeline.cli.train import train_main
+from iris_pipeline.curriculum import shrink_group
+from iris_pipeline.episode import Sample, stack_episodes
 from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.memory_bank import MemoryBank
@@ -51,6 +55,22 @@ def test_both_ways_is_two_episodes_with_reference_and_query_swapped(tiny_store: 
     )
     for a, b in zip(result.tokens, model.encode_task(r.image[None], r.masks[None]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_share_of_the_edge_is_the_shrunken_episode(tiny_store: Store) -> None:
+    model = build_iris("tiny", seed=0)
+    (drawn,) = EpisodeSampler({"tiny": tiny_store}, seed=1).batch(0, 1)
+
+    def doubled(sample: Sample) -> Sample:  # the tiny store's crops have no room to shrink
+        image, masks = (F.interpolate(x[None], scale_factor=2)[0] for x in (sample.image, sample.masks))
+        return replace(sample, image=image, masks=masks)
+
+    episodes = [replace(drawn, reference=doubled(drawn.reference), query=doubled(drawn.query))]
+    small = shrink_group(stack_episodes(episodes), 0.5)
+    assert small.query_images.shape == drawn.query.image[None].shape
+    logits = model(small.reference_images, small.reference_masks, small.query_images)
+    result = group_forward(model, episodes, CPU, both_ways=False, share=0.5)
+    torch.testing.assert_close(result.loss.total, episode_loss(logits, small.query_masks).total)
 
 
 def test_the_bank_receives_the_references_tokens(tiny_store: Store) -> None:
@@ -217,11 +237,22 @@ def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
         ("workers", -1, "--workers must be 0 or more; got -1"),
         ("seed", -1, "--seed must be 0 or more; got -1"),
         ("learning_rate", 0.0, "--learning-rate must be above 0; got 0.0"),
+        ("bank_momentum", 1.0, "--bank-momentum must be 0 or more and under 1; got 1.0"),
     ],
 )
 def test_numbers_that_cannot_be(option: str, value: float, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         TrainSettings(**{option: value})
+
+
+def test_two_datasets_of_the_same_people_are_not_trained_on_together(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_store.manifest.spec.model_copy(update={"overlaps": ("other",)})
+    one = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"spec": spec}))
+    with pytest.raises(StoreError, match="tiny and other show the same people under other names"):
+        train(SHORT, {"tiny": one, "other": tiny_store}, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_held_out_dataset_is_never_trained_on(

@@ -26,7 +26,7 @@ from iris_pipeline.view import (
 from preprocessing.errors import BrowserError, EvaluationError
 from preprocessing.paths import Root
 from preprocessing.store import Store
-from preprocessing.volume import read_labels, read_volume
+from preprocessing.volume import read_labels
 
 ORIGIN = Origin("night", "tiny", "paper/test", "one-shot")
 
@@ -69,7 +69,7 @@ def test_a_runs_cases_worst_first(root: Root) -> None:
 def test_layers_are_the_scan_and_both_maps_with_one_numbering(root: Root) -> None:
     gallery = make_gallery(find_predictions("night", root, None, None), root)
     for number, case in enumerate(gallery.cases):
-        scan = read_volume(case.image)
+        scan = case.image.read_image()
         image = opened(layer_bytes(gallery, number, "image"))
         np.testing.assert_array_equal(np.asarray(image.dataobj), scan.array.transpose(2, 1, 0))
         np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
@@ -78,7 +78,7 @@ def test_layers_are_the_scan_and_both_maps_with_one_numbering(root: Root) -> Non
         assert low < 60 < high, "the window holds the background's grey"
         truth = np.asarray(opened(layer_bytes(gallery, number, "truth")).dataobj)
         assert case.truth is not None
-        expected = np.array([0, 1, 2, 0, 0, 3])[read_labels(case.truth).array].transpose(2, 1, 0)
+        expected = np.array([0, 1, 2, 0, 0, 3])[case.truth.read_labels().array].transpose(2, 1, 0)
         np.testing.assert_array_equal(truth, expected)
         np.testing.assert_array_equal(opened(layer_bytes(gallery, number, "prediction")).dataobj, truth)
 

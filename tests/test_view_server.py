@@ -143,7 +143,7 @@ def test_this_machine_alone(server: ThreadingHTTPServer) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_sentence(server: ThreadingHTTPServer, gallery: Gallery) -> None:
-    gallery.cases[0].image.write_bytes(b"broken")
+    gallery.cases[0].image.files[0].write_bytes(b"broken")
     status, text, _ = ask(server, "/case/0/image.nii")
     assert status == 422 and text.count(b"\n") == 1
     assert ask(server, "/case/1/image.nii")[0] == 200, "the others go on"

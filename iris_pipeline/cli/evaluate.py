@@ -21,6 +21,7 @@ from iris_pipeline.evaluate import (
     truth_cases,
     write_rows,
 )
+from iris_pipeline.paper_tables import with_paper_tables
 from iris_pipeline.provenance import made_by
 from iris_pipeline.tables import (
     EVALUATION,
@@ -37,7 +38,7 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
-from preprocessing.spec import DatasetSpec
+from preprocessing.spec import DatasetSpec, list_specs, load_spec
 from preprocessing.store import open_stores
 
 ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
@@ -194,7 +195,7 @@ def _truth(
             return truths, read_class_names(folder) or read_class_names(folder.parent)
         return [replace(truth, subject=spec.subject_of(truth.id)) for truth in truths], spec.classes
     assert spec is not None
-    cases = find_cases(root.raw / spec.name, spec)
+    cases = find_cases(spec.raw_folder(root.raw), spec)
     return [TruthCase(c.id, c.labels, c.subject) for c in cases if c.labels is not None], spec.classes
 
 
@@ -238,12 +239,12 @@ def tables_main(argv: list[str] | None = None) -> int:
 def _tables_command(arguments: argparse.Namespace, line: str) -> int:
     root = Root.resolve(arguments.root)
     rows = collect_rows(root.results, arguments.runs or None)
-    columns = {}
+    specs = {name: load_spec(name) for name in list_specs()}
     for name in sorted(set(rows["dataset"])):
         spec = _spec(name, root, needed=False)
-        if spec is not None and spec.paper_column is not None:
-            columns[name] = spec.paper_column
-    tables = result_tables(rows, columns)
+        specs |= {name: spec} if spec is not None else {}
+    columns = {name: spec.paper_column for name, spec in specs.items() if spec.paper_column is not None}
+    tables = with_paper_tables(result_tables(rows, columns), rows, specs)
     trained = runs_table(root.results, list(dict.fromkeys(rows["run"])))
     page = write_tables([*tables, *([trained] if trained else [])], root.results, line)
     print(page.read_text(encoding="utf-8"))

@@ -312,7 +312,7 @@ def _stored_task(
 
 def _raw_cases(root: Root, store: Store) -> list[Case]:
     """The dataset's raw cases; none where its raw folder is not at hand."""
-    folder = root.raw / store.manifest.dataset
+    folder = store.manifest.spec.raw_folder(root.raw)
     return find_cases(folder, store.manifest.spec) if folder.is_dir() else []
 
 
@@ -327,7 +327,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     if not cases:
         raise RawDataError(
             "Results are to lie on the raw grids, so the raw scans are needed: there is no "
-            f"{root.raw / dataset}; name the folder of the raw datasets with --raw."
+            f"{store.manifest.spec.raw_folder(root.raw)}; name the folder of the raw datasets with --raw."
         )
     name = strategy if arguments.part == "test" else f"{strategy}_{arguments.part}"
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name

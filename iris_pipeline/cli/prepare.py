@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from iris_pipeline.cli._common import run
-from preprocessing.check import check_dataset, dataset_folder
+from preprocessing.adapters import find_cases
+from preprocessing.check import Checked, check_dataset, dataset_folder, summarise
 from preprocessing.errors import IrisError
-from preprocessing.files import write_text
+from preprocessing.files import json_text, save_json
 from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
 from preprocessing.run import run_stages
-from preprocessing.spec import GROUPS, choose_specs, list_specs, load_spec
+from preprocessing.spec import DatasetSpec, choose_specs, list_specs, load_spec, own_specs
 from preprocessing.store import Store
 
 
@@ -55,35 +55,42 @@ def plan_and_preprocess_main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     raw_root = Path(arguments.raw)
-    reports, failures = [], []
+    checked: list[Checked] = []
+    failures: list[str] = []
     for name in arguments.datasets:
         try:
             for spec in choose_specs([name], raw_root):
-                folder = raw_root / spec.name if name in GROUPS else dataset_folder(raw_root, spec.name)
-                report = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
-                reports.append(report)
+                if any(spec.name == each.report.dataset for each in checked):
+                    continue
+                folder = dataset_folder(raw_root, spec)
+                found = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
+                checked.append(found)
                 if arguments.json != "-":
-                    print(report.text(), flush=True)
+                    print(found.report.text(), flush=True)
         except IrisError as error:
             failures.append(str(error))
-    text = json.dumps([report.model_dump(mode="json") for report in reports], indent=1) + "\n"
+    summary = summarise(checked, failures)
     if arguments.json == "-":
-        print(text, end="")
-    elif arguments.json:
-        write_text(Path(arguments.json), text)
+        print(json_text(summary), end="")
+    else:
+        for remark in summary.remarks:
+            print(f"remark: {remark}")
+        if arguments.json:
+            save_json(Path(arguments.json), summary)
     for failure in failures:
         print(f"Error: {failure}", file=sys.stderr)
-    return int(bool(failures) or not all(report.usable for report in reports))
+    return int(not summary.usable)
 
 
 def _datasets(root: Root) -> int:
     rows = [("name", "role", "modality", "classes", "raw", "store")]
     specs = {name: load_spec(name) for name in list_specs()}
+    specs |= {name: load_spec(path) for name, path in own_specs(root.raw).items()}
     # A dataset of one's own has its specification in its store.
     own = {path.parent.name for path in root.preprocessed.glob(f"*/{MANIFEST}")} - set(specs)
     specs |= {name: Store.open(root.preprocessed / name).manifest.spec for name in sorted(own)}
     for name, spec in specs.items():
-        raw = "yes" if (root.raw / name).is_dir() else "-"
+        raw = _found(spec, root.raw)
         folder = root.preprocessed / name
         store = "finished" if (folder / MANIFEST).is_file() else "unfinished" if folder.is_dir() else "-"
         rows.append((name, spec.role, spec.modality, str(len(spec.classes)), raw, store))
@@ -91,7 +98,20 @@ def _datasets(root: Root) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if root.raw.is_dir():
-        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - set(specs))
+        claimed = {*specs, *(top.partition("/")[0] for spec in specs.values() for top in spec.raw_files.top)}
+        strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - claimed)
         if strangers:
             print(f"Under {root.raw} without a specification: {', '.join(strangers)}.")
     return 0
+
+
+def _found(spec: DatasetSpec, raw_root: Path) -> str:
+    """How many cases lie under raw/, and how many there should be; nothing is read."""
+    folder = spec.raw_folder(raw_root)
+    if not folder.is_dir():
+        return "-"
+    try:
+        count = len(find_cases(folder, spec))
+    except IrisError:
+        return "none found"
+    return str(count) if spec.expected_cases is None else f"{count} of {spec.expected_cases}"

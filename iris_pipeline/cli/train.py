@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
 from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
+from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train import TrainSettings, native_bfloat16, train
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.paths import Root
@@ -75,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         help="begin coarse: 0.2:0.5 shows the first fifth of the run its crops at half their edge (default: never)",
     )
     parser.add_argument(
+        "--synthetic",
+        nargs="+",
+        metavar="KIND=P",
+        help="probability of made tasks: recolour, unite, split, cells, such as recolour=0.3 cells=0.1 (default: none)",
+    )
+    parser.add_argument(
         "--bank-momentum",
         type=float,
         default=TrainSettings.bank_momentum,
@@ -98,18 +106,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _weights(entries: list[str] | None) -> dict[str, float] | None:
+def _numbers(option: str, entries: list[str], example: str) -> dict[str, float]:
     """["openkbp=2"] -> {"openkbp": 2.0}; ModelError for anything else."""
-    if entries is None:
-        return None
-    weights = {}
+    numbers = {}
     for entry in entries:
         name, _, value = entry.partition("=")
         try:
-            weights[name] = float(value)
+            numbers[name] = float(value)
         except ValueError:
-            raise ModelError(f"--weights takes NAME=NUMBER, such as openkbp=2; got {entry!r}.") from None
-    return weights
+            raise ModelError(f"{option} takes NAME=NUMBER, such as {example}; got {entry!r}.") from None
+    return numbers
+
+
+def _synthetic(entries: list[str] | None) -> tuple[tuple[str, float], ...]:
+    """["cells=0.1"] -> (("cells", 0.1),); ModelError names an unknown kind."""
+    chosen = _numbers("--synthetic", entries or [], "cells=0.1")
+    kinds = [field.name for field in fields(SyntheticTasks)]
+    unknown = sorted(set(chosen) - set(kinds))
+    if unknown:
+        raise ModelError(f"--synthetic knows {', '.join(kinds)}; got {', '.join(unknown)}.")
+    return tuple(sorted(chosen.items()))
 
 
 def _curriculum(entries: list[str] | None) -> Curriculum:
@@ -144,7 +160,8 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         rectified_stem=arguments.rectified_stem,
         curriculum=_curriculum(arguments.curriculum),
         bank_momentum=arguments.bank_momentum,
-        weights=_weights(arguments.weights),
+        synthetic=_synthetic(arguments.synthetic),
+        weights=_numbers("--weights", arguments.weights, "openkbp=2") if arguments.weights else None,
         precision=arguments.precision,
         validate_every=arguments.validate_every,
         workers=workers,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iris_pipeline.cli._common import run
 from iris_pipeline.view import find_predictions, make_gallery
 from iris_pipeline.view_server import address_of, make_server, write_page
+from preprocessing.options import ending
 from preprocessing.paths import Root
 
 
@@ -29,7 +29,7 @@ def view_main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
     arguments = parser.parse_args(argv)
-    return run(lambda: _view_command(arguments))
+    return ending(lambda: _view_command(arguments))
 
 
 def _view_command(arguments: argparse.Namespace) -> int:

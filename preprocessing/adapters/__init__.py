@@ -5,17 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from preprocessing.adapters.base import Adapter, Case
+from preprocessing.adapters.dicom_png import find_dicom_png_cases
+from preprocessing.adapters.files import find_file_cases
+from preprocessing.adapters.frames import find_frame_cases
 from preprocessing.adapters.msd import find_msd_cases
+from preprocessing.adapters.probability_maps import find_probability_cases
+from preprocessing.adapters.quirks import mended
 from preprocessing.errors import RawDataError, SpecError
 from preprocessing.spec import DatasetSpec
 
-LAYOUTS: dict[str, Adapter] = {"msd": find_msd_cases}
+LAYOUTS: dict[str, Adapter] = {
+    "msd": find_msd_cases,
+    "files": find_file_cases,
+    "frames": find_frame_cases,
+    "dicom_png": find_dicom_png_cases,
+    "probability_maps": find_probability_cases,
+}
 
 __all__ = ["LAYOUTS", "Case", "find_cases"]
 
 
 def find_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
-    """The cases of one dataset, sorted by id. `raw` is the dataset's own folder (raw/<name>).
+    """The cases of one dataset, sorted by id. `raw` is the dataset's own folder (`spec.raw_folder`).
 
     SpecError for an unknown layout, RawDataError for a missing or empty folder.
     """
@@ -28,4 +39,4 @@ def find_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
         raise RawDataError(
             f"The raw folder {raw} of dataset {spec.name} does not exist: put the scans there."
         )
-    return LAYOUTS[spec.layout](raw, spec)
+    return [mended(case, spec) for case in LAYOUTS[spec.layout](raw, spec)]

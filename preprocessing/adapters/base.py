@@ -1,4 +1,4 @@
-"""Case: one image with its label map as found on disk, before anything is read."""
+"""Case: one image with its label map as listed on disk, before a voxel is read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from preprocessing.source import Source
 from preprocessing.spec import DatasetSpec, Modality
 
 
@@ -15,8 +16,8 @@ class Case:
 
     id: str
     subject: str
-    image: Path
-    labels: Path | None
+    image: Source
+    labels: Source | None
     modality: Modality
 
 

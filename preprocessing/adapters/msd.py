@@ -10,6 +10,8 @@ from pathlib import Path
 
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
+from preprocessing.layouts import FolderFiles
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -21,7 +23,10 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
 
     RawDataError where there is no imagesTr or nothing in it.
     """
-    images, labels = _by_id(raw / IMAGES), _by_id(raw / LABELS)
+    form = spec.raw_files
+    assert isinstance(form, FolderFiles)
+    raw = spec.settled_folder(raw)
+    images, labels = _by_id(raw / IMAGES, form.channel), _by_id(raw / LABELS)
     if not images:
         raise RawDataError(
             f"{raw / IMAGES} holds no image: the layout 'msd' of dataset {spec.name} needs "
@@ -32,15 +37,16 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
             id=case_id,
             subject=spec.subject_of(case_id),
             # A label without an image names the file that should be there, and is then refused by name.
-            image=images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz"),
-            labels=labels.get(case_id),
+            image=FileSource(images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz")),
+            labels=FileSource(labels[case_id]) if case_id in labels else None,
             modality=spec.modality,
         )
         for case_id in sorted(images.keys() | labels.keys())
     ]
 
 
-def _by_id(folder: Path) -> dict[str, Path]:
+def _by_id(folder: Path, channel: int | None = None) -> dict[str, Path]:
+    """Case id -> file; of `channel`, if given, whose number the names end in."""
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}
@@ -49,6 +55,11 @@ def _by_id(folder: Path) -> dict[str, Path]:
         if path.name.startswith(".") or not is_image_path(path):
             continue
         case_id = case_id_of(path)
+        if channel is not None:
+            whole, ending = path.name.partition(".")[0], f"_{channel:04d}"
+            if not whole.endswith(ending):
+                continue
+            case_id = whole.removesuffix(ending)
         if case_id in found:
             raise RawDataError(
                 f"{folder} holds case '{case_id}' twice, {found[case_id].name} and {path.name}: keep one."

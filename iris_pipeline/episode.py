@@ -1,0 +1,98 @@
+"""An episode as a value: a task of K classes, the sample that shows it and the sample on which it is to be solved.
+
+Images [1,D,H,W] float32, masks [K,D,H,W] of 0 and 1; arrays are (z,y,x) in RAS+ orientation. How episodes are drawn
+stands in `episodes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iris_pipeline.crops import Crop
+from iris_pipeline.synthetic import Draw, with_curve
+from preprocessing.errors import EpisodeError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One side of an episode: image [1,D,H,W] float32 (normalised), masks [K,D,H,W] float32 of 0 and 1."""
+
+    case_id: str
+    subject: str
+    image: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task of K classes of one dataset, shown by the reference, to be solved on the query.
+
+    is_made: a synthetic task (`synthetic.py`), whose classes are not those of the dataset.
+    """
+
+    index: int
+    dataset: str
+    class_names: tuple[str, ...]
+    reference: Sample
+    query: Sample
+    is_made: bool = False
+
+
+@dataclass(frozen=True)
+class StackedEpisodes:
+    """Episodes of the same dataset and classes as batches: images [B,1,D,H,W], masks [B,K,D,H,W]."""
+
+    dataset: str
+    class_names: tuple[str, ...]
+    reference_images: Tensor
+    reference_masks: Tensor
+    query_images: Tensor
+    query_masks: Tensor
+
+
+def stack_episodes(episodes: Sequence[Episode]) -> StackedEpisodes:
+    """Join episodes of one dataset and the same classes (from `EpisodeSampler.batch`) along B."""
+    tasks = {(e.dataset, e.class_names) for e in episodes}
+    if len(tasks) != 1:
+        raise EpisodeError(
+            f"Only episodes of one dataset and the same classes can be joined, but {len(tasks)} came."
+        )
+    ((dataset, class_names),) = tasks
+    return StackedEpisodes(
+        dataset=dataset,
+        class_names=class_names,
+        reference_images=torch.stack([e.reference.image for e in episodes]),
+        reference_masks=torch.stack([e.reference.masks for e in episodes]),
+        query_images=torch.stack([e.query.image for e in episodes]),
+        query_masks=torch.stack([e.query.masks for e in episodes]),
+    )
+
+
+def join_crops(
+    index: int,
+    dataset: str,
+    reference: Crop,
+    query: Crop,
+    classes: Mapping[str, Sequence[int]],
+    draw: Draw,
+) -> Episode:
+    """Two crops and the label values of each class (name -> values) as an episode, recoloured where that was drawn."""
+    values = list(classes.values())
+    return Episode(
+        index,
+        dataset,
+        tuple(classes),
+        _sample(reference, values, draw.curve),
+        _sample(query, values, draw.curve),
+        draw.is_made,
+    )
+
+
+def _sample(crop: Crop, values: Sequence[Sequence[int]], curve: np.ndarray | None) -> Sample:
+    masks = torch.stack([torch.isin(crop.labels, torch.tensor(each)) for each in values]).float()
+    return Sample(crop.entry.id, crop.entry.subject, with_curve(curve, crop.image), masks)

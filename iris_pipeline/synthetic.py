@@ -1,0 +1,167 @@
+"""Tasks of our own making: they teach that a task is what the reference shows, not what its dataset is known for.
+
+Arrays are [D,H,W] = (z,y,x); images [1,D,H,W], masks [K,D,H,W]. Four kinds, each drawn with its own probability:
+
+- recolour: one random curve of grey values for reference and query alike; a kidney may be dark on bright.
+- unite: some of the asked classes become one.
+- split: a class is cut in two at a plane across its bounding box; each half is a class.
+- cells: supervoxels of one scan as classes, reference and query being two views of that scan. Here, and only here,
+  both are of one subject: the masks are made from the image, so there is no annotation that could leak.
+
+A made task never enters the memory bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from preprocessing.errors import EpisodeError
+
+if TYPE_CHECKING:
+    from iris_pipeline.augment import Box, Shape
+    from preprocessing.store import CaseEntry
+
+KNOTS = 6
+"""control points of a grey-value curve"""
+CURVE_RANGE = (-3.0, 3.0)
+"""z-scores between which a curve bends; beyond, it goes on flat"""
+GREY_WEIGHT = 0.35
+"""this share of a standard deviation of grey parts two voxels as much as the distance between seeds"""
+SMOOTHING_VOXELS = 1.0
+CELLS = 24
+"""seeds in the region of one crop"""
+REGION = 1.25
+"""edge of the region in which both views of a scan lie, in crops"""
+LEAST_CELL_SHARE = 0.002
+"""of a crop's voxels: smaller cells are not asked for"""
+
+
+@dataclass(frozen=True)
+class SyntheticTasks:
+    """Probability of each kind, 0..1; all 0 is the paper's training. At most one of unite, split, cells is drawn."""
+
+    recolour: float = 0.0
+    unite: float = 0.0
+    split: float = 0.0
+    cells: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = [getattr(self, field.name) for field in fields(self)]
+        if any(not 0 <= value <= 1 for value in values) or self.unite + self.split + self.cells > 1:
+            raise EpisodeError(
+                "Probabilities of synthetic tasks lie between 0 and 1, and unite, split and cells sum to 1 at most; "
+                f"got {self}."
+            )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is made of one episode. structure: "", "unite", "split" or "cells"; curve: knots of the grey-value curve."""
+
+    structure: str = ""
+    curve: np.ndarray | None = None
+
+    @property
+    def is_made(self) -> bool:
+        return bool(self.structure) or self.curve is not None
+
+
+def draw_tasks(rng: np.random.Generator, tasks: SyntheticTasks) -> Draw:
+    """Draw what is made of the next episode."""
+    bounds = np.cumsum([tasks.unite, tasks.split, tasks.cells])
+    kind = int(np.searchsorted(bounds, rng.random(), side="right"))
+    curve = draw_curve(rng) if rng.random() < tasks.recolour else None
+    return Draw(("unite", "split", "cells", "")[kind], curve)
+
+
+def draw_curve(rng: np.random.Generator) -> np.ndarray:
+    """Values of a piecewise linear curve at `KNOTS` even steps over `CURVE_RANGE`: mean 0, spread 1, any order."""
+    values = rng.normal(size=KNOTS)
+    return (values - values.mean()) / max(float(values.std()), 1e-6)
+
+
+def recolour(image: Tensor, curve: np.ndarray) -> Tensor:
+    """The curve applied voxel by voxel to z-scored grey values, as a new tensor of the same shape."""
+    knots = np.linspace(*CURVE_RANGE, KNOTS)
+    return torch.from_numpy(np.interp(image.numpy(), knots, curve).astype(np.float32))
+
+
+def unite(rng: np.random.Generator, count: int) -> list[list[int]]:
+    """Which of `count` classes make up each class of the task: two or more of them one, the rest as they were."""
+    size = int(rng.integers(2, count + 1))
+    joined = sorted(int(k) for k in rng.permutation(count)[:size])
+    return [joined, *([k] for k in range(count) if k not in joined)]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A plane across a class's bounding box: voxels from `share` of the box on along `axis` are its second part."""
+
+    value: int
+    second: int
+    axis: int
+    share: float
+
+    def apply(self, labels: np.ndarray, begin: Sequence[int], entry: CaseEntry, name: str) -> np.ndarray:
+        """Labels [D,H,W] of the region that begins at voxel `begin` of the case, with the second half renamed."""
+        low, high = entry.classes[name].bbox[self.axis]
+        first = round(low + self.share * (high - low)) - begin[self.axis]
+        beyond = [slice(None)] * 3
+        beyond[self.axis] = slice(max(0, first), None)
+        result = labels.copy()
+        part = result[tuple(beyond)]
+        part[part == self.value] = self.second
+        return result
+
+
+def draw_cut(rng: np.random.Generator, value: int, second: int) -> Cut:
+    """A plane somewhere in the middle half of the box, across any axis."""
+    return Cut(value, second, int(rng.integers(3)), float(rng.uniform(0.25, 0.75)))
+
+
+def region_box(rng: np.random.Generator, shape: Shape, patch: Shape) -> Box:
+    """A random box of `REGION` crops inside a volume, as much of it as there is: where two views of a scan lie."""
+    box = []
+    for length, edge in zip(shape, patch, strict=True):
+        size = min(length, round(REGION * edge))
+        first = int(rng.integers(length - size + 1))
+        box.append((first, first + size))
+    return box[0], box[1], box[2]
+
+
+def cells(rng: np.random.Generator, image: np.ndarray, count: int = CELLS) -> np.ndarray:
+    """Supervoxels of a z-scored image [D,H,W]: each voxel's nearest of `count` random seeds in place and grey value.
+
+    The first step of SLIC (Achanta et al., 2012), on every other voxel, which is an eighth of the work. Returns labels
+    1..count as uint8.
+    """
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), SMOOTHING_VOXELS)[::2, ::2, ::2]
+    seeds = rng.choice(smooth.size, size=min(count, smooth.size), replace=False)
+    pitch = (smooth.size / len(seeds)) ** (1 / 3)
+    places = np.indices(smooth.shape, dtype=np.float32).reshape(3, -1) / pitch
+    points = np.concatenate([places, smooth.reshape(1, -1) / GREY_WEIGHT]).T
+    labels = (cKDTree(points[seeds]).query(points)[1] + 1).astype(np.uint8).reshape(smooth.shape)
+    for axis, length in enumerate(image.shape):
+        labels = labels.repeat(2, axis=axis).take(np.arange(length), axis=axis)
+    return labels
+
+
+def frequent(labels: Tensor, share: float = LEAST_CELL_SHARE) -> list[int]:
+    """Values above 0 that fill at least `share` of the crop, the largest first."""
+    counts = torch.bincount(labels.flatten().long())
+    counts[0] = 0
+    order = torch.argsort(counts, descending=True, stable=True)
+    return [int(value) for value in order if counts[value] >= share * labels.numel()]
+
+
+def with_curve(curve: np.ndarray | None, image: Tensor) -> Tensor:
+    """The image recoloured, or itself where there is no curve."""
+    return image if curve is None else recolour(image, curve)

@@ -1,0 +1,38 @@
+"""An image with one probability map a class: the label map is where each is largest (brain tissue)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preprocessing.adapters.base import Case
+from preprocessing.adapters.files import by_case, nothing_found, pair_up
+from preprocessing.layouts import MapFiles
+from preprocessing.patterns import find
+from preprocessing.source import FileSource, Source, Unreadable
+from preprocessing.source_kinds import ArgmaxSource
+from preprocessing.spec import DatasetSpec
+
+
+def find_probability_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
+    """Layout `probability_maps`. A case that lacks one of its maps is refused by name, not argued about.
+
+    RawDataError where there is no image.
+    """
+    form = spec.raw_files
+    assert isinstance(form, MapFiles)
+    folder = spec.settled_folder(raw)
+    images = by_case(find(folder, form.image, form.where), form.case)
+    if not images:
+        raise nothing_found(folder, spec, form.image)
+    maps = {name: by_case(find(folder, each, form.where), form.case) for name, each in form.maps.items()}
+    labels: dict[str, Source] = {}
+    for case_id in sorted({case for found in maps.values() for case in found}):
+        missing = [name for name, found in maps.items() if case_id not in found]
+        if missing:
+            labels[case_id] = Unreadable(
+                f"Case {case_id} lacks the probability map of {', '.join(missing)}: all {len(maps)} are needed."
+            )
+        else:
+            ordered = sorted((spec.classes[name], found[case_id]) for name, found in maps.items())
+            labels[case_id] = ArgmaxSource(tuple(ordered), form.above)
+    return pair_up({case: FileSource(path) for case, path in images.items()}, labels, spec)

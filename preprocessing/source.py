@@ -1,0 +1,119 @@
+"""Source: where the voxels of an image or a label map come from, as a small value that can be read.
+
+A raw dataset keeps its scans in many ways: one file each, frames of a 4D file, slices beside a DICOM series.
+A source names the files and knows how they become one Volume; nothing is read before `read` is called.
+Sources are frozen, compare by value and travel between processes. Arrays are [D,H,W] = (z,y,x).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import RawDataError
+from preprocessing.volume import Volume, as_image, as_labels, read_raw
+
+
+class Source(ABC):
+    """One image or label map on disk. `str(source)` names it in messages."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """Every file (or DICOM folder) whose bytes decide the voxels; the first one stands for the source."""
+
+    @property
+    def name(self) -> str:
+        """The name of the first file, without its folder."""
+        return self.files[0].name
+
+    @property
+    def recipe(self) -> str:
+        """What decides the voxels beside the bytes of the files; '' for a plain file."""
+        return ""
+
+    @abstractmethod
+    def read(self) -> Volume:
+        """The voxels in the type of the file. RawDataError, one sentence, where that is not possible."""
+
+    def read_image(self) -> Volume:
+        """As float32 grey values."""
+        return as_image(self.read())
+
+    def read_labels(self) -> Volume:
+        """As whole numbers; RawDataError where they are not."""
+        return as_labels(self.read(), str(self))
+
+    def __str__(self) -> str:
+        return str(self.files[0])
+
+
+@dataclass(frozen=True)
+class FileSource(Source):
+    """One NIfTI, mha, mhd or nrrd file, or a folder with one DICOM series."""
+
+    path: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def read(self) -> Volume:
+        return read_raw(self.path)
+
+
+@dataclass(frozen=True)
+class FrameSource(Source):
+    """One frame (from 0) of a 4D NIfTI (x,y,z,t). labelled: an empty frame is an error, not an empty label map."""
+
+    path: Path
+    frame: int
+    labelled: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def recipe(self) -> str:
+        return f"frame {self.frame}"
+
+    def read(self) -> Volume:
+        volume = read_raw(self.path, self.frame)
+        if self.labelled and not np.any(volume.array):
+            raise RawDataError(
+                f"Frame {self.frame} (from 0) of {self.path} should be labelled and is empty: the table of frames "
+                "and the label file do not belong together."
+            )
+        return volume
+
+    def __str__(self) -> str:
+        return f"{self.path} (frame {self.frame})"
+
+
+@dataclass(frozen=True)
+class Unreadable(Source):
+    """A case that was announced but cannot be read: `why`, one sentence, becomes its verdict."""
+
+    why: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def name(self) -> str:
+        return "nothing"
+
+    @property
+    def recipe(self) -> str:
+        return self.why
+
+    def read(self) -> Volume:
+        raise RawDataError(self.why)
+
+    def __str__(self) -> str:
+        return self.name

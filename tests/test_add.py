@@ -1,0 +1,270 @@
+"""iris_add: somebody's folder becomes a dataset that goes by its name, and not a byte of the folder changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_check import snapshot
+
+from iris_pipeline.cli import add
+from iris_pipeline.cli.add import add_main
+from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
+from preprocessing.add import Wishes, propose, survey_folder
+from preprocessing.errors import RawDataError, SpecError
+from preprocessing.spec import choose_specs, load_spec
+from preprocessing.store import Store
+
+FEW = ["--workers", "1", "--quiet"]
+SHAPE = (20, 18, 12)  # x, y, z
+
+
+def save(path: Path, array_xyz: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array_xyz, np.diag([2.0, 2.0, 3.0, 1.0])), path)
+
+
+def grey(seed: int, low: int = -1000, high: int = 1000) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, SHAPE).astype(np.int16)
+
+
+def box(x: slice, value: int = 1) -> np.ndarray:
+    array = np.zeros(SHAPE, np.uint8)
+    array[x, 4:12, 3:9] = value
+    return array
+
+
+def organs(folder: Path, cases: int = 4) -> Path:
+    """CT with a mask file a class, as TotalSegmentator writes them; one case lacks the spleen."""
+    for number in range(cases):
+        place = folder / f"s{number:04}"
+        save(place / "ct.nii.gz", grey(number))
+        save(place / "segmentations" / "kidney_left.nii.gz", box(slice(2, 6)))
+        save(place / "segmentations" / "kidney_right.nii.gz", box(slice(14, 18)))
+        if number != 1:
+            save(place / "segmentations" / "spleen.nii.gz", box(slice(7, 10)))
+    return folder
+
+
+def pairs(folder: Path, values: tuple[int, ...] = (1, 2)) -> Path:
+    """MR pairs side by side, two visits of each of three people."""
+    for person in range(3):
+        for visit in (1, 2):
+            labels = np.zeros(SHAPE, np.uint8)
+            for index, value in enumerate(values):
+                labels |= box(slice(3 + 5 * index, 6 + 5 * index), value)
+            save(folder / f"P{person}_visit{visit}.nii.gz", grey(10 * person + visit, 0, 900))
+            save(folder / f"P{person}_visit{visit}_seg.nii.gz", labels)
+    return folder
+
+
+def test_from_a_folder_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, root = organs(tmp_path / "Our Kidneys"), tmp_path / "root"
+    before = snapshot(folder)
+    assert add_main([str(folder), "--root", str(root), "--yes", *FEW]) == 0
+    told = capsys.readouterr().out
+    assert snapshot(folder) == before
+    for line in (
+        "  images    {case}/ct.nii.gz",
+        "  masks     {case}/segmentations/{class}.nii.gz",
+        "  cases     4 images with masks, s0000 to s0003",
+        "  name      our_kidneys  (the folder's name)",
+        "  modality  CT  (grey values go down to -1000, as air does in HU)",
+        "  classes   kidney_left=1 kidney_right=2 spleen=3  (the names of the mask files)",
+        "  subjects  -  (each case is one subject)",
+        "  sides     left: kidney_left; right: kidney_right  (the names of the classes)",
+        "  labels    partly labelled  (some cases lack the mask file of a class, which is then unknown there)",
+        f"Written: {root / 'raw' / 'our_kidneys.yaml'}",
+        "our_kidneys: 4 ok, 0 repaired, 0 refused",
+        f"Next: iris_plan_and_preprocess -d our_kidneys --policy fit --root {root}",
+    ):
+        assert line in told.splitlines()
+    spec = load_spec(root / "raw" / "our_kidneys.yaml")
+    assert spec.raw == str(folder) and spec.role == "upstream" and spec.partly_labelled
+
+    command = ["-d", "our_kidneys", "--root", str(root), "--policy", "fit", "--crop", "16", "16", "16", *FEW]
+    assert plan_and_preprocess_main(command) == 0
+    store = Store.open(root / "preprocessed" / "our_kidneys")
+    assert [entry.id for entry in store.manifest.cases] == ["s0000", "s0001", "s0002", "s0003"]
+    assert store.manifest.classes == {"kidney_left": 1, "kidney_right": 2, "spleen": 3}
+    assert "spleen" not in store.entry("s0001").classes
+    assert snapshot(folder) == before
+
+
+def test_the_name_is_known_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, root = organs(tmp_path / "scans"), tmp_path / "root"
+    assert add_main([str(folder), "--root", str(root), "--name", "mine", "--yes", *FEW]) == 0
+    raw = root / "raw"
+    assert [spec.name for spec in choose_specs(["all"], raw)] == ["mine"]
+    assert check_main([str(raw), "-d", "mine", *FEW]) == 0
+    assert check_main([str(folder), "-d", str(raw / "mine.yaml"), *FEW]) == 0
+    capsys.readouterr()
+    assert datasets_main(["--root", str(root)]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["mine"] == ["upstream", "CT", "3", "4", "-"]
+    with pytest.raises(SpecError, match=r"Unknown dataset 'mime': known are .*mine.*; did you mean 'mine'\?"):
+        choose_specs(["mime"], raw)
+
+
+def test_refused_cases_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = organs(tmp_path / "scans")
+    for side, x in (("left", slice(14, 18)), ("right", slice(2, 6))):
+        save(folder / "s0002" / "segmentations" / f"kidney_{side}.nii.gz", box(x))
+    assert add_main([str(folder), "--root", str(tmp_path / "root"), "--yes", *FEW]) == 1
+    told = capsys.readouterr().out
+    assert "scans: 3 ok, 0 repaired, 1 refused" in told and "'kidney_left' lies 24 mm to the right" in told
+    assert "Next: iris_plan_and_preprocess -d scans" in told
+
+
+def test_label_values_names_and_people(tmp_path: Path) -> None:
+    folder, raw = pairs(tmp_path / "study"), tmp_path / "raw"
+    survey = survey_folder(folder, workers=1, progress=False)
+    proposal = propose(survey, Wishes(), raw)
+    assert proposal.spec.classes == {"label_1": 1, "label_2": 2} and proposal.spec.modality == "MR"
+    assert proposal.reasons["classes"] == "the values in the label maps; no file names them"
+    assert proposal.reasons["subjects"].startswith("3 subjects in 6 cases")
+    assert [proposal.spec.subject_of(case) for case in survey.ids] == ["P0", "P0", "P1", "P1", "P2", "P2"]
+    wished = Wishes("heart", "PET", {"left": 1, "right": 2}, "", "held-out")
+    spec = propose(survey, wished, raw).spec
+    assert (spec.name, spec.modality, spec.role, spec.subject_pattern) == ("heart", "PET", "held-out", None)
+    assert spec.classes == {"left": 1, "right": 2} and spec.sides == {"left": ("left",), "right": ("right",)}
+    (folder / "dataset.json").write_text(
+        json.dumps({"name": "Study", "labels": {"background": 0, "liver": 2}, "channel_names": {"0": "T2"}})
+    )
+    told = propose(survey_folder(folder, workers=1, progress=False), Wishes(), raw)
+    assert told.spec.classes == {"liver": 2, "label_1": 1} and told.spec.title == "Study"
+    assert (
+        told.reasons["classes"] == "as the JSON file beside the scans names them, and values it does not name"
+    )
+
+
+def test_one_value_takes_the_name_of_its_files(tmp_path: Path) -> None:
+    for case in ("a", "b"):
+        save(tmp_path / case / "scan.nii.gz", grey(ord(case)))
+        save(tmp_path / case / "lung_tumour_mask.nii.gz", box(slice(2, 5), 255))
+    proposal = propose(survey_folder(tmp_path, workers=1, progress=False), Wishes(), tmp_path / "raw")
+    assert proposal.spec.classes == {"lung_tumour": 255}
+
+
+def test_patterns_of_the_users_own(tmp_path: Path) -> None:
+    for case in ("1", "2"):
+        save(tmp_path / "a" / f"x{case}.nii.gz", grey(int(case)))
+        save(tmp_path / "b" / f"y{case}-{'liver'}.nii.gz", box(slice(2, 5)))
+    survey = survey_folder(
+        tmp_path, "a/x{case}.nii.gz", "b/y{case}-{class}.nii.gz", workers=1, progress=False
+    )
+    assert survey.ids == ("1", "2") and survey.masks == ("liver",)
+    with pytest.raises(SpecError, match="two patterns that go together"):
+        survey_folder(tmp_path, "a/x{case}.nii.gz", None, workers=1, progress=False)
+    with pytest.raises(RawDataError, match=r"No file of \S+ fits b/z\{case\}\{class\}: correct the pattern"):
+        survey_folder(tmp_path, "a/x{case}.nii.gz", "b/z{case}{class}", workers=1, progress=False)
+    with pytest.raises(SpecError, match=r"'b/y\*' must hold \{case\}"):
+        survey_folder(tmp_path, "a/x{case}.nii.gz", "b/y*", workers=1, progress=False)
+
+
+def test_what_cannot_be_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(RawDataError, match="gone is no folder"):
+        survey_folder(tmp_path / "gone")
+    for case in ("a", "b"):
+        save(tmp_path / "grey" / f"{case}.nii.gz", grey(1))
+        save(tmp_path / "grey" / f"{case}_seg.nii.gz", np.abs(grey(2)))
+        save(tmp_path / "bare" / f"{case}.nii.gz", grey(1))
+        save(tmp_path / "bare" / f"{case}_seg.nii.gz", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(RawDataError, match=r"hold \d+ different values, as images do"):
+        survey_folder(tmp_path / "grey", workers=1, progress=False)
+    with pytest.raises(RawDataError, match="Every label map that could be read is empty"):
+        survey_folder(tmp_path / "bare", workers=1, progress=False)
+
+
+def test_nothing_is_overwritten_or_mixed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, root = pairs(tmp_path / "study"), tmp_path / "root"
+    command = [str(folder), "--root", str(root), "--yes", *FEW]
+    assert add_main(command) == 0
+    written = (root / "raw" / "study.yaml").read_bytes()
+    assert add_main([*command, "--modality", "PET"]) == 1
+    assert "study.yaml exists already: give another --name, or --overwrite" in capsys.readouterr().err
+    assert (root / "raw" / "study.yaml").read_bytes() == written
+    assert add_main([*command, "--modality", "PET", "--overwrite"]) == 0
+    assert load_spec(root / "raw" / "study.yaml").modality == "PET"
+    assert add_main([*command, "--name", "lits"]) == 1
+    assert "'lits' is a dataset of the package already" in capsys.readouterr().err
+    (root / "raw" / "taken").mkdir()
+    assert add_main([*command, "--name", "taken"]) == 1
+    assert "taken holds other scans of that name already" in capsys.readouterr().err
+    assert add_main([str(folder), "--root", str(folder / "work"), "--yes", *FEW]) == 1
+    assert "Nothing is written into the folder of the scans" in capsys.readouterr().err
+    assert not (folder / "work").exists()
+
+
+def test_a_folder_under_raw_needs_no_address(tmp_path: Path) -> None:
+    organs(tmp_path / "raw" / "here")
+    assert add_main([str(tmp_path / "raw" / "here"), "--root", str(tmp_path), "--yes", *FEW]) == 0
+    assert load_spec(tmp_path / "raw" / "here.yaml").raw is None
+    assert check_main([str(tmp_path / "raw"), "-d", "here", *FEW]) == 0
+
+
+def test_without_a_terminal_guesses_are_shown_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pairs(tmp_path / "study")
+    assert add_main([str(folder), "--root", str(tmp_path / "root"), *FEW]) == 1
+    said = capsys.readouterr()
+    assert "  modality  MR" in said.out
+    assert said.err.startswith("Error: Nothing was written, since nobody can be asked here: add --yes")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Answers, the first first; the questions are kept behind them."""
+    answers: list[str] = []
+    monkeypatch.setattr(add.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: answers.pop(0))
+    yield answers
+    assert not answers, "a question was not asked"
+
+
+def test_the_guesses_can_be_corrected_by_answers(
+    tmp_path: Path, terminal: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = pairs(tmp_path / "study"), tmp_path / "root"
+    terminal += ["hearts", "mri", "pet", "left", "'left atrium=1' wall=2", "-", ""]
+    assert add_main([str(folder), "--root", str(root), *FEW]) == 0
+    spec = load_spec(root / "raw" / "hearts.yaml")
+    assert (spec.modality, spec.classes) == ("PET", {"left atrium": 1, "wall": 2})
+    assert spec.subject_pattern is None
+    assert "'left' is none of that" in capsys.readouterr().out
+
+
+def test_enter_keeps_the_guesses_and_no_writes_nothing(
+    tmp_path: Path, terminal: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = organs(tmp_path / "scans"), tmp_path / "root"
+    terminal += ["", "", "", "", "n"]
+    assert add_main([str(folder), "--root", str(root), *FEW]) == 1
+    assert capsys.readouterr().out.endswith("Nothing was written.\n") and not root.exists()
+    terminal += ["", "", "", "", "y"]
+    assert add_main([str(folder), "--root", str(root), *FEW]) == 0
+    assert load_spec(root / "raw" / "scans.yaml").classes == {
+        "kidney_left": 1,
+        "kidney_right": 2,
+        "spleen": 3,
+    }
+
+
+def test_wrong_options_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pairs(tmp_path / "study")
+    command = [str(folder), "--root", str(tmp_path / "root"), "--yes", *FEW]
+    for options, says in (
+        (["--classes", "liver"], "Classes are given as NAME=VALUE, each name once"),
+        (["--classes", "liver=1", "spleen=1"], "classes: two classes have the same value"),
+        (["--name", "Mine!"], "a name has lower-case letters"),
+        (["--subject-pattern", "(P"], "is no regular expression"),
+    ):
+        assert add_main([*command, *options]) == 1
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("Error: ") and error.count("\n") == 1

@@ -1,0 +1,200 @@
+"""Made tasks against hand-made volumes and brute force. Arrays are [D,H,W] = (z,y,x).
+
+In the stores of memory_store.py the image is 10 * case + label: liver 1, spleen 2, tumour 5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from memory_store import CLASSES, make_store
+
+from iris_pipeline.cli.train import _synthetic
+from iris_pipeline.episode import Episode
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.synthetic import (
+    CURVE_RANGE,
+    KNOTS,
+    Cut,
+    SyntheticTasks,
+    cells,
+    draw_curve,
+    draw_tasks,
+    frequent,
+    recolour,
+    region_box,
+    unite,
+)
+from iris_pipeline.train import update_bank
+from preprocessing.errors import EpisodeError, ModelError
+
+
+def episodes(count: int = 40, **tasks: float) -> list[Episode]:
+    config = EpisodeConfig(augment=False, synthetic=SyntheticTasks(**tasks))
+    sampler = EpisodeSampler({"a": make_store()}, config=config)
+    return [sampler.episode(i) for i in range(count)]
+
+
+# --- the parts --------------------------------------------------------------------------------------
+
+
+def test_each_kind_is_drawn_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    draws = [
+        draw_tasks(rng, SyntheticTasks(recolour=0.5, unite=0.1, split=0.2, cells=0.3)) for _ in range(4000)
+    ]
+    kinds = [draw.structure for draw in draws]
+    shares = [kinds.count(kind) / 4000 for kind in ("unite", "split", "cells", "")]
+    assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.03)
+    assert sum(draw.curve is not None for draw in draws) / 4000 == pytest.approx(0.5, abs=0.03)
+    assert not any(draw_tasks(rng, SyntheticTasks()).is_made for _ in range(100))
+
+
+def test_a_curve_has_mean_0_and_spread_1_and_bends_at_its_knots() -> None:
+    curve = draw_curve(np.random.default_rng(1))
+    assert curve.shape == (KNOTS,) and curve.mean() == pytest.approx(0, abs=1e-9)
+    assert curve.std() == pytest.approx(1)
+    low, high = CURVE_RANGE
+    step = (high - low) / (KNOTS - 1)
+    image = torch.tensor([low - 9, low, low + step, low + 1.5 * step, high, high + 9]).view(1, 1, 1, 6)
+    expected = [curve[0], curve[0], curve[1], (curve[1] + curve[2]) / 2, curve[-1], curve[-1]]
+    assert recolour(image, curve).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_united_classes_are_two_or_more_and_none_is_lost() -> None:
+    rng = np.random.default_rng(2)
+    for count in (2, 3, 5):
+        for _ in range(20):
+            groups = unite(rng, count)
+            assert sorted(k for group in groups for k in group) == list(range(count))
+            assert len(groups[0]) >= 2 and all(len(group) == 1 for group in groups[1:])
+
+
+def test_a_cut_lies_where_the_whole_class_says_whatever_box_was_read() -> None:
+    store = make_store()
+    entry = store.entry("case1")  # at = 1: the liver spans z 9..20
+    (low, high), *_ = entry.classes["liver"].bbox
+    assert (low, high) == (9, 21)
+    cut = Cut(value=1, second=6, axis=0, share=0.5)  # the plane lies at z = 15
+    labels = store.volumes["case1"][2]
+    expected = np.where((labels == 1) & (np.arange(40)[:, None, None] >= 15), 6, labels)
+    assert np.array_equal(cut.apply(labels, (0, 0, 0), entry, "liver"), expected)
+    assert np.array_equal(cut.apply(labels[12:18], (12, 0, 0), entry, "liver"), expected[12:18])
+    assert np.array_equal(cut.apply(labels[17:], (17, 0, 0), entry, "liver"), expected[17:])
+    assert labels.max() == 2, "the store's own labels were changed"
+
+
+def test_cells_are_the_nearest_seeds_in_place_and_grey() -> None:
+    image = np.zeros((16, 16, 16), dtype=np.float32)
+    image[:, :, 8:] = (
+        20.0  # far apart in grey: no cell may reach across but where the smoothing blurs the edge
+    )
+    labels = cells(np.random.default_rng(0), image, count=8)
+    assert (
+        labels.shape == image.shape
+        and labels.dtype == np.uint8
+        and set(np.unique(labels)) <= set(range(1, 9))
+    )
+    left, right = set(np.unique(labels[:, :, :4])), set(np.unique(labels[:, :, 12:]))
+    assert left and right and not left & right
+    assert np.array_equal(labels[::2, ::2, ::2], labels[1::2, 1::2, 1::2])  # found on every other voxel
+
+
+def test_only_cells_that_fill_a_share_are_asked_for() -> None:
+    labels = torch.zeros(10, 10, 10, dtype=torch.uint8)
+    labels[0] = 3  # 100 voxels
+    labels[1, 0] = 2  # 10
+    labels[1, 1, 0] = 1  # 1
+    assert frequent(labels, share=0.01) == [3, 2]
+
+
+def test_a_region_lies_inside_and_is_as_large_as_there_is() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        box = region_box(rng, (100, 70, 20), (64, 64, 64))
+        assert [b - a for a, b in box] == [80, 70, 20]
+        assert all(a >= 0 and b <= n for (a, b), n in zip(box, (100, 70, 20), strict=True))
+
+
+# --- the episodes -----------------------------------------------------------------------------------
+
+
+def test_without_probabilities_nothing_changes() -> None:
+    for plain, same in zip(episodes(10), episodes(10, recolour=0.0), strict=True):
+        assert torch.equal(plain.query.image, same.query.image) and not plain.is_made
+
+
+def test_recoloured_pairs_share_one_curve_and_keep_their_masks() -> None:
+    for plain, made in zip(episodes(10), episodes(10, recolour=1.0), strict=True):
+        assert made.is_made and made.class_names == plain.class_names
+        assert torch.equal(made.reference.masks, plain.reference.masks)
+        # equal grey values stay equal, in the pair and across it
+        before = torch.cat([plain.reference.image.flatten(), plain.query.image.flatten()])
+        after = torch.cat([made.reference.image.flatten(), made.query.image.flatten()])
+        for value in before.unique():
+            assert after[before == value].unique().numel() == 1
+
+
+def test_united_masks_are_the_union_of_the_labels() -> None:
+    seen = 0
+    for made in episodes(unite=1.0):
+        for k, name in enumerate(made.class_names):
+            values = [CLASSES[part] for part in name.split(" + ")]
+            for sample in (made.reference, made.query):
+                labels = sample.image[0] % 10  # the image is 10 * case + label
+                assert torch.equal(sample.masks[k] > 0, torch.isin(labels, torch.tensor(values).float()))
+            seen += len(values) > 1
+    assert seen > 10
+
+
+def test_the_parts_of_a_split_class_are_disjoint_and_make_it_whole() -> None:
+    both = 0
+    for made in episodes(split=1.0):
+        first, second = made.class_names[:2]
+        assert first.endswith(", first part") and second == first.replace("first", "second")
+        value = CLASSES[first.split(",")[0]]
+        for sample in (made.reference, made.query):
+            assert torch.equal(sample.masks[0] + sample.masks[1], (sample.image[0] % 10 == value).float())
+        both += bool(made.reference.masks[0].any() and made.reference.masks[1].any())
+    assert both > 20
+
+
+def test_cells_come_from_one_scan_and_are_shown_by_the_reference() -> None:
+    for made in episodes(20, cells=1.0):
+        assert made.is_made and made.reference.case_id == made.query.case_id
+        assert 1 <= len(made.class_names) <= 8
+        assert made.reference.masks.flatten(1).any(1).all()
+        assert made.reference.masks.sum(0).max() == 1
+
+
+def test_the_reference_still_never_is_its_own_query_where_masks_are_annotated() -> None:
+    for kind in ("recolour", "unite", "split"):
+        assert all(e.reference.subject != e.query.subject for e in episodes(20, **{kind: 1.0}))
+
+
+def test_made_tasks_never_enter_the_bank() -> None:
+    bank = MemoryBank()
+    (made,) = episodes(1, recolour=1.0)
+    update_bank(bank, [made], (torch.zeros(1, len(made.class_names), 11, 4),))
+    assert not bank.keys()
+
+
+# --- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"cells": 1.2}, {"unite": 0.6, "split": 0.6}, {"recolour": -0.1}])
+def test_impossible_probabilities(values: dict[str, float]) -> None:
+    with pytest.raises(
+        EpisodeError, match=r"lie between 0 and 1, and unite, split and cells sum to 1 at most"
+    ):
+        SyntheticTasks(**values)
+
+
+def test_the_command_names_its_kinds() -> None:
+    assert _synthetic(["split=0.1", "cells=0.2"]) == (("cells", 0.2), ("split", 0.1))
+    with pytest.raises(
+        ModelError, match=r"--synthetic knows recolour, unite, split, cells; got supervoxels\."
+    ):
+        _synthetic(["supervoxels=0.1"])
