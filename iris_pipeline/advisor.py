@@ -21,7 +21,7 @@ from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import InferenceOptions, digest
-from iris_pipeline.retrieval import rough_labels
+from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 
@@ -135,7 +135,7 @@ def run_trials(
         shown = [name for name in task.class_names if name in tasks[query].class_names]
         scores = {}
         if shown:
-            found = rough_labels(loaded, held.image, task, options)
+            found = label_volume(loaded.model, held.image, task, options)
             overlaps = label_overlaps(found, held.labels, {name: held.classes[name] for name in shown})
             scores = {name: overlap.dice for name, overlap in overlaps.items()}
         done[query, references] = scores

@@ -14,8 +14,9 @@ from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.outputs import Outputs
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions, Verdict, predict_cases
+from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Candidate,
@@ -85,6 +86,8 @@ def predict_split(
     part: str = "test",
     out: Path,
     options: InferenceOptions | None = None,
+    outputs: Outputs | None = None,
+    judge: Judge | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
@@ -117,6 +120,8 @@ def predict_split(
         options,
         classes=store.manifest.classes,
         made_from={"dataset": store.manifest.dataset, "split": split, "part": part} | experiment.describe(),
+        outputs=outputs,
+        judge=judge,
         overwrite=overwrite,
         progress=progress,
     )

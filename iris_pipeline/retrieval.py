@@ -17,7 +17,7 @@ from torch import Tensor
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, image_vector, unit_vector
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.sliding_window import segment_volume
+from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import ReferenceCaseError, TaskError
@@ -84,7 +84,7 @@ def object_retrieval(
     """
     settings = settings or RetrievalSettings()
     _first(pool)
-    rough = rough_labels(loaded, query, start, replace(options, overlap=settings.rough_overlap))
+    rough = label_volume(loaded.model, query, start, replace(options, overlap=settings.rough_overlap))
     try:
         seen = one_shot(
             loaded.model,
@@ -126,25 +126,6 @@ def retrieve_classes(
     used = {choice.id for chosen in choices.values() for choice in chosen}
     task = replace(start, tokens=levels)
     return _of_pool(task, pool, len(used) or start.references, "object-retrieval"), choices
-
-
-def rough_labels(
-    loaded: LoadedModel, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
-) -> np.ndarray:
-    """Label map uint8 [D,H,W] of a prepared image on its own grid: the most probable class above 0.5, else 0."""
-    probabilities = segment_volume(
-        loaded.model,
-        image,
-        task,
-        overlap=options.overlap,
-        weighting=options.weighting,
-        batch_size=options.batch_size,
-        device=options.device,
-        autocast=options.autocast,
-    )
-    best = probabilities.argmax(0)
-    values = np.asarray(task.class_values, np.uint8)[best]
-    return np.where(np.take_along_axis(probabilities, best[None], 0)[0] > 0.5, values, np.uint8(0))
 
 
 def class_vector(task: TaskEmbedding, name: str) -> Tensor:

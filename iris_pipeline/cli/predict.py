@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
@@ -19,9 +20,19 @@ from iris_pipeline.cli._models import (
     tell_task,
     tuning_settings,
 )
+from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
 from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.judging import (
+    bank_witnesses,
+    file_volumes,
+    file_witnesses,
+    stored_volumes,
+    stored_witnesses,
+    train_ids,
+)
 from iris_pipeline.predict import (
     InferenceOptions,
+    Judge,
     Verdict,
     digest,
     predict_cases,
@@ -54,7 +65,12 @@ def predict_main(argv: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "-i", metavar="IN", help="a scan, a folder of scans (nnU-Net names too), a DICOM series folder"
+        "-i",
+        metavar="IN",
+        help="a scan, a folder of scans (nnU-Net names too), a DICOM series, a folder of these",
+    )
+    parser.add_argument(
+        "--channel", metavar="C", help="of -i, where scans have several: a number from 0 on, or its name"
     )
     what.add_argument("--split", metavar="SPLIT", help="instead: this split's part of -d, from the raw files")
     parser.add_argument(
@@ -64,7 +80,9 @@ def predict_main(argv: list[str] | None = None) -> int:
         "-o", metavar="OUT", help="folder of the results (--split: default results/<run>/predictions/...)"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("-t", metavar="FILE", help="a task file of iris_encode")
+    how.add_argument(
+        "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
+    )
     how.add_argument("-r", nargs="+", metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL")
     how.add_argument(
         "-d", metavar="DATASET", help="a dataset (default: the one the model knows, if it is one)"
@@ -88,6 +106,10 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--overlap", type=float, default=0.5, help="share of a window that its neighbour covers too"
     )
     parser.add_argument("--batch-size", type=int, default=1, help="windows run together")
+    parser.add_argument(
+        "--skip-air", action="store_true", help="windows of nothing but air are background, unasked"
+    )
+    add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")
     arguments = parser.parse_args(argv)
     if arguments.i is not None and arguments.o is None:
@@ -104,6 +126,7 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         device=device,
         autocast=autocast_of(arguments.precision, device),
+        skip="air" if arguments.skip_air else "never",
     )
     if arguments.strategy == "bank" and (arguments.t or arguments.r):
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
@@ -113,6 +136,8 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         verdicts = _predict_split(arguments, root, options)
     else:
         verdicts = _predict_inputs(arguments, root, options)
+    if arguments.confidence and arguments.o:
+        tell_judgements(Path(arguments.o))
     done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
     print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
     raise_for_refused(verdicts)
@@ -120,29 +145,47 @@ def _predict_command(arguments: argparse.Namespace) -> int:
 
 
 def _predict_inputs(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
-    inputs, notes = find_inputs(Path(arguments.i))
+    inputs, notes = find_inputs(Path(arguments.i), arguments.channel)
     for note in notes:
         print(f"Note: {note}")
-    loaded, _ = load_run(arguments, root, options.device)
+    loaded, folder = load_run(arguments, root, options.device)
     out = Path(arguments.o)
     print(f"{len(inputs)} scan{'s' * (len(inputs) != 1)} from {arguments.i} to {out}.")
     if arguments.t or arguments.r:
         if arguments.t:
-            task = load_task(arguments.t, loaded.model_hash)
-            print(f"Task: {summary(task)}.")
-            return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
-        return _predict_from_files(arguments, loaded, inputs, out, options)
+            tasks = [load_task(path, loaded.model_hash) for path in arguments.t]
+            for task in tasks:
+                print(f"Task: {summary(task)}.")
+            judge = judge_of(arguments, loaded, folder, options)
+            return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge))
+        return _predict_from_files(arguments, loaded, folder, inputs, out, options)
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
         task = bank(loaded, dataset)
         print(f"Task: {summary(task)}.")
-        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
-    return _predict_from_store(arguments, root, loaded, dataset, inputs, out, options)
+        judge = judge_of(
+            arguments,
+            loaded,
+            folder,
+            options,
+            witnesses=lambda: bank_witnesses(
+                loaded, root.preprocessed / dataset, options, arguments.seed or 0
+            ),
+            volumes=lambda calibration: calibration.volumes_ml.get(dataset, {}),
+        )
+        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+    return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options)
+
+
+def _wishes(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
+    """What is to be written, for `predict_cases` and its like."""
+    return {"outputs": outputs_of(arguments), "judge": judge, "overwrite": arguments.overwrite}
 
 
 def _predict_from_files(
     arguments: argparse.Namespace,
     loaded: LoadedModel,
+    folder: Path,
     inputs: list[InputCase],
     out: Path,
     options: InferenceOptions,
@@ -150,6 +193,15 @@ def _predict_from_files(
     """-r with any strategy: one task for all scans, or one for each."""
     files = reference_files(arguments.r)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
+    seed, modality = arguments.seed or 0, arguments.modality
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: file_witnesses(loaded, files, options, seed),
+        volumes=lambda _: file_volumes(files),
+    )
     if strategy in ONE_TASK:
         task = encode_files(
             loaded,
@@ -157,21 +209,21 @@ def _predict_from_files(
             options,
             strategy=strategy,
             count=arguments.references,
-            seed=arguments.seed or 0,
-            modality=arguments.modality,
+            seed=seed,
+            modality=modality,
             tuning=tuning_settings(arguments),
             progress=True,
         )
         tell_task(task, arguments, files.classes)
-        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
         loaded,
         files,
         options,
         count=arguments.references,
-        seed=arguments.seed or 0,
-        modality=arguments.modality,
+        seed=seed,
+        modality=modality,
         retrieval=_retrieval_settings(arguments),
     )
     tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
@@ -188,7 +240,7 @@ def _predict_from_files(
             "settings": asdict(_retrieval_settings(arguments)),
         },
         remarks={"references": [reference.id for reference in pool]},
-        overwrite=arguments.overwrite,
+        **_wishes(arguments, judge),
     )
 
 
@@ -196,6 +248,7 @@ def _predict_from_store(
     arguments: argparse.Namespace,
     root: Root,
     loaded: LoadedModel,
+    folder: Path,
     dataset: str,
     inputs: list[InputCase],
     out: Path,
@@ -204,9 +257,8 @@ def _predict_from_store(
     """-d with a strategy that draws references from the store's train part."""
     store = open_stores(root.preprocessed, [dataset])[dataset]
     check_plan(loaded, store)
-    split = store.manifest.splits.get(str(loaded.state.settings.get("split")), store.manifest.splits["paper"])
     # A scan that bears the name of a stored case may be that case: it is no reference then.
-    ids = [case_id for case_id in split["train"] if case_id not in {case.id for case in inputs}]
+    ids = [case_id for case_id in train_ids(loaded, store) if case_id not in {case.id for case in inputs}]
     if not ids:
         raise TaskError(
             f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
@@ -219,6 +271,14 @@ def _predict_from_store(
         f"of {dataset}."
     )
     raw = {case.id: case for case in _raw_cases(root, store)}
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: stored_witnesses(loaded, store, ids, options, experiment.count, experiment.seed),
+        volumes=lambda _: stored_volumes(store, ids),
+    )
     return predict_cases(
         loaded,
         stored_tasks(loaded, store, ids, experiment, options, raw, note_references(out)),
@@ -227,7 +287,7 @@ def _predict_from_store(
         options,
         classes=store.manifest.classes,
         made_from={"dataset": dataset, "from": ids} | experiment.describe(),
-        overwrite=arguments.overwrite,
+        **_wishes(arguments, judge),
     )
 
 
@@ -282,6 +342,20 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         name += f"_k{experiment.count}_draw{experiment.seed}"  # experiments side by side, each in a folder
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
     print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {strategy}, to {out}.")
+    held_out = store.manifest.role == "held-out"
+    parts = store.manifest.splits.get(arguments.split, {})
+    ids = parts.get(arguments.part if held_out else "train", [])
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: stored_witnesses(
+            loaded, store, ids, options, experiment.count, experiment.seed, {case.id: case for case in cases}
+        ),
+        # of a held-out dataset each case would have its own volume among the references'
+        volumes=lambda _: {} if held_out else stored_volumes(store, ids),
+    )
     return predict_split(
         loaded,
         store,
@@ -291,5 +365,5 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         part=arguments.part,
         out=out,
         options=options,
-        overwrite=arguments.overwrite,
+        **_wishes(arguments, judge),
     )
