@@ -79,9 +79,9 @@ def draw_advice(
     """A row a class (at most MOST_ROWS): who segments whom alone, who helps the ensemble, how many are enough."""
     shown = [name for name in classes if any(note.class_name == name for note in advice.sizes)][:MOST_ROWS]
     shown = shown or list(classes[:1])
-    height = max(2.8, 1.2 + 0.32 * len(ids))
+    height = max(3.2, 1.6 + 0.36 * len(ids))
     figure, grid = plt.subplots(
-        len(shown), 3, figsize=(13, height * len(shown)), layout="constrained", squeeze=False
+        len(shown), 3, figsize=(14, height * len(shown)), layout="constrained", squeeze=False
     )
     for row, name in zip(grid, shown, strict=True):
         _draw_matrix(row[0], trials, ids, name)
@@ -118,7 +118,7 @@ def _draw_matrix(axes: Axes, trials: Sequence[Trial], ids: Sequence[str], class_
 def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str) -> None:
     notes = {note.id: note for note in advice.references if note.class_name == class_name}
     gains = [notes[each].gain for each in ids]
-    axes.set(title=f"{class_name}: what each reference adds to the others", xlabel="Dice gained by having it")
+    axes.set(title=f"{class_name}: what each adds to the others", xlabel="Dice gained by having it")
     axes.set_yticks(range(len(ids)), [_short(each) for each in ids], fontsize=8)
     axes.set_ylim(len(ids) - 0.5, -0.5)
     if np.isnan(gains).all():
@@ -128,7 +128,7 @@ def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str)
     colours = [HELPS if g >= MARGIN else HURTS if g <= -MARGIN else EQUAL for g in gains]
     axes.barh(range(len(ids)), np.nan_to_num(gains), color=colours)
     axes.axvline(0, color="k", linewidth=0.8)
-    reach = max(0.05, 1.25 * float(np.nanmax(np.abs(gains))))
+    reach = max(0.05, 1.6 * float(np.nanmax(np.abs(gains))))
     axes.set_xlim(-reach, reach)
     for place, gain in enumerate(gains):
         if not np.isnan(gain):
@@ -139,8 +139,9 @@ def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str)
 def _draw_sizes(axes: Axes, advice: Advice, class_name: str) -> None:
     notes = [note for note in advice.sizes if note.class_name == class_name]
     sizes = [note.size for note in notes]
-    axes.fill_between(sizes, [n.low for n in notes], [n.high for n in notes], color=HELPS, alpha=0.15)
-    axes.plot(sizes, [note.mean for note in notes], marker="o", color=HELPS)
+    low, high = [note.low for note in notes], [note.high for note in notes]
+    axes.fill_between(sizes, low, high, color=HELPS, alpha=0.15, label="worst to best case")
+    axes.plot(sizes, [note.mean for note in notes], marker="o", color=HELPS, label="mean")
     for note in notes:
         at = (note.size, note.mean)
         text = f"{note.mean:.2f}"
@@ -148,10 +149,12 @@ def _draw_sizes(axes: Axes, advice: Advice, class_name: str) -> None:
     axes.set(
         title=f"{class_name}: how many are enough",
         xlabel="references in the ensemble",
-        ylabel="Dice: mean, worst and best case",
+        ylabel="Dice",
         ylim=(0, 1.05),
     )
     axes.set_xticks(sizes)
+    axes.margins(x=0.1)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

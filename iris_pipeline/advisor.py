@@ -251,8 +251,8 @@ def _enough(sizes: Sequence[SizeNote]) -> str:
         return f"one reference reaches Dice {last.mean:.2f}; with a third one, more could be said."
     if enough.size == last.size:
         return (
-            f"every reference still helps: Dice {sizes[0].mean:.2f} with {sizes[0].size}, {last.mean:.2f} with "
-            f"{last.size}; more may help further."
+            f"more references still help: Dice {sizes[0].mean:.2f} with {sizes[0].size}, {last.mean:.2f} with "
+            f"{last.size}; further ones may too."
         )
     noun = "reference is" if enough.size == 1 else "references are"
     return f"{enough.size} {noun} enough: Dice {enough.mean:.2f}, and {last.mean:.2f} with {last.size}."

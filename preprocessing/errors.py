@@ -59,3 +59,7 @@ class PredictionError(IrisError):
 
 class EvaluationError(IrisError):
     """Predictions and truth cannot be compared."""
+
+
+class ExportError(IrisError):
+    """A dataset cannot be written in another tool's form."""

@@ -75,7 +75,7 @@ def test_notes_by_hand() -> None:
     assert (sizes[1].mean, sizes[1].low, sizes[1].high) == pytest.approx((0.5, 0.2, 0.7))
     assert (sizes[2].mean, sizes[2].low, sizes[2].high) == pytest.approx((1.7 / 3, 0.2, 0.8))
     assert advice.lines == (
-        "x: every reference still helps: Dice 0.50 with 1, 0.57 with 2; more may help further.",
+        "x: more references still help: Dice 0.50 with 1, 0.57 with 2; further ones may too.",
         "x: a helps most; without it the others lose 0.20 Dice.",
         "x: c hurts; without it the others gain 0.10 Dice: look at its mask, or leave it out.",
         "x: c is unlike the others, who find it there with Dice 0.20 only (0.70 in the median case): check its "

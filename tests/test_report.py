@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from scans import affine_of, save
 
-from iris_pipeline.evaluate import Origin, Row, write_rows
 from iris_pipeline.overlays import (
     PLANES,
     CaseView,
@@ -37,6 +36,7 @@ from iris_pipeline.report import (
     with_code,
     write_report,
 )
+from iris_pipeline.rows import Origin, Row, write_rows
 from preprocessing.errors import EvaluationError
 from preprocessing.geometry import Reorientation
 from preprocessing.paths import Root
