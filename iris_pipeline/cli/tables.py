@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import at_least_one, choose_device, run
-from iris_pipeline.cli.predict import find_run
+from iris_pipeline.cli._models import find_run
 from iris_pipeline.efficiency import (
     CLASSES,
     EDGE_VOXELS,
