@@ -26,6 +26,7 @@ from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_f
 from iris_pipeline.pages import page_environment
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.report_parts import (
+    LARGEST_PLOT,
     RANKS,
     DatasetPart,
     dataset_part,
@@ -80,7 +81,11 @@ def write_report(
     datasets = sorted(set(rows["dataset"]))
     pixels = picture_pixels(len(datasets) * len(RANKS) * len(PLANES))
     bar = tqdm(datasets, desc="pictures", unit="dataset", disable=not progress, dynamic_ncols=True)
-    parts = [dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels) for name in bar]
+    plotted = ordered_strategies(rows[rows["run"] != BASELINE_RUN])[:LARGEST_PLOT]
+    parts = [
+        dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels, plotted)
+        for name in bar
+    ]
     left_out = [f"No pictures of {part.name}: {part.problem}" for part in parts if part.problem]
     intakes: list[Intake] = []
     for name in dict.fromkeys([*datasets, *_stored(root.preprocessed)]):
@@ -147,7 +152,7 @@ def render(
 ) -> str:
     """The page's HTML. embedded: the map, or one sentence why there is none."""
     ours = rows[rows["run"] != BASELINE_RUN]
-    strategies = ordered_strategies(ours)
+    strategies = ordered_strategies(ours)[:LARGEST_PLOT]
     return (
         page_environment()
         .get_template(PAGE)
@@ -188,9 +193,8 @@ def _stored(preprocessed: Path) -> list[str]:
 def _overview_boxes(rows: pd.DataFrame, strategies: Sequence[str]) -> Markup:
     """Box plots of the cases' mean Dice: a line a dataset and strategy."""
     means = rows.groupby(["dataset", "strategy", "case"], sort=False)["dice"].mean().reset_index()
-    ordered = pd.concat([means[means["strategy"] == name] for name in strategies])
     return box_plot(
-        ordered.sort_values("dataset", kind="stable"), "dataset", "Box plot of each dataset's Dice"
+        means.sort_values("dataset", kind="stable"), "dataset", strategies, "Box plot of each dataset's Dice"
     )
 
 

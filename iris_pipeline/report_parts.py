@@ -26,16 +26,23 @@ from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, read_labels
 
 RANKS = ("best", "median", "worst")
-# Columns of an evaluation that are no metric: who and where, and the counts behind the empty-mask rule.
-_NOT_METRICS = {"dataset", "case", "subject", "class", "truth_voxels", "predicted_voxels", *ROW_KEY}
+LARGEST_PLOT = 6
+"""Strategies in a box plot: with more, boxes cannot be told apart."""
+# Columns of an evaluation that are no metric: who and where, counts behind the empty-mask rule, what was drawn.
+_NOT_METRICS = {
+    *("dataset", "case", "subject", "class", "truth_voxels", "predicted_voxels", *ROW_KEY),
+    *("tolerance_mm", "truth_ml", "references", "draw", "base"),
+    *("lesions_truth", "lesions_found", "lesions_predicted", "lesions_confirmed"),
+}
 _METRIC_NAMES = {
     "dice": "Dice",
     "iou": "IoU",
     "nsd": "NSD",
     "hd95_mm": "HD95 (mm)",
     "assd_mm": "ASSD (mm)",
-    "volume_error_ml": "volume error (ml)",
+    "lesion_f1": "lesion F1",
 }
+_UNITS = {"mm": "mm", "ml": "ml", "percent": "%"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,15 @@ class DatasetPart:
 
 
 def dataset_part(
-    run: Path, rows: pd.DataFrame, name: str, root: Root, strategy: str | None, pixels: int
+    run: Path,
+    rows: pd.DataFrame,
+    name: str,
+    root: Root,
+    strategy: str | None,
+    pixels: int,
+    plotted: Sequence[str],
 ) -> DatasetPart:
-    """A dataset whose scans cannot be had still gets its tables. rows: those of this dataset."""
+    """A dataset whose scans cannot be had still gets its tables. rows: its own; plotted: strategies of the plots."""
     ours = rows[rows["run"] != BASELINE_RUN]
     chosen = strategy if strategy is not None else first_strategy(ours)
     shown = ours[ours["strategy"] == chosen]
@@ -104,7 +117,7 @@ def dataset_part(
         table=dataset_table(rows, name, column),
         strategy=chosen,
         classes=class_table(shown, name),
-        boxes=box_plot(_in_order(ours), "class", f"Box plot of the Dice of each class of {title}"),
+        boxes=box_plot(ours, "class", plotted, f"Box plot of the Dice of each class of {title}"),
         all_cases=case_table(shown, name),
         cases=tuple(cases),
         problem=problem,
@@ -113,7 +126,7 @@ def dataset_part(
 
 def metric_columns(rows: pd.DataFrame) -> list[str]:
     """The columns that are metrics, Dice first: all numbers that are neither names nor counts."""
-    numbers = rows.select_dtypes("number").columns
+    numbers = rows.select_dtypes("number").dropna(axis="columns", how="all").columns
     return [str(name) for name in numbers if name not in _NOT_METRICS]
 
 
@@ -122,7 +135,7 @@ def metric_name(column: str) -> str:
     if column in _METRIC_NAMES:
         return _METRIC_NAMES[column]
     stem, _, unit = column.rpartition("_")
-    return f"{stem.replace('_', ' ')} ({unit})" if unit in ("mm", "ml") else column.replace("_", " ")
+    return f"{stem.replace('_', ' ')} ({_UNITS[unit]})" if unit in _UNITS else column.replace("_", " ")
 
 
 def class_table(rows: pd.DataFrame, dataset: str) -> Table:
@@ -248,9 +261,3 @@ def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels:
         for plane in PLANES
     )
     return CasePart(rank, case, score_text(by_class.mean()), scores, pictures)
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the strategies in their order, classes as they come."""
-    parts: Sequence[pd.DataFrame] = [rows[rows["strategy"] == name] for name in ordered_strategies(rows)]
-    return pd.concat(parts) if parts else rows

@@ -53,9 +53,12 @@ def rows() -> pd.DataFrame:
 
 
 def test_metrics_are_read_by_name() -> None:
-    assert metric_columns(rows()) == ["dice", "hd95_mm", "lesion_f1"]
-    assert [metric_name(name) for name in ("dice", "hd95_mm", "lesion_f1", "gap_mm")] == [
-        *("Dice", "HD95 (mm)", "lesion f1", "gap (mm)"),
+    other = rows().assign(nsd=float("nan"), draw=3.0)
+    assert metric_columns(other) == ["dice", "hd95_mm", "lesion_f1"], (
+        "neither what is empty nor what is no metric"
+    )
+    assert [metric_name(name) for name in ("dice", "hd95_mm", "lesion_f1", "gap_percent")] == [
+        *("Dice", "HD95 (mm)", "lesion F1", "gap (%)"),
     ]
 
 
@@ -70,7 +73,7 @@ def test_the_spread_of_each_class() -> None:
         "lowest": "0.500",
         "highest": "0.600",
         "HD95 (mm)": "2.500",
-        "lesion f1": "0.500",
+        "lesion F1": "0.500",
     }
     assert table.loc["spleen", ["cases", "Dice", "sd"]].tolist() == ["1", "0.500", "not scored"]
 
