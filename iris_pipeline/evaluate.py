@@ -7,52 +7,31 @@ no table can lose it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from iris_pipeline.class_scores import MeasureOptions, class_measures
 from iris_pipeline.metrics import Overlap, label_overlaps
+from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
 from preprocessing.case import check_same_grid
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
-from preprocessing.files import write_text
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, load_spec
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
 
-COLUMNS = (
-    "run",
-    "dataset",
-    "split",
-    "strategy",
-    "case",
-    "subject",
-    "class",
-    "dice",
-    "truth_voxels",
-    "predicted_voxels",
-)
-BASELINE_RUN = "baseline"
-BASELINE_STRATEGY = "everything-foreground"
 RECORD = "predict.json"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which result a row belongs to. split: "paper/test" and the like, "" where the cases are a folder's."""
-
-    run: str
-    dataset: str
-    split: str
-    strategy: str
+METHOD_STRATEGY = "other-tool"
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+RESERVED_RUNS = (BASELINE_RUN, "paper", "tables", "efficiency")
+"""Names that tables use for rows of another kind, and folders under results/ that are no run's."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +41,6 @@ class TruthCase:
     id: str
     labels: Source
     subject: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case and class. None: not known, because the prediction (or the truth) could not be read.
-
-    dice is NaN where there is nothing to score: the class is in neither mask, or (partly labelled datasets)
-    the truth does not tell whether it is there.
-    """
-
-    origin: Origin
-    case: str
-    subject: str
-    class_name: str
-    dice: float
-    truth_voxels: int | None
-    predicted_voxels: int | None
-
-    def cells(self) -> list[str]:
-        """The row's text in the order of COLUMNS; NaN and None are empty."""
-        where = self.origin
-        score = "" if math.isnan(self.dice) else f"{self.dice:.6f}"
-        voxels = ["" if n is None else str(n) for n in (self.truth_voxels, self.predicted_voxels)]
-        names = [where.run, where.dataset, where.split, where.strategy, self.case, self.subject]
-        return [*names, self.class_name, score, *voxels]
 
 
 @dataclass(frozen=True)
@@ -112,12 +66,14 @@ class _Job:
     truth_classes: Mapping[str, int]
     classes: Mapping[str, int]
     partly_labelled: bool
+    options: MeasureOptions
 
 
 @dataclass(frozen=True)
 class _Scored:
     job: _Job
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     voxels: int | None = None
     failure: str = ""
 
@@ -130,13 +86,15 @@ def evaluate_folder(
     classes: Mapping[str, int] | None = None,
     truth_classes: Mapping[str, int] | None = None,
     partly_labelled: bool = False,
+    measures: MeasureOptions | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> Evaluation:
     """Score <case>.nii.gz (or another image file) in `predictions` for each of `truths`; nothing is written.
 
     classes: name -> value in the predictions, by default from classes.json beside them; truth_classes: the
-    same for the truth, by default equal. Classes are matched by name, and those that both have are scored. A
+    same for the truth, by default equal; measures: tolerances and lesion classes. Classes are matched by
+    name, and those that both have are scored. A
     missing prediction, another grid or a value without a name fails that case only. Raises EvaluationError if
     there is no folder, no truth or no class in common.
     """
@@ -160,8 +118,10 @@ def evaluate_folder(
             f"There is {lacking} for the predictions in {predictions}: check -g, -d and classes.json."
         )
     found = {case_id_of(path): path for path in image_files(predictions)}
+    options = measures or MeasureOptions()
     jobs = [
-        _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled) for truth in truths
+        _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled, options)
+        for truth in truths
     ]
     label = f"{origin.dataset} {origin.strategy}".strip() or "evaluate"
     scored = sorted(
@@ -183,10 +143,21 @@ def compare(
 ) -> dict[str, Overlap]:
     """The overlap of every class of `truth_classes` that `classes` has, too. Label maps [D,H,W] on one grid.
 
+    Raises as `on_truth`.
+    """
+    truth_classes = truth_classes or classes
+    predicted = on_truth(prediction, truth, classes, truth_classes)
+    return label_overlaps(predicted, truth.array, _common(truth_classes, classes))
+
+
+def on_truth(
+    prediction: Volume, truth: Volume, classes: Mapping[str, int], truth_classes: Mapping[str, int]
+) -> np.ndarray:
+    """The prediction's labels, uint8 [D,H,W], under the values that the truth has for the same names.
+
     Raises GridMismatchError if the grids differ by more than half a voxel anywhere, LabelValueError if a map
     holds a value that its classes do not name.
     """
-    truth_classes = truth_classes or classes
     try:
         check_same_grid(truth, prediction)
     except GridMismatchError:
@@ -196,11 +167,7 @@ def compare(
         ) from None
     _check_values(prediction.array, classes, "prediction")
     _check_values(truth.array, truth_classes, "truth")
-    return label_overlaps(
-        with_values(prediction.array, classes, truth_classes),
-        truth.array,
-        {name: value for name, value in truth_classes.items() if name in classes},
-    )
+    return with_values(prediction.array, classes, truth_classes)
 
 
 def with_values(labels: np.ndarray, classes: Mapping[str, int], wanted: Mapping[str, int]) -> np.ndarray:
@@ -252,39 +219,52 @@ def read_origin(predictions: Path) -> Origin:
         (parts[-4], parts[-2], parts[-1]) if in_run else ("", "", predictions.resolve().name)
     )
     split = f"{made_from['split']}/{made_from.get('part', 'test')}" if "split" in made_from else ""
+    references = made_from.get("references")
+    count = references if isinstance(references, int) and references > 0 else None
+    seed = made_from.get("draw", made_from.get("seed"))
     return Origin(
         run=run,
         dataset=str(made_from.get("dataset") or dataset),
         split=split,
         strategy=strategy if in_run else str(made_from.get("strategy") or strategy),
+        references=count,
+        draw=seed if count is not None and isinstance(seed, int) else None,
+        base=str(made_from.get("strategy") or ""),
     )
 
 
-def write_rows(path: Path, rows: Iterable[Row], made_by: str = "") -> None:
-    """Rows as CSV, the columns of COLUMNS; `made_by` follows as a last line that begins with #."""
-    write_text(path, rows_text(rows) + (f"# {made_by}\n" if made_by else ""))
+def method_origin(method: str, dataset: str, split: str | None, part: str) -> Origin:
+    """The origin of another tool's rows: on the test part of the paper's split unless told otherwise.
 
-
-def rows_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(row.cells() for row in rows)
-    return text.getvalue()
+    EvaluationError for a name that is no folder's, or without a dataset.
+    """
+    if not METHOD_NAME.fullmatch(method) or method in RESERVED_RUNS:
+        raise EvaluationError(
+            f"--method names a folder under results/: letters, digits, '.', '_', '+' and '-', not "
+            f"{', '.join(RESERVED_RUNS)}; got '{method}'."
+        )
+    if not dataset:
+        raise EvaluationError("--method needs to know whose scans these are: give the dataset with -d.")
+    return Origin(method, dataset, f"{split or 'paper'}/{part}", METHOD_STRATEGY)
 
 
 def _score(job: _Job) -> _Scored:
     """Never raises: whatever is wrong with one case is a sentence about that case."""
     truth_volume: Volume | None = None
     overlaps: Mapping[str, Overlap] = {}
+    measures: Mapping[str, Mapping[str, float]] = {}
     failure = ""
     try:
         truth_volume = job.truth.labels.read_labels()
         if job.prediction is None:
             failure = "There is no prediction for this case: predict it, or name the others with --cases."
         else:
-            overlaps = compare(read_labels(job.prediction), truth_volume, job.classes, job.truth_classes)
+            common = _common(job.truth_classes, job.classes)
+            predicted = on_truth(read_labels(job.prediction), truth_volume, job.classes, job.truth_classes)
+            overlaps = label_overlaps(predicted, truth_volume.array, common)
+            measures = class_measures(
+                predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
+            )
     except IrisError as error:
         failure = str(error)
     if truth_volume is None:
@@ -292,19 +272,19 @@ def _score(job: _Job) -> _Scored:
     if not overlaps:
         counts = np.bincount(truth_volume.array.ravel().astype(np.intp).clip(0), minlength=256)
         overlaps = {name: Overlap(int(counts[value]), 0, 0) for name, value in job.truth_classes.items()}
-    return _Scored(job, overlaps, truth_volume.array.size, failure)
+    return _Scored(job, overlaps, measures, truth_volume.array.size, failure)
 
 
 def _rows(result: _Scored, names: Sequence[str]) -> list[Row]:
     job, rows = result.job, []
     for name in names:
         overlap = result.overlaps.get(name)
-        score = float("nan")
+        score, measures = float("nan"), {}
         if overlap is not None and not result.failure and not _unknown(job, overlap):
-            score = overlap.dice
+            score, measures = overlap.dice, dict(result.measures[name])
         truth = None if overlap is None else overlap.truth
         predicted = None if overlap is None or result.failure else overlap.predicted
-        rows.append(Row(job.origin, job.truth.id, job.truth.subject, name, score, truth, predicted))
+        rows.append(Row(job.origin, job.truth.id, job.truth.subject, name, score, truth, predicted, measures))
     return rows
 
 
@@ -327,7 +307,8 @@ def _unknown(job: _Job, overlap: Overlap) -> bool:
 
 
 def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) -> None:
-    unknown = sorted(set(np.unique(labels).tolist()) - {0, *classes.values()})
+    there = np.flatnonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint8 else np.unique(labels)
+    unknown = sorted(set(there.tolist()) - {0, *classes.values()})
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in classes.items())
         raise LabelValueError(
@@ -341,6 +322,10 @@ def _grid(volume: Volume) -> str:
     spacing = " x ".join(f"{edge:.3g}" for edge in volume.spacing_mm)
     corner = ", ".join(f"{value:.1f}" for value in volume.affine[:3, 3])
     return f"{shape} voxels of {spacing} mm from ({corner})"
+
+
+def _common(truth_classes: Mapping[str, int], classes: Mapping[str, int]) -> dict[str, int]:
+    return {name: value for name, value in truth_classes.items() if name in classes}
 
 
 def _both(classes: Mapping[str, int], truth_classes: Mapping[str, int]) -> str:

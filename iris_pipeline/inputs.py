@@ -1,7 +1,13 @@
-"""Which scans a path given by a user means: a file, a folder of files, a DICOM series, or several of them."""
+"""Which scans a path given by a user means: a file, a folder of files, a DICOM series, or several of them.
+
+One channel of a scan is segmented. Scans with several have them as files (nnU-Net's `_0000`, `_0001`) or in one file
+(a fourth axis, a vector in each voxel); `channel` chooses one by number or by the name that a dataset.json gives it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +15,8 @@ from pathlib import Path
 from preprocessing.errors import RawDataError
 from preprocessing.source import FileSource, Source
 from preprocessing.volume import case_id_of, is_image_path
+
+DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,14 @@ class InputCase:
     subject: str = ""
 
 
-def find_inputs(path: Path) -> tuple[list[InputCase], list[str]]:
+def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase], list[str]]:
     """The scans that `path` means, sorted by id, and notes on what was left out.
 
-    A NIfTI/mha/nrrd file; a folder of them (nnU-Net's `_0000` is no part of the id; further channels are left
-    out); the folder of a DICOM series; or a folder of such folders. RawDataError if there is nothing to
-    segment.
+    A NIfTI/mha/nrrd file; a folder of them; the folder of a DICOM series; or a folder with such folders in it,
+    at any depth (one series below is named as the folder, several by their paths). channel: a number from 0
+    on, or a name that a dataset.json in the folder or the one above gives ("channel_names", "modality");
+    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. RawDataError if
+    there is nothing to segment or no such channel.
     """
     if path.is_file():
         if not is_image_path(path):
@@ -36,51 +46,124 @@ def find_inputs(path: Path) -> tuple[list[InputCase], list[str]]:
                 f"An input is a NIfTI, mha, mhd or nrrd file or a folder; {path} is none (for DICOM give the "
                 "series' folder)."
             )
-        return [InputCase(case_id_of(path), FileSource(path))], []
+        number = _channel_number(path.parent, channel)
+        inside = None if number is not None and _channel_of(path) == number else number
+        return [InputCase(_case_id(path, number), FileSource(path, inside))], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
-    files = [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and is_image_path(p)]
-    if files:
-        return _cases_of(files)
+    number = _channel_number(path, channel)
     if _is_dicom_series(path):
-        return [InputCase(path.resolve().name, FileSource(path))], []
-    series = [p for p in sorted(path.iterdir()) if p.is_dir() and _is_dicom_series(p)]
-    if not series:
-        raise RawDataError(
-            f"The folder {path} holds no scan: put NIfTI, mha, mhd or nrrd files or DICOM series folders "
-            "into it."
-        )
-    return [InputCase(p.name, FileSource(p)) for p in series], []
-
-
-def _cases_of(files: Sequence[Path]) -> tuple[list[InputCase], list[str]]:
-    cases: dict[str, Path] = {}
-    notes = []
-    first_channels = {case_id_of(p) for p in files if _stem(p).endswith("_0000")}
-    for path in files:
-        base, _, channel = _stem(path).rpartition("_")
-        if base in first_channels and len(channel) == 4 and channel.isdigit() and channel != "0000":
-            notes.append(f"{path.name} left out: the model reads one channel, {base}_0000.")
-            continue
-        name = case_id_of(path)
+        return [InputCase(path.resolve().name, FileSource(path, number))], []
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
+    cases, notes = _cases_of(files, number)
+    for name, folder in _series_below(path):
         if name in cases:
+            raise _twice(name, cases[name], folder)
+        cases[name] = InputCase(name, FileSource(folder, number))
+    if not cases:
+        raise RawDataError(
+            f"The folder {path} holds no scan{' of channel ' + channel if channel and files else ''}: put NIfTI, "
+            "mha, mhd or nrrd files or DICOM series folders into it."
+        )
+    return [cases[name] for name in sorted(cases)], notes
+
+
+def _channel_number(folder: Path, channel: str | None) -> int | None:
+    """What --channel says: a number, or a name that dataset.json gives to one."""
+    if channel is None or channel.isdecimal():
+        return None if channel is None else int(channel)
+    for place in (folder, folder.resolve().parent):
+        try:
+            content = json.loads((place / "dataset.json").read_text(encoding="utf-8"))
+            names = content.get("channel_names") or content.get("modality") or {}
+            known = {str(name).lower(): int(number) for number, name in names.items()}
+        except (OSError, ValueError, AttributeError):
+            continue
+        if channel.lower() in known:
+            return known[channel.lower()]
+        if known:
             raise RawDataError(
-                f"Each case has one file; '{name}' has {cases[name].name} and {path.name}: take one of them "
-                "away."
+                f"{place / 'dataset.json'} names the channels {', '.join(known)}; got '{channel}': choose one of them."
             )
-        cases[name] = path
-    return [InputCase(name, FileSource(path)) for name, path in sorted(cases.items())], notes
+    raise RawDataError(
+        f"A channel goes by its number from 0 on, or by a name that a dataset.json beside the scans gives it under "
+        f"channel_names; there is no such file for '{channel}' in {folder}."
+    )
+
+
+def _cases_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, InputCase], list[str]]:
+    """Case id -> input of the files of a folder, and notes on the channels left out."""
+    cases: dict[str, InputCase] = {}
+    notes = []
+    split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
+    for path in files:
+        of_file = _channel_of(path)
+        base = _case_id(path, of_file)
+        is_channel = of_file is not None and base in split
+        if is_channel and of_file != (number or 0):
+            if number is None:
+                notes.append(
+                    f"{path.name} left out: the model reads one channel, {base}_0000 (--channel {of_file} takes "
+                    "this one)."
+                )
+            continue
+        name = base if is_channel else case_id_of(path)
+        if name in cases:
+            raise _twice(name, cases[name], path)
+        cases[name] = InputCase(name, FileSource(path, None if is_channel else number))
+    for base in sorted(split - cases.keys()):
+        notes.append(f"{base} left out: it has no file {base}_{number:04d}.")
+    return cases, notes
+
+
+def _twice(name: str, first: InputCase, second: Path) -> RawDataError:
+    shown = first.image.name if first.image is not None else ""
+    return RawDataError(
+        f"Each case has one file; '{name}' has {shown} and {second.name}: take one of them away."
+    )
 
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
+def _channel_of(path: Path) -> int | None:
+    """The number in nnU-Net's suffix `_0000`, `_0001`, ...; None without one."""
+    base, _, suffix = _stem(path).rpartition("_")
+    return int(suffix) if base and len(suffix) == 4 and suffix.isdecimal() else None
+
+
+def _case_id(path: Path, number: int | None) -> str:
+    """The id without the suffix of this channel."""
+    return (
+        case_id_of(path)
+        if number is None
+        else _stem(path).removesuffix(f"_{number:04d}").removesuffix("_0000")
+    )
+
+
+def _series_below(folder: Path) -> list[tuple[str, Path]]:
+    """(name, folder) of the DICOM series at any depth below a folder."""
+    found: dict[str, list[Path]] = {}
+    for walked, inner, _ in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        here = Path(walked)
+        if here != folder and _is_dicom_series(here):
+            found.setdefault(here.relative_to(folder).parts[0], []).append(here)
+            inner.clear()
+    named = []
+    for name, places in found.items():
+        for place in places:
+            parts = place.relative_to(folder).parts
+            named.append((name if len(places) == 1 else "_".join(parts), place))
+    return named
+
+
 def _is_dicom_series(folder: Path) -> bool:
-    """Whether a file in it is DICOM: "DICM" behind a preamble of 128 bytes."""
+    """Whether a file in it is DICOM."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and not is_image_path(path):
             with path.open("rb") as file:
-                if file.read(132)[128:] == b"DICM":
+                if file.read(132)[128:] == DICOM_MAGIC:
                     return True
     return False

@@ -31,6 +31,12 @@ class Overlap:
         total = self.truth + self.predicted
         return 2 * self.both / total if total else float("nan")
 
+    @property
+    def iou(self) -> float:
+        """|P and T| / |P or T|, 0..1; NaN where the class is in neither."""
+        either = self.truth + self.predicted - self.both
+        return self.both / either if either else float("nan")
+
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Dice of two masks of one shape; all but 0 (False) is inside. NaN if both are empty, 0 if one is.

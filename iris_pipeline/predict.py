@@ -19,33 +19,21 @@ import numpy as np
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.outputs import Outputs, is_complete, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
-from iris_pipeline.sliding_window import Weighting, check_options, segment_volume
+from iris_pipeline.scan import ScanResult, segment_scan, unite
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
-from preprocessing.case import preprocess_case
-from preprocessing.errors import IrisError, PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
-from preprocessing.findings import image_hash
-from preprocessing.volume import Volume, write_volume
+from preprocessing.volume import Volume
 
+Judge = Callable[[InputCase, Volume, Sequence[TaskEmbedding], ScanResult], list[Judgement]]
 LOG = "predict.log"
 CLASSES = "classes.json"
 RECORD = "predict.json"
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """How volumes go through the network; see `segment_volume`. autocast: bfloat16; False is float32."""
-
-    overlap: float = 0.5
-    weighting: Weighting = "gaussian"
-    batch_size: int = 1
-    device: str = "cpu"
-    autocast: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self.overlap, self.weighting, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -70,28 +58,7 @@ def predict_case(
     Where several classes are, the most probable wins. TaskError if the task is of another model,
     ReferenceCaseError if the image is one of the task's own references.
     """
-    options = options or InferenceOptions()
-    task.check_model(loaded.model_hash)
-    if task.reference_hashes and image_hash(image) in task.reference_hashes:
-        raise ReferenceCaseError(
-            "A reference is never its own query; this scan is one of the references of the task: take it "
-            "out of the input, or out of the references."
-        )
-    prepared = preprocess_case(
-        image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
-    )
-    probabilities = segment_volume(
-        loaded.model,
-        prepared.image,
-        task,
-        overlap=options.overlap,
-        weighting=options.weighting,
-        batch_size=options.batch_size,
-        device=options.device,
-        autocast=options.autocast,
-        progress=progress,
-    )
-    return prepared.trace.undo_argmax(zip(task.class_values, probabilities, strict=True), threshold=0.5)
+    return segment_scan(loaded, [task], image, options, progress=progress).labels
 
 
 def modality_warning(task: TaskEmbedding, image: Volume) -> str:
@@ -108,25 +75,36 @@ def modality_warning(task: TaskEmbedding, image: Volume) -> str:
 
 def predict_folder(
     loaded: LoadedModel,
-    task: TaskEmbedding,
+    task: TaskEmbedding | Sequence[TaskEmbedding],
     inputs: Sequence[InputCase],
     out: Path,
     options: InferenceOptions | None = None,
     *,
+    outputs: Outputs | None = None,
+    judge: Judge | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
-    """Segment every input with one task, see `predict_cases`. TaskError if the task is another model's."""
-    task.check_model(loaded.model_hash)
+    """Segment every input with one task, or with several at once; see `predict_cases` and `scan.unite`.
+
+    TaskError if a task is another model's, or if the tasks do not go together.
+    """
+    tasks = unite([task] if isinstance(task, TaskEmbedding) else task)
+    for each in tasks:
+        each.check_model(loaded.model_hash)
+    digests = [digest(each) for each in tasks]
+    described = [describe(each) for each in tasks]
     return predict_cases(
         loaded,
-        lambda _: task,
+        lambda _case, _image: tasks,
         inputs,
         out,
         options or InferenceOptions(),
-        classes=task.classes,
-        made_from={"task": digest(task)},
-        remarks={"task": describe(task)},
+        classes={name: value for each in tasks for name, value in each.classes.items()},
+        made_from={"task": digests[0] if len(tasks) == 1 else digests},
+        remarks={"task": described[0] if len(tasks) == 1 else described},
+        outputs=outputs,
+        judge=judge,
         overwrite=overwrite,
         progress=progress,
     )
@@ -134,7 +112,7 @@ def predict_folder(
 
 def predict_cases(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase], TaskEmbedding],
+    task_of: Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]],
     inputs: Sequence[InputCase],
     out: Path,
     options: InferenceOptions,
@@ -142,13 +120,16 @@ def predict_cases(
     classes: Mapping[str, int],
     made_from: Mapping[str, Any],
     remarks: Mapping[str, Any] | None = None,
+    outputs: Outputs | None = None,
+    judge: Judge | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
-    """Segment every input with the task that `task_of` gives it: one verdict a case.
+    """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
-    Writes OUT/<id>.nii.gz, OUT/classes.json (name -> value), OUT/predict.json (what the results were made
-    from) and OUT/predict.log. Existing results are skipped unless `overwrite`; PredictionError if they were
+    Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value),
+    OUT/predict.json (what the results were made from) and OUT/predict.log; with `judge`, which tells how good
+    each mask is, OUT/confidence.csv too. Existing results are skipped unless `overwrite`; PredictionError if they were
     made from something else than model, options and `made_from` of this call, or if OUT is the folder of an
     input.
     """
@@ -166,8 +147,10 @@ def predict_cases(
         "overlap": options.overlap,
         "weighting": options.weighting,
         "classes": dict(classes),
+        **({} if options.skip == "never" else {"skip": options.skip}),
         **made_from,
     }
+    wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
     _check_former_results(out, identity, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / CLASSES, dict(classes))
@@ -177,7 +160,7 @@ def predict_cases(
         bar := tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
     ):
         bar.set_postfix_str(case.id)
-        verdict = _predict_one(loaded, task_of, case, out, options, overwrite, progress)
+        verdict = _predict_one(loaded, task_of, case, out, options, wishes)
         verdicts.append(verdict)
         line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
         append_log(out / LOG, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
@@ -200,34 +183,52 @@ def _check_former_results(out: Path, identity: Mapping[str, Any], overwrite: boo
         )
 
 
+@dataclass(frozen=True)
+class _Wishes:
+    outputs: Outputs
+    judge: Judge | None
+    overwrite: bool
+    progress: bool
+
+
 def _predict_one(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase], TaskEmbedding],
+    task_of: Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]],
     case: InputCase,
     out: Path,
     options: InferenceOptions,
-    overwrite: bool,
-    progress: bool,
+    wishes: _Wishes,
 ) -> Verdict:
-    """Read, segment, write; whatever goes wrong is this case's verdict and nobody else's."""
-    path = out / f"{case.id}.nii.gz"
-    if path.exists() and not overwrite:
+    """Read, segment, judge, write; whatever goes wrong is this case's verdict and nobody else's."""
+    if not wishes.overwrite and _is_there(out, case, wishes):
         return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
     started = time.perf_counter()
     try:
         if case.image is None:
             raise RawDataError(f"The raw file of case '{case.id}' is not there.")
         image = case.image.read_image()
-        task = task_of(case)
-        warning = modality_warning(task, image)
-        labels = predict_case(loaded, task, image, options, progress)
-        write_volume(path, Volume(labels, image.affine, image.header))
+        given = task_of(case, image)
+        tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
+        warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
+        wanted = wishes.outputs.wanted(certainty=wishes.judge is not None)
+        result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
+        judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else []
+        write_result(out, case.id, result, image)
+        if wishes.judge is not None:
+            others = [each for each in read_judgements(out / TABLE) if each.case != case.id]
+            write_judgements(out / TABLE, [*others, *judgements])
     except IrisError as error:
         return Verdict(case.id, "refused", str(error))
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
         append_log(out / LOG, f"{case.id}: {traceback.format_exc()}")
         return Verdict(case.id, "refused", f"{type(error).__name__}: {error} (where, says {LOG})")
-    return Verdict(case.id, "done", warning, time.perf_counter() - started)
+    why = " ".join(warning for warning in warnings if warning)
+    return Verdict(case.id, "done", why, time.perf_counter() - started)
+
+
+def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:
+    judged = wishes.judge is None or any(each.case == case.id for each in read_judgements(out / TABLE))
+    return judged and is_complete(out, case.id, wishes.outputs)
 
 
 def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
@@ -246,7 +247,10 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
 def describe(task: TaskEmbedding) -> dict[str, Any]:
     """A task without its tokens, fit for JSON."""
     values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "tokens"}
-    return values | {"normalisation": task.normalisation.model_dump(mode="json")}
+    return values | {
+        "normalisation": task.normalisation.model_dump(mode="json"),
+        "tuned": [record.model_dump(mode="json") for record in task.tuned],
+    }
 
 
 def digest(task: TaskEmbedding) -> str:

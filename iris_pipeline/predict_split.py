@@ -8,75 +8,110 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.predict import InferenceOptions, Verdict, predict_cases
+from iris_pipeline.outputs import Outputs
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
+from iris_pipeline.query_tasks import STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Candidate,
     Draw,
     draw_references,
-    encode_draws,
+    embed_draws,
     measure_references,
     plan_references,
     prepare_reference,
     stored_reference,
 )
+from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import PreparedReference, bank
 from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
-from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError
+from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.plan import Plan
 from preprocessing.store import Store
+from preprocessing.volume import Volume
 
-STRATEGIES = ("one-shot", "ensemble", "bank")
 DEFAULT_REFERENCES = 5
 REFERENCES = "references.json"
-TaskOf = Callable[[InputCase], TaskEmbedding]
+TaskOf = Callable[[InputCase, Volume], TaskEmbedding]
 Note = Callable[[str, Sequence[Draw]], None]
 """Is told the references of each query."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A strategy, how many references it gets and by which draw, and its settings."""
+
+    strategy: str = "one-shot"
+    references: int = DEFAULT_REFERENCES
+    seed: int = 0
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise PredictionError(
+                f"The strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}."
+            )
+
+    @property
+    def count(self) -> int:
+        """References a query gets."""
+        return {"bank": 0, "one-shot": 1}.get(self.strategy, self.references)
+
+    def describe(self) -> dict[str, Any]:
+        """For predict.json: what a result depends on."""
+        said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
+        if self.strategy == "object-retrieval":
+            said["settings"] = asdict(self.retrieval)
+        if self.strategy == "tuning":
+            said["settings"] = asdict(self.tuning)
+        return said
 
 
 def predict_split(
     loaded: LoadedModel,
     store: Store,
     cases: Sequence[Case],
+    experiment: Experiment | None = None,
     *,
     split: str = "paper",
     part: str = "test",
-    strategy: str = "one-shot",
-    references: int = DEFAULT_REFERENCES,
-    seed: int = 0,
     out: Path,
     options: InferenceOptions | None = None,
+    outputs: Outputs | None = None,
+    judge: Judge | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
     """Segment the RAW image files of one part of a store's split, so that results lie on the raw grids.
 
-    cases: the dataset's raw cases (`find_cases`). strategy: "bank" needs no reference, "one-shot" draws one
-    and "ensemble" `references` by `seed`. For a held-out dataset the plan, too, is made from the drawn
-    references alone. OUT/references.json says which references each query had. A query without reference or
-    raw file is a verdict. StoreError if there is no such split, if the store's plan is not the model's, or if
-    the model was trained on cases that are to be segmented.
+    cases: the dataset's raw cases (`find_cases`). The bank needs no reference, one-shot draws one, every other
+    strategy as many as the experiment says, by its seed; never one of the query's subject. For a held-out
+    dataset the plan, too, is made from the drawn references alone. OUT/references.json says which references each
+    query had. A query without reference or raw file is a verdict. StoreError if there is no such split, if the
+    store's plan is not the model's, or if the model was trained on cases that are to be segmented.
     """
-    options = options or InferenceOptions()
-    if strategy not in STRATEGIES:
-        raise PredictionError(f"The strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}.")
+    options, experiment = options or InferenceOptions(), experiment or Experiment()
     wanted = split_cases(loaded, store, split, part)
     raw = {case.id: case for case in cases}
-    count = {"bank": 0, "one-shot": 1}.get(strategy, references)
-    if strategy == "bank":
+    if experiment.strategy == "bank":
         task = bank(loaded, store.manifest.dataset)
-        task_of: TaskOf = lambda _: task  # noqa: E731
+        task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     elif store.manifest.role == "held-out":
         # Who is not scored (see splits.make_splits) may still show the task.
         anybody = [entry.id for entry in store.manifest.cases]
-        task_of = held_out_tasks(loaded, store, raw, anybody, count, seed, options, _notes(out))
+        task_of = held_out_tasks(loaded, store, raw, anybody, experiment, options, note_references(out))
     else:
         train = store.manifest.splits[split]["train"]
-        task_of = stored_tasks(loaded, store, train, count, seed, options, note=_notes(out))
+        task_of = stored_tasks(loaded, store, train, experiment, options, note=note_references(out))
     return predict_cases(
         loaded,
         task_of,
@@ -84,20 +119,15 @@ def predict_split(
         out,
         options,
         classes=store.manifest.classes,
-        made_from={
-            "dataset": store.manifest.dataset,
-            "split": split,
-            "part": part,
-            "strategy": strategy,
-            "references": count,
-            "seed": seed,
-        },
+        made_from={"dataset": store.manifest.dataset, "split": split, "part": part} | experiment.describe(),
+        outputs=outputs,
+        judge=judge,
         overwrite=overwrite,
         progress=progress,
     )
 
 
-def _notes(out: Path) -> Note:
+def note_references(out: Path) -> Note:
     """Keeps OUT/references.json: query -> {reference: its classes}."""
 
     def note(case_id: str, draws: Sequence[Draw]) -> None:
@@ -153,21 +183,26 @@ def stored_tasks(
     loaded: LoadedModel,
     store: Store,
     ids: Iterable[str],
-    count: int,
-    seed: int,
+    experiment: Experiment,
     options: InferenceOptions,
     raw: Mapping[str, Case] | None = None,
     note: Note | None = None,
 ) -> TaskOf:
-    """Tasks from the store's cases `ids`, at the store's plan. raw: for the references' content hashes."""
+    """Tasks from the store's cases `ids`, at the store's plan. raw: for the references' content hashes.
+
+    Object-level retrieval starts from the memory bank where it holds the dataset.
+    """
+    try:
+        start = bank(loaded, store.manifest.dataset)
+    except TaskError:
+        start = None
 
     def prepare(name: str) -> PreparedReference:
         return stored_reference(store, name, raw[name].image if raw and name in raw else None)
 
-    def encode(draws: Sequence[Draw]) -> TaskEmbedding:
-        return _encode(loaded, store, draws, prepare, store.plan, count, options)
-
-    return _drawn_tasks(store, ids, count, seed, encode, note)
+    return _drawn_tasks(
+        loaded, store, ids, experiment, options, lambda _: store.plan, lambda _: prepare, start, note
+    )
 
 
 def held_out_tasks(
@@ -175,76 +210,84 @@ def held_out_tasks(
     store: Store,
     raw: Mapping[str, Case],
     ids: Iterable[str],
-    count: int,
-    seed: int,
+    experiment: Experiment,
     options: InferenceOptions,
     note: Note | None = None,
 ) -> TaskOf:
     """Tasks from raw cases of a held-out dataset: the plan is made from the drawn references alone."""
     spec = store.manifest.spec
 
-    def encode(draws: Sequence[Draw]) -> TaskEmbedding:
+    def plan_of(draws: Sequence[Draw]) -> Plan:
         missing = [draw.id for draw in draws if draw.id not in raw]
         if missing:
             raise RawDataError(
                 f"The raw files of the references {', '.join(missing)} are needed and not there."
             )
-        plan = plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
+        return plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
 
-        def prepare(name: str) -> PreparedReference:
-            return prepare_reference(raw[name], plan, store.manifest.classes)
+    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+        return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
 
-        return _encode(loaded, store, draws, prepare, plan, count, options)
-
-    return _drawn_tasks(store, ids, count, seed, encode, note)
-
-
-def _encode(
-    loaded: LoadedModel,
-    store: Store,
-    draws: Sequence[Draw],
-    prepare: Callable[[str], PreparedReference],
-    plan: Plan,
-    count: int,
-    options: InferenceOptions,
-) -> TaskEmbedding:
-    return encode_draws(
-        loaded,
-        draws,
-        prepare,
-        plan,
-        list(store.manifest.classes),
-        strategy="one-shot" if count == 1 else "ensemble",
-        device=options.device,
-        autocast=options.autocast,
-    )
+    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note)
 
 
 def _drawn_tasks(
+    loaded: LoadedModel,
     store: Store,
     ids: Iterable[str],
-    count: int,
-    seed: int,
-    encode: Callable[[Sequence[Draw]], TaskEmbedding],
+    experiment: Experiment,
+    options: InferenceOptions,
+    plan_of: Callable[[Sequence[Draw]], Plan],
+    prepare_at: Callable[[Plan], Callable[[str], PreparedReference]],
+    start: TaskEmbedding | None,
     note: Note | None,
 ) -> TaskOf:
-    """For each query, references of other subjects; queries with the same references share one task."""
+    """For each query, references of other subjects; queries with the same references share what is made of them."""
     entries = [store.entry(case_id) for case_id in ids]
     candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
-    encoded: dict[tuple[Draw, ...], TaskEmbedding] = {}
+    subjects = {e.id: e.subject for e in entries}
+    classes = list(store.manifest.classes)
+    cache = EmbeddingCache()
+    made: dict[tuple[Draw, ...], TaskForQuery] = {}
 
-    def task_of(case: InputCase) -> TaskEmbedding:
+    def make(draws: Sequence[Draw]) -> TaskForQuery:
+        plan = plan_of(draws)
+        prepare = prepare_at(plan)
+        pool = embed_draws(
+            loaded,
+            draws,
+            prepare,
+            plan,
+            cache=cache,
+            with_images=experiment.strategy == "image-retrieval",
+            device=options.device,
+            autocast=options.autocast,
+        )
+        return task_for_query(
+            experiment.strategy,
+            loaded,
+            pool,
+            classes,
+            options,
+            prepare=prepare,
+            start=start,
+            retrieval=experiment.retrieval,
+            tuning=experiment.tuning,
+            progress=True,
+        )
+
+    def task_of(case: InputCase, image: Volume) -> TaskEmbedding:
         draws = tuple(
             draw_references(
-                candidates, list(store.manifest.classes), count, seed, not_subjects=[case.subject]
+                candidates, classes, experiment.count, experiment.seed, not_subjects=[case.subject]
             )
         )
-        if any(draw.id == case.id for draw in draws):
+        if any(draw.id == case.id or (case.subject and subjects[draw.id] == case.subject) for draw in draws):
             raise ReferenceCaseError(f"A reference is never its own query; '{case.id}' was drawn for itself.")
-        if draws not in encoded:
-            encoded[draws] = encode(draws)
+        if draws not in made:
+            made[draws] = make(draws)
         if note is not None:
             note(case.id, draws)
-        return encoded[draws]
+        return made[draws](image)
 
     return task_of

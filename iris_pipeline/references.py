@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
+from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
+from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
@@ -130,20 +132,32 @@ def reference_spec(
     modality None: guessed from the grey values, CT if one of the references goes below -200.
     ReferenceCaseError names a reference that cannot be used and why.
     """
-    spec = DatasetSpec(
+    spec = made_up_spec(files.classes, modality or "MR", intensity_offset)
+    prints = measure_references(files.cases, spec)
+    if modality is None:
+        spec = spec.model_copy(update={"modality": guess_modality(prints)})
+    return spec, prints
+
+
+def made_up_spec(
+    classes: Mapping[str, int], modality: Modality, intensity_offset: float = 0.0
+) -> DatasetSpec:
+    """A specification for references of no known dataset."""
+    return DatasetSpec(
         name="references",
         title="References",
-        modality=modality or "MR",
+        modality=modality,
         role="held-out",
         source="given",
         licence="",
-        classes=files.classes,
+        classes=dict(classes),
         intensity_offset=intensity_offset,
     )
-    prints = measure_references(files.cases, spec)
-    if modality is None and min(p.intensity["minimum"] for p in prints) < CT_MINIMUM_HU:
-        spec = spec.model_copy(update={"modality": "CT"})
-    return spec, prints
+
+
+def guess_modality(prints: Sequence[CasePrint]) -> Modality:
+    """CT if one of the references goes below -200, else MR."""
+    return "CT" if min(p.intensity["minimum"] for p in prints) < CT_MINIMUM_HU else "MR"
 
 
 def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePrint, ...]:
@@ -242,79 +256,94 @@ def draw_references(
     return draws
 
 
-def encode_draws(
+def embed_draws(
     loaded: LoadedModel,
     draws: Sequence[Draw],
     prepare: Callable[[str], PreparedReference],
     plan: Plan,
-    classes: Sequence[str],
     *,
-    strategy: str,
+    cache: EmbeddingCache | None = None,
+    with_images: bool = False,
     device: torch.device | str = "cpu",
     autocast: bool = False,
-) -> TaskEmbedding:
-    """Encode each drawn reference, take its classes, average over references; `classes` gives the order.
+) -> list[Embedded]:
+    """Embed each drawn reference, with the classes that were drawn from it; see `pool.embed`.
 
     A class too small to leave a voxel at the plan's spacing is left out of its reference; ReferenceCaseError
     if all references are empty there.
     """
-    tasks, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
+    pool, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
     for draw in tqdm(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
         try:
-            task = one_shot(
-                loaded.model,
+            whole = embed(
+                loaded,
                 prepare(draw.id),
                 plan,
-                model_hash=loaded.model_hash,
+                cache,
+                with_image=with_images,
                 device=device,
                 autocast=autocast,
             )
         except ReferenceCaseError as error:
             empty = error
             continue
-        shown = [name for name in draw.classes if name in task.class_names]
-        if shown:
-            tasks.append(task.select(shown))
-    if not tasks:
+        embedded = restrict(whole, draw.classes)
+        if embedded is not None:
+            pool.append(embedded)
+    if not pool:
         raise empty
-    task = ensemble(tasks)
-    return replace(task.select([name for name in classes if name in task.class_names]), made_by=strategy)
+    return pool
 
 
-def encode_files(
+@dataclass(frozen=True)
+class FilePool:
+    """References on disk, embedded at one plan. prepare: reads one of them once more, by id."""
+
+    pool: list[Embedded]
+    plan: Plan
+    prepare: Callable[[str], PreparedReference]
+
+
+def embed_files(
     loaded: LoadedModel,
     files: ReferenceFiles,
     *,
-    strategy: str | None = None,
     count: int | None = None,
     seed: int = 0,
     modality: Modality | None = None,
+    like: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
+    with_images: bool = False,
     device: torch.device | str = "cpu",
     autocast: bool = False,
-) -> TaskEmbedding:
-    """References on disk -> task. strategy None: "one-shot" for one reference, "ensemble" for several.
+) -> FilePool:
+    """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
 
-    "one-shot" among several, or `count` of them, are drawn by `seed`. Class values of the task are those of
-    the files.
+    like: a task whose grid and intensities are used instead, so that the two can be merged. Class values are those
+    of the files. ReferenceCaseError names a reference that cannot be used.
     """
-    strategy = strategy or ("one-shot" if len(files.cases) == 1 or count == 1 else "ensemble")
-    spec, prints = reference_spec(files, modality)
+    spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
-    count = 1 if strategy == "one-shot" else min(count or len(candidates), len(candidates))
-    draws = draw_references(candidates, list(files.classes), count, seed)
+    draws = draw_references(candidates, list(files.classes), min(count or len(prints), len(prints)), seed)
     drawn = {draw.id for draw in draws}
-    plan = plan_references(loaded, spec, tuple(p for p in prints if p.id in drawn))
+    used = tuple(p for p in prints if p.id in drawn)
+    plan = plan_like(like) if like else plan_references(loaded, spec, used)
     by_id = {case.id: case for case in files.cases}
-    return encode_draws(
+
+    def prepare(case_id: str) -> PreparedReference:
+        return prepare_reference(by_id[case_id], plan, files.classes)
+
+    pool = embed_draws(
         loaded,
         draws,
-        lambda case_id: prepare_reference(by_id[case_id], plan, files.classes),
+        prepare,
         plan,
-        list(files.classes),
-        strategy=strategy,
+        cache=cache,
+        with_images=with_images,
         device=device,
         autocast=autocast,
     )
+    return FilePool(pool, plan, prepare)
 
 
 def _by_id(folder: Path) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from iris_pipeline.embedding_map import EmbeddingMap, embedding_map
 from iris_pipeline.embeddings import CASES_PER_DATASET, run_embeddings
-from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec
+from iris_pipeline.evaluate import dataset_spec
 from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
 from iris_pipeline.intake import WORDS, Intake, intake_of
 from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
@@ -35,8 +35,9 @@ from iris_pipeline.report_parts import (
     ordered_strategies,
     pick_cases,
     read_view,
-    score_text,
+    told_score,
 )
+from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_table, read_run
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import write_text
@@ -132,7 +133,7 @@ def write_picture(
         )
     spec = dataset_spec(dataset, root.preprocessed)
     view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
-    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {score_text(scores.mean())}"
+    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {told_score(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".part.{out.name}")

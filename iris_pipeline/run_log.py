@@ -31,7 +31,13 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, settings: Any, datasets: list[str], append: bool = False, every: int = 20
+        self,
+        folder: Path,
+        settings: Any,
+        datasets: list[str],
+        append: bool = False,
+        every: int = 20,
+        network: dict[str, Any] | None = None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.every, self.datasets = folder, every, datasets
@@ -40,6 +46,7 @@ class RunLog:
             "status": "running",
             "datasets": datasets,
             "settings": asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
+            "config": network or {},
             "command": command_line("iris_train", sys.argv[1:]),
             "code": revision(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),

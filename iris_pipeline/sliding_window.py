@@ -2,14 +2,15 @@
 
 Arrays are [D,H,W] = (z,y,x); K classes; windows lie on a full grid (every z start with every y and x start).
 Their weights are products of one weight per axis, and so is the sum of weights over that grid: each axis is
-normalised on its own and no [D,H,W] map of weights is needed. Finished planes leave as float16, so that the
-float32 part is one window deep.
+normalised on its own and no [D,H,W] map of weights is needed. Planes leave as soon as no further window adds to
+them, so that never more than one window's depth of a volume is held, in float32, for all classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -23,6 +24,10 @@ from preprocessing.errors import ModelError
 
 Weighting = Literal["gaussian", "uniform"]
 GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
+SAME = 1e-5  # grey values (in standard deviations) that are no farther apart are equal: resampling rounds
+AIR = 0.1  # standard deviations above a volume's minimum: noise of the air round a patient stays below
+Skip = Literal["never", "air"]
+Placement = Literal["middle", "low", "high"]
 
 
 class Segmenter(Protocol):
@@ -52,6 +57,35 @@ def axis_weights(length: int, window: int, starts: Sequence[int], weighting: Wei
     return np.stack([profile / total[start : start + window] for start in starts]).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How volumes go through the network; ModelError if one of the values is not usable.
+
+    overlap: share of a window that its neighbour covers too (0.5 is the paper's). batch_size: windows run
+    together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
+    the volume's minimum are background without asking the network. placement: where a volume smaller than the
+    window lies in it, "middle" as in training; under "high" a larger one is moved by half a window, so that
+    every window cuts it elsewhere.
+    """
+
+    overlap: float = 0.5
+    weighting: Weighting = "gaussian"
+    batch_size: int = 1
+    device: str = "cpu"
+    autocast: bool = False
+    skip: Skip = "never"
+    placement: Placement = "middle"
+
+    def __post_init__(self) -> None:
+        check_options(self.overlap, self.weighting, self.batch_size)
+        if self.skip not in get_args(Skip):
+            raise ModelError(f"Windows to skip are {' or '.join(get_args(Skip))}; got {self.skip!r}.")
+        if self.placement not in get_args(Placement):
+            raise ModelError(
+                f"A volume lies {', '.join(get_args(Placement))} in its windows; got {self.placement!r}."
+            )
+
+
 def segment_volume(
     model: Segmenter,
     image: np.ndarray,
@@ -66,49 +100,122 @@ def segment_volume(
 ) -> np.ndarray:
     """Probability of each class of the task at each voxel: float16 [K,D,H,W], on the grid of `image` [D,H,W].
 
-    image: one prepared volume (the task's spacing and intensities); smaller than the window it is padded with
-    its minimum, evenly on both sides, and the result is cropped back. The weighted mean is taken over sigmoid
-    probabilities ("overlaps averaged", Sec. 4 of the paper); overlap 0.5 is the paper's. autocast: bfloat16.
-    ModelError if overlap, weighting or the image's shape is not usable.
+    All of `segment_slabs` at once, for volumes and classes that fit into memory together.
     """
-    check_options(overlap, weighting, batch_size)
+    options = InferenceOptions(overlap, weighting, batch_size, str(device), autocast)
+    result: np.ndarray | None = None
+    with window_bar(image.shape, task.patch_size, options, progress) as bar:
+        for first, slab in segment_slabs(model, image, task, options, bar=bar):
+            if result is None:
+                result = np.empty((len(slab), *image.shape), dtype=np.float16)
+            result[:, first : first + slab.shape[1]] = slab.to(torch.float16).cpu().numpy()
+    assert result is not None  # an image without voxels was refused
+    return result
+
+
+def label_volume(
+    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+) -> np.ndarray:
+    """Label map uint8 [D,H,W] of a prepared image on its own grid: the most probable class above 0.5, else 0.
+
+    Made slab by slab: the probabilities of all classes never stand in memory for the whole volume.
+    """
+    labels = np.zeros(image.shape, dtype=np.uint8)
+    values = torch.tensor([0, *task.class_values], dtype=torch.uint8, device=options.device)
+    for first, slab in segment_slabs(model, image, task, options):
+        highest, best = slab.max(dim=0)
+        labels[first : first + slab.shape[1]] = values[torch.where(highest > 0.5, best + 1, 0)].cpu().numpy()
+    return labels
+
+
+def segment_slabs(
+    model: Segmenter,
+    image: np.ndarray,
+    task: TaskEmbedding,
+    options: InferenceOptions,
+    *,
+    rows: slice | None = None,
+    halo: int = 0,
+    bar: tqdm | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities of a volume in slabs along z, from the bottom up: (first plane, float32 [K,d,h,W]).
+
+    image [D,H,W]: one prepared volume (the task's spacing and intensities); smaller than the window it is
+    padded with its minimum, evenly on both sides, and the result is cropped back. rows: only these of H (h of
+    them), from the windows that reach them. Every slab but the first begins `halo` planes before the former
+    one's end (or as many as there are). A slab is overwritten when the next one is asked for. The weighted
+    mean is taken over sigmoid probabilities ("overlaps averaged", Sec. 4 of the paper). Windows in which
+    nothing but the volume's minimum is (to 1e-5) are all answered by the first of them. ModelError if the
+    image's shape is not usable.
+    """
     if image.ndim != 3 or 0 in image.shape:
         raise ModelError(
             f"A volume to segment must be [D,H,W] with voxels on each axis; got shape {list(image.shape)}."
         )
-    device = torch.device(device)
+    device = torch.device(options.device)
     window = task.patch_size
-    padded, inner = _pad_to_window(image, window)
-    starts = [window_starts(n, w, overlap) for n, w in zip(padded.shape, window, strict=True)]
+    padded, inner = _pad_to_window(image, window, options.placement)
+    minimum = float(padded.min())
+    starts = [window_starts(n, w, options.overlap) for n, w in zip(padded.shape, window, strict=True)]
     weights = [
-        torch.from_numpy(axis_weights(n, w, s, weighting)).to(device)
+        torch.from_numpy(axis_weights(n, w, s, options.weighting)).to(device)
         for n, w, s in zip(padded.shape, window, starts, strict=True)
     ]
     tokens = tuple(level.to(device) for level in task.tokens)
-    classes = len(task.class_names)
-    depth = window[0]
-    result = np.empty((classes, *padded.shape), dtype=np.float16)
-    slab = torch.zeros((classes, depth, *padded.shape[1:]), device=device)
-    bar = tqdm(total=math.prod(map(len, starts)), unit="window", leave=False, disable=not progress)
-    with bar, torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+    depth, (low, high, _) = window[0], rows.indices(image.shape[1]) if rows else (0, image.shape[1], 1)
+    region = (slice(inner[1].start + low, inner[1].start + high), inner[2])
+    pairs = [
+        (y, x)
+        for y in _reaching(starts[1], window[1], region[0])
+        for x in _reaching(starts[2], window[2], region[1])
+    ]
+    held = torch.zeros((len(task.class_names), halo + depth, high - low, image.shape[2]), device=device)
+    air: Tensor | None = None  # the answer [K,*window] for a window that holds nothing
+    kept = 0  # planes of the halo that are filled
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
         for i, z in enumerate(starts[0]):
-            for chunk in _chunks(starts[1], starts[2], batch_size):
-                boxes = [np.s_[:, y : y + window[1], x : x + window[2]] for (_, y), (_, x) in chunk]
-                batch = np.stack([padded[z : z + depth][box] for box in boxes])[:, None]
-                logits = model.segment(
-                    torch.from_numpy(batch).to(device),
-                    tuple(t.expand(len(boxes), -1, -1, -1) for t in tokens),
-                )
-                for logit, box, ((j, _), (k, _)) in zip(logits, boxes, chunk, strict=True):
-                    weight = weights[0][i][:, None, None] * weights[1][j][:, None] * weights[2][k]
-                    slab[(slice(None), *box)] += logit.float().sigmoid_().mul_(weight)
-                bar.update(len(boxes))
+            slab = held[:, halo:]
+            waiting: list[_Place] = []
+            for n, ((j, y), (k, x)) in enumerate(pairs, start=1):
+                patch = padded[z : z + depth, y : y + window[1], x : x + window[2]]
+                weight = weights[0][i][:, None, None] * weights[1][j][:, None] * weights[2][k]
+                place = _Place(patch, weight, (y, x), float(patch.max()) - minimum)
+                if place.contrast <= SAME and air is not None and options.skip != "air":
+                    _add(slab, air, place, region)
+                elif options.skip != "air" or place.contrast > AIR:
+                    waiting.append(place)
+                if waiting and (len(waiting) == options.batch_size or n == len(pairs)):
+                    air = _run(model, tokens, waiting, slab, region, air)
+                    waiting = []
+                if bar is not None:
+                    bar.update()
             done = (starts[0][i + 1] if i + 1 < len(starts[0]) else padded.shape[0]) - z
-            result[:, z : z + done] = slab[:, :done].to(torch.float16).cpu().numpy()
-            if done < depth:  # planes that the next row of windows adds to; the rest starts from nothing
-                slab[:, : depth - done] = slab[:, done:].clone()
-            slab[:, max(0, depth - done) :] = 0
-    return result[(slice(None), *inner)]
+            begin, end = max(z - kept, inner[0].start), min(z + done, inner[0].stop)
+            if end > max(z, inner[0].start):
+                yield begin - inner[0].start, held[:, halo + begin - z : halo + end - z]
+            kept = min(halo, kept + done)
+            for planes in held:  # class by class: the copy that an overlapping move needs stays small
+                planes[: halo + depth - done] = planes[done:].clone()
+                planes[halo + depth - done :] = 0
+
+
+def window_bar(
+    shape: Sequence[int],
+    window: Sequence[int],
+    options: InferenceOptions,
+    progress: bool,
+    rows: Sequence[slice | None] = (None,),
+) -> tqdm:
+    """A progress bar that counts the windows of a volume [D,H,W], cut into these rows."""
+    total = 0
+    for part in rows:
+        padded, inner = _padding(shape, window, options.placement)
+        starts = [window_starts(n, w, options.overlap) for n, w in zip(padded, window, strict=True)]
+        low, high, _ = part.indices(shape[1]) if part else (0, shape[1], 1)
+        reached = slice(inner[1].start + low, inner[1].start + high)
+        columns = len(_reaching(starts[2], window[2], inner[2]))
+        total += len(starts[0]) * len(_reaching(starts[1], window[1], reached)) * columns
+    return tqdm(total=total, unit="window", leave=False, disable=not progress, dynamic_ncols=True)
 
 
 def check_options(overlap: float, weighting: str, batch_size: int) -> None:
@@ -123,22 +230,74 @@ def check_options(overlap: float, weighting: str, batch_size: int) -> None:
         raise ModelError(f"The batch of windows must be 1 or more; got {batch_size}.")
 
 
-def _pad_to_window(image: np.ndarray, window: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The image as float32, padded to the window where it is smaller; and where the original lies in it."""
+@dataclass(frozen=True)
+class _Place:
+    """A window: patch and weights [d,h,w], start (y,x), and how far its maximum is above the volume's minimum."""
+
+    patch: np.ndarray
+    weight: Tensor
+    start: tuple[int, int]
+    contrast: float
+
+
+def _run(
+    model: Segmenter,
+    tokens: TaskTokens,
+    places: Sequence[_Place],
+    slab: Tensor,
+    region: tuple[slice, slice],
+    air: Tensor | None,
+) -> Tensor | None:
+    """Add the network's answers for some windows; return the answer for an empty one, if it is known by now."""
+    batch = np.stack([place.patch for place in places])[:, None]
+    logits = model.segment(
+        torch.from_numpy(batch).to(slab.device), tuple(t.expand(len(places), -1, -1, -1) for t in tokens)
+    )
+    for logit, place in zip(logits, places, strict=True):
+        probabilities = logit.float().sigmoid_()
+        _add(slab, probabilities, place, region)
+        if air is None and place.contrast <= SAME:
+            air = probabilities
+    return air
+
+
+def _add(slab: Tensor, probabilities: Tensor, place: _Place, region: tuple[slice, slice]) -> None:
+    """slab [K,d,h,W] += weight * probabilities [K,*window], where the window reaches the slab's region (y,x)."""
+    to, source = [], []
+    for start, edge, part in zip(place.start, place.weight.shape[1:], region, strict=True):
+        begin, end = max(start, part.start), min(start + edge, part.stop)
+        to.append(slice(begin - part.start, end - part.start))
+        source.append(slice(begin - start, end - start))
+    weight = place.weight[:, source[0], source[1]]
+    for sums, values in zip(slab, probabilities, strict=True):  # class by class: no second [K,*window]
+        sums[:, to[0], to[1]].addcmul_(values[:, source[0], source[1]], weight)
+
+
+def _reaching(starts: Sequence[int], edge: int, part: slice) -> list[tuple[int, int]]:
+    """(number, start) of the windows of this edge that reach into a part of their axis."""
+    return [(n, s) for n, s in enumerate(starts) if s < part.stop and s + edge > part.start]
+
+
+def _padding(
+    shape: Sequence[int], window: Sequence[int], placement: Placement
+) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """Shape of the padded volume, and where the original lies in it."""
+    missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
+    if placement == "high":
+        before = [m or w // 2 for m, w in zip(missing, window, strict=True)]
+    else:  # "middle" is where the crops of training lie
+        before = [m - m // 2 if placement == "middle" else 0 for m in missing]
+    inner = tuple(slice(b, b + n) for n, b in zip(shape, before, strict=True))
+    return tuple(max(w, part.stop) for w, part in zip(window, inner, strict=True)), inner
+
+
+def _pad_to_window(
+    image: np.ndarray, window: Sequence[int], placement: Placement
+) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """The image as float32, padded as `_padding` says with its minimum; and where the original lies in it."""
     image = np.ascontiguousarray(image, dtype=np.float32)
-    missing = [max(0, w - n) for n, w in zip(image.shape, window, strict=True)]
-    before = [m - m // 2 for m in missing]  # as the crops of training lie
-    inner = tuple(slice(b, b + n) for n, b in zip(image.shape, before, strict=True))
-    if any(missing):
-        margins = [(b, m - b) for m, b in zip(missing, before, strict=True)]
+    shape, inner = _padding(image.shape, window, placement)
+    if shape != image.shape:
+        margins = [(part.start, n - part.stop) for n, part in zip(shape, inner, strict=True)]
         image = np.pad(image, margins, constant_values=image.min())
     return image, inner
-
-
-def _chunks(
-    rows: Sequence[int], columns: Sequence[int], size: int
-) -> Iterator[list[tuple[tuple[int, int], tuple[int, int]]]]:
-    """Pairs ((j, y), (k, x)) of one row of windows, `size` at a time."""
-    pairs = [((j, y), (k, x)) for j, y in enumerate(rows) for k, x in enumerate(columns)]
-    for first in range(0, len(pairs), size):
-        yield pairs[first : first + size]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from iris_pipeline.task import TaskEmbedding, same_footing
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
+from preprocessing.spec import Modality
 
 Box = tuple[tuple[int, int], ...]
 """Half-open bounds ((z0,z1),(y0,y1),(x0,x1))."""
@@ -157,6 +158,10 @@ def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         class_values=tuple(classes.values()),
         tokens=tuple(levels),
         references=sum(task.references for task in tasks),
+        class_references=tuple(
+            sum(t.class_references[t.class_names.index(name)] for t in tasks if name in t.class_names)
+            for name in classes
+        ),
         made_by="ensemble",
         reference_hashes=tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes)),
     )
@@ -191,6 +196,20 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         model_hash=loaded.model_hash,
         made_by="bank",
         class_values=tuple(seen.values()),
+    )
+
+
+def plan_like(task: TaskEmbedding) -> Plan:
+    """The grid and intensities of a task as a plan, so that more references can be brought to its footing."""
+    return Plan(
+        dataset="references",
+        modality=cast(Modality, task.modality),
+        policy="fit",
+        spacing_mm=task.spacing_mm,
+        patch_size=task.patch_size,
+        normalisation=task.normalisation,
+        intensity_offset=task.intensity_offset,
+        reasons=("grid and intensities are those of the given task",),
     )
 
 

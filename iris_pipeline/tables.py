@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +18,38 @@ from typing import Any
 import pandas as pd
 
 from iris_pipeline import paper
-from iris_pipeline.evaluate import BASELINE_RUN, BASELINE_STRATEGY, COLUMNS, Row, rows_text
 from iris_pipeline.provenance import without_machine
+from iris_pipeline.rows import (
+    BASELINE_RUN,
+    BASELINE_STRATEGY,
+    COLUMNS,
+    FIRST_COLUMNS,
+    NAMES,
+    Row,
+    rows_text,
+)
+from iris_pipeline.table_format import Table
+from iris_pipeline.uncertainty import CI, LEAST_SUBJECTS, RESAMPLES, Interval, bootstrap_mean
 from preprocessing.errors import EvaluationError
-from preprocessing.files import write_text
 
 EVALUATION = "evaluation"
 ROW_KEY = ["run", "split", "strategy"]
 PAPER_RUN = "paper"
 PAPER_METHODS = ("Iris", "nnUNet")
 BASELINE_TITLE = "everything is foreground"
-STRATEGY_ORDER = ("one-shot", "ensemble", "retrieval", "tuning", "bank")
+STRATEGY_ORDER = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", "tuning", "bank")
 RULE = (
     "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them "
     "has it. The mean is over the classes of each class's mean over its cases."
+)
+CI_RULE = (
+    f"{CI} of the mean: {RESAMPLES} bootstrap resamples of the subjects (seed 0, percentiles), all cases of a "
+    f"subject together; empty below {LEAST_SUBJECTS} subjects."
 )
 PAPER_RULE = (
     "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes "
     "them with ours."
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A finished table. name: of its CSV file; frame: cells as shown; notes: the lines under it."""
-
-    name: str
-    title: str
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ class Counts:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """One evaluation CSV with the columns of evaluate.COLUMNS; EvaluationError where it is something else."""
+    """One evaluation CSV of schema 2, or of schema 1 with the measures it lacks left empty (see rows.py).
+
+    EvaluationError where it is something else.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         frame = _parse("".join(line for line in lines if not line.startswith("#")))
@@ -82,11 +89,16 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise EvaluationError(
             f"{path} is no evaluation table ({error}): make it again with iris_evaluate."
         ) from None
-    if list(frame.columns) != list(COLUMNS):
+    if tuple(frame.columns) not in (COLUMNS, FIRST_COLUMNS):
         raise EvaluationError(
-            f"An evaluation table has the columns {', '.join(COLUMNS)}; {path} has "
-            f"{', '.join(frame.columns)}: make it again with iris_evaluate."
+            f"An evaluation table has the columns {', '.join(FIRST_COLUMNS)} and those of the measures; {path} "
+            f"has {', '.join(frame.columns)}: make it again with iris_evaluate."
         )
+    if tuple(frame.columns) == FIRST_COLUMNS:
+        frame = frame.reindex(columns=list(COLUMNS)).astype(
+            dict.fromkeys(COLUMNS[len(FIRST_COLUMNS) :], "float64")
+        )
+        frame["base"] = frame["strategy"]
     return frame
 
 
@@ -144,16 +156,16 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
     """Rows: run, split, strategy, then the baseline and the paper's figures; columns: classes, their mean."""
     chosen = rows[rows["dataset"] == dataset]
     classes = list(dict.fromkeys(chosen["class"]))
-    lines, notes = [], [RULE]
-    for key, group in _groups(chosen):
+    lines, notes = [], [RULE, CI_RULE]
+    for key, group in row_groups(chosen):
         means = class_means(group)
         lines.append(
-            dict(zip(ROW_KEY, _shown(key), strict=True))
+            dict(zip(ROW_KEY, shown(key), strict=True))
             | {"cases": str(group.loc[group["predicted_voxels"].notna(), "case"].nunique())}
-            | {name: _score(means.get(name)) for name in classes}
-            | {"mean": _score(means.mean())}
+            | {name: score_text(means.get(name)) for name in classes}
+            | {"mean": score_text(means.mean()), CI: interval_text(bootstrap_mean(group))}
         )
-        notes += _count_note(key, group)
+        notes += count_note(key, group)
     if paper_column is not None:
         number = _table_of(dataset, paper_column)
         for method in PAPER_METHODS:
@@ -161,10 +173,10 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
             if percent is not None:
                 lines.append(
                     {"run": PAPER_RUN, "split": f"Table {number}, {paper_column}", "strategy": method}
-                    | {"mean": _score(percent / 100)}
+                    | {"mean": score_text(percent / 100)}
                 )
         notes.append(PAPER_RULE)
-    frame = pd.DataFrame(lines, columns=[*ROW_KEY, "cases", *classes, "mean"]).fillna("")
+    frame = pd.DataFrame(lines, columns=[*ROW_KEY, "cases", *classes, "mean", CI]).fillna("")
     return Table(dataset, dataset, frame, tuple(notes))
 
 
@@ -172,13 +184,13 @@ def overview_table(rows: pd.DataFrame) -> Table:
     """Rows: run, split, strategy; columns: the datasets' means, and their mean where a row has them all."""
     datasets = sorted(set(rows["dataset"]))
     lines, notes = [], [RULE, "The last column is the mean over the datasets, empty where a row lacks one."]
-    for key, group in _groups(rows):
+    for key, group in row_groups(rows):
         means = {name: class_means(part).mean() for name, part in group.groupby("dataset")}
-        notes += _count_note(key, group)
+        notes += count_note(key, group)
         lines.append(
-            dict(zip(ROW_KEY, _shown(key), strict=True))
-            | {name: _score(means.get(name)) for name in datasets}
-            | {"mean": _score(_mean_of_all(means, len(datasets)))}
+            dict(zip(ROW_KEY, shown(key), strict=True))
+            | {name: score_text(means.get(name)) for name in datasets}
+            | {"mean": score_text(mean_of_all(means, len(datasets)))}
         )
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, *datasets, "mean"]).fillna("")
     return Table("overview", "All datasets, Dice", frame, tuple(notes))
@@ -208,16 +220,18 @@ def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> 
     fills = ", ".join(f"{name} fills {column}" for name, column in ours.items())
     theirs = PAPER_RULE.replace("of the run 'paper'", "from 'paper'")
     lines, notes = [], [f"Dice in %. {RULE}", theirs, f"Of ours, {fills}."]
-    for key, group in _groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)]):
+    for key, group in row_groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)]):
         means = {ours[str(name)]: 100 * class_means(part).mean() for name, part in group.groupby("dataset")}
-        notes += _count_note(key, group)
+        notes += count_note(key, group)
         lines.append(
-            {"from": "ours", "method": _name(key), "group": "in-context"}
-            | {column: _percent(means.get(column)) for column in order}
-            | {"average": _percent(_mean_of_all(means, len(order)))}
+            {"from": "ours", "method": row_name(key), "group": "in-context"}
+            | {column: percent_text(means.get(column)) for column in order}
+            | {"average": percent_text(mean_of_all(means, len(order)))}
         )
     for _, line in published.iterrows():
-        cells = {name: _percent(line[name]) for name in published.columns if name not in ("method", "group")}
+        cells = {
+            name: percent_text(line[name]) for name in published.columns if name not in ("method", "group")
+        }
         lines.append({"from": PAPER_RUN, "method": line["method"], "group": line["group"]} | cells)
     last = ["average"] if "average" in published.columns else []
     frame = pd.DataFrame(lines, columns=["from", "method", "group", *order, *last]).fillna("")
@@ -265,79 +279,51 @@ def result_tables(rows: pd.DataFrame, columns: Mapping[str, str] | None = None) 
     return tables + [form for form in forms if form is not None]
 
 
-def to_markdown(table: Table, made_by: str, level: int = 2) -> str:
-    """The table as Markdown with aligned columns, the notes and the command under it."""
-    cells = [list(table.frame.columns), *table.frame.astype(str).to_numpy().tolist()]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(cells[0]))]
-    drawn = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes = "\n".join(f"- {note}" for note in (*table.notes, made_by))
-    return f"{'#' * level} {table.title}\n\n" + "\n".join(drawn) + f"\n\n{notes}\n"
-
-
-def to_csv(table: Table, made_by: str) -> str:
-    """The table as CSV; notes and command follow as lines that begin with #."""
-    notes = "".join(f"# {note}\n" for note in (*table.notes, made_by))
-    return table.frame.to_csv(index=False, lineterminator="\n") + notes
-
-
-def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: str = "Results") -> Path:
-    """results/tables.md and results/tables/<name>.csv; returns the page. CSV tables of former calls go."""
-    folder = results / "tables"
-    names = {f"{table.name}.csv" for table in tables}
-    for table in tables:
-        write_text(folder / f"{table.name}.csv", to_csv(table, made_by))
-    for old in folder.glob("*.csv"):
-        if old.name not in names:
-            old.unlink()
-    page = results / "tables.md"
-    write_text(page, "\n".join([f"# {heading}\n", *(to_markdown(table, made_by) for table in tables)]))
-    return page
-
-
 def _parse(text: str) -> pd.DataFrame:
     # Names stay text, whatever they look like: a case '007' or a class 'NA' is no number and no gap.
-    names, numbers = COLUMNS[:7], COLUMNS[7:]
+    names = [*NAMES, "base"]
+    header = text.partition("\n")[0].split(",")
     return pd.read_csv(
         io.StringIO(text),
-        dtype=dict.fromkeys(names, "str") | dict.fromkeys(numbers, "float64"),
+        dtype={name: "str" if name in names else "float64" for name in header},
         keep_default_na=False,
-        na_values={name: [""] for name in numbers},
+        na_values={name: [""] for name in header if name not in names},
     )
 
 
-def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
+def row_groups(rows: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
     """The rows of each run, split and strategy; strategies in STRATEGY_ORDER, the baseline last."""
 
     def place(key: tuple[str, str, str]) -> tuple[bool, str, str, int, str]:
         run, split, strategy = key
-        known = STRATEGY_ORDER.index(strategy) if strategy in STRATEGY_ORDER else len(STRATEGY_ORDER)
-        return run == BASELINE_RUN, run, split, known, strategy
+        return run == BASELINE_RUN, run, split, *strategy_place(strategy)
 
     groups = {(str(k[0]), str(k[1]), str(k[2])): group for k, group in rows.groupby(ROW_KEY, sort=False)}
     return [(key, groups[key]) for key in sorted(groups, key=place)]
 
 
-def _mean_of_all(means: Mapping[Any, float], count: int) -> float | None:
+def strategy_place(strategy: str) -> tuple[int, str]:
+    """Sorts strategies in STRATEGY_ORDER ("tuning_k5_draw1" with "tuning"), the unknown ones last, by name."""
+    known = [n for n, name in enumerate(STRATEGY_ORDER) if re.match(rf"{name}(?![a-z])", strategy)]
+    return known[0] if known else len(STRATEGY_ORDER), strategy
+
+
+def mean_of_all(means: Mapping[Any, float], count: int) -> float | None:
     """The mean of `count` numbers; None where one is missing or NaN, so that no mean hides a gap."""
     known = [value for value in means.values() if not pd.isna(value)]
     return sum(known) / count if len(known) == count else None
 
 
-def _count_note(key: tuple[str, str, str], rows: pd.DataFrame) -> list[str]:
+def count_note(key: tuple[str, str, str], rows: pd.DataFrame) -> list[str]:
     """The line under a table about one of its rows; the baseline needs none."""
-    return [] if key[0] == BASELINE_RUN else [f"{_name(key)}: {count_pairs(rows).sentence()}."]
+    return [] if key[0] == BASELINE_RUN else [f"{row_name(key)}: {count_pairs(rows).sentence()}."]
 
 
-def _shown(key: tuple[str, str, str]) -> tuple[str, str, str]:
+def shown(key: tuple[str, str, str]) -> tuple[str, str, str]:
     return (key[0], key[1], BASELINE_TITLE) if key[2] == BASELINE_STRATEGY else key
 
 
-def _name(key: tuple[str, str, str]) -> str:
+def row_name(key: tuple[str, str, str]) -> str:
     return " · ".join(part for part in (key[0], key[2], key[1]) if part)
 
 
@@ -352,9 +338,16 @@ def _table_of(dataset: str, column: str) -> int:
     return number
 
 
-def _score(value: float | None) -> str:
+def score_text(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else f"{value:.3f}"
 
 
-def _percent(value: float | None) -> str:
+def interval_text(interval: Interval, scale: float = 1.0, digits: int = 3) -> str:
+    """ "[0.781, 0.829]"; "" where there is no interval."""
+    if pd.isna(interval.low):
+        return ""
+    return f"[{scale * interval.low:.{digits}f}, {scale * interval.high:.{digits}f}]"
+
+
+def percent_text(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else f"{value:.2f}"

@@ -11,21 +11,39 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from iris_pipeline.model import TaskTokens
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: references per class, records of tuning
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
+
+
+class Tuned(BaseModel):
+    """How in-context tuning made a task's tokens from its references.
+
+    steps: gradient steps kept, 0 where none helped. loss_before, loss: at the untuned and at the kept tokens,
+    on what `judged_by` names: the reference held out from the tuning, or augmented copies of the only one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int
+    learning_rate: float
+    seed: int
+    loss_before: float
+    loss: float
+    judged_by: Literal["held-out reference", "augmented reference"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,10 @@ class TaskEmbedding:
     normalisation, intensity_offset, modality: intensities of the references; the offset is added before
     clipping.
     references: how many labelled references it was made from (0: the memory bank).
+    class_references: how many of them show each class; () means all of them. Merging weighs by these.
     model_hash: the weights it belongs to; tokens of one model mean nothing to another.
-    made_by: the strategy. created: ISO time or "".
+    made_by: the strategy. created: ISO time, or "" so that equal references give equal bytes.
+    tuned: a record for each tuning that the tokens went through.
     reference_hashes: content hashes of the reference images, so that a reference is never its own query.
     class_values: value of each class in the references' label maps and so in the results (1..255); () means
     1..K.
@@ -58,6 +78,8 @@ class TaskEmbedding:
     created: str = ""
     reference_hashes: tuple[str, ...] = ()
     class_values: tuple[int, ...] = ()
+    class_references: tuple[int, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -80,6 +102,13 @@ class TaskEmbedding:
                 f"Each class of a task needs a value of its own in 1..255; {', '.join(self.class_names)} got "
                 f"{list(values)}."
             )
+        if not self.class_references:
+            object.__setattr__(self, "class_references", (self.references,) * len(self.class_names))
+        if len(self.class_references) != len(self.class_names) or min(self.class_references) < 0:
+            raise TaskError(
+                f"A task counts the references of each of its {len(self.class_names)} classes; got "
+                f"{list(self.class_references)}."
+            )
 
     @property
     def classes(self) -> dict[str, int]:
@@ -99,6 +128,7 @@ class TaskEmbedding:
             self,
             class_names=tuple(names),
             class_values=tuple(self.class_values[row] for row in rows),
+            class_references=tuple(self.class_references[row] for row in rows),
             tokens=tuple(level[:, rows] for level in self.tokens),
         )
 
@@ -122,10 +152,12 @@ def same_footing(first: TaskEmbedding, other: TaskEmbedding) -> bool:
 
 
 def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
-    """Tasks of different classes on one footing -> one task with all of their classes (Sec. 3.2).
+    """Tasks on one footing -> one task with all of their classes (Sec. 3.2), and with all of their references.
 
-    Values that two tasks share make way for 1..K. TaskError if a class is in two of them or if model, grid or
-    intensities differ.
+    A class that several tasks have gets the mean of its tokens, weighted by each task's references of it: the
+    mean over all references. Values that different classes share make way for 1..K. TaskError if model, grid or
+    intensities differ, if a class comes from the same reference twice, or if one of its sources is a memory
+    bank, which counts no references.
     """
     if not tasks:
         raise TaskError("Merging needs at least one task; got none.")
@@ -134,19 +166,66 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         if not same_footing(first, task):
             raise TaskError(
                 "Tasks can be merged only if they share model, spacing, patch size and intensities; "
-                f"{'/'.join(first.class_names)} and {'/'.join(task.class_names)} differ: encode them "
-                "together."
+                f"{'/'.join(first.class_names)} ({_footing_text(first)}) and {'/'.join(task.class_names)} "
+                f"({_footing_text(task)}) differ: encode the references together, or the one set with "
+                "iris_encode --like the other's task."
             )
-    values = tuple(value for task in tasks for value in task.class_values)
+    values: dict[str, int] = {}
+    for task in tasks:
+        for name, value in task.classes.items():
+            values.setdefault(name, value)
+    means = {name: _mean_of(name, [task for task in tasks if name in task.class_names]) for name in values}
+    hashes = tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes))
+    counted = all(len(task.reference_hashes) == task.references for task in tasks)
     return replace(
         first,
-        class_names=tuple(name for task in tasks for name in task.class_names),
-        class_values=values if len(set(values)) == len(values) else (),
-        tokens=tuple(torch.cat(level, dim=1) for level in zip(*(task.tokens for task in tasks), strict=True)),
-        references=max(task.references for task in tasks),
+        class_names=tuple(values),
+        class_values=tuple(values.values()) if len(set(values.values())) == len(values) else (),
+        class_references=tuple(count for _, count in means.values()),
+        tokens=tuple(torch.stack(level)[None] for level in zip(*(m for m, _ in means.values()), strict=True)),
+        references=len(hashes) if counted else sum(task.references for task in tasks),
         made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
-        reference_hashes=tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes)),
+        created=max(task.created for task in tasks),
+        reference_hashes=hashes,
+        tuned=tuple(dict.fromkeys(record for task in tasks for record in task.tuned)),
     )
+
+
+def _mean_of(name: str, tasks: Sequence[TaskEmbedding]) -> tuple[list[Tensor], int]:
+    """A class's tokens [m+1,C_l] of each level, averaged by reference count over tasks, and the count."""
+    rows = [task.class_names.index(name) for task in tasks]
+    counts = [task.class_references[row] for task, row in zip(tasks, rows, strict=True)]
+    levels = range(len(tasks[0].tokens))
+    if len(tasks) == 1:
+        return [tasks[0].tokens[level][0, rows[0]] for level in levels], counts[0]
+    hashes = [h for task in tasks for h in task.reference_hashes]
+    if len(set(hashes)) < len(hashes):
+        raise TaskError(
+            f"Each reference of a class counts once; class '{name}' is in several of these tasks, and they share "
+            "a reference image: take the class out of one of them (encode it without), or that reference."
+        )
+    if min(counts) == 0:
+        raise TaskError(
+            f"Tokens of a class are averaged by their number of references; class '{name}' comes from the memory "
+            "bank in one of the tasks, which counts none: merge tasks of references only."
+        )
+    total = sum(counts)
+    means = [
+        sum(
+            (
+                task.tokens[level][0, row].float() * (count / total)
+                for task, row, count in zip(tasks, rows, counts, strict=True)
+            ),
+            start=torch.zeros(()),
+        )
+        for level in levels
+    ]
+    return means, total
+
+
+def _footing_text(task: TaskEmbedding) -> str:
+    spacing, patch = (" x ".join(f"{v:g}" for v in triple) for triple in (task.spacing_mm, task.patch_size))
+    return f"model {task.model_hash[:12]}, {spacing} mm, {patch} voxels, {task.modality}"
 
 
 class _Metadata(BaseModel):
@@ -168,6 +247,8 @@ class _Metadata(BaseModel):
     made_by: str
     created: str
     reference_hashes: tuple[str, ...]
+    class_references: tuple[int, ...]
+    tuned: tuple[Tuned, ...]
 
 
 def save_task(path: Path | str, task: TaskEmbedding) -> None:

@@ -345,7 +345,8 @@ def train(
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)
         save_checkpoint(checkpoint, model, bank, state, plans=plans, specs=specs, optimizer=optimizer)
 
-    with RunLog(folder, settings, list(stores), append=resume) as log, StopAtStepEnd() as stop:
+    log_of_run = RunLog(folder, settings, list(stores), append=resume, network=model.config.to_dict())
+    with log_of_run as log, StopAtStepEnd() as stop:
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
         if start_from is not None and not resume:
             log.say(f"Starts from the weights of {start_from.name}.")

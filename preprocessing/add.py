@@ -16,7 +16,7 @@ import yaml
 
 from preprocessing.adapters import Case, find_cases
 from preprocessing.class_names import read_class_names
-from preprocessing.discover import CLASS, LABEL_WORDS, discover_pairs
+from preprocessing.discover import CLASS, LABEL_WORDS, discover_pairs, names_a_class
 from preprocessing.errors import IrisError, RawDataError, SpecError
 from preprocessing.files import write_text
 from preprocessing.guess import (
@@ -98,14 +98,15 @@ def survey_folder(
     remarks: list[str] = []
     if images is None or labels is None:
         found = discover_pairs(folder)
-        files, masks = _files(found.images, found.labels), found.classes
+        files = _files(found.images, found.labels)
         if found.others:
             remarks.append(
                 f"Other images pair up with the same masks ({', '.join(found.others)}): one of them is chosen with "
                 "--images and --labels."
             )
     else:
-        files, masks = _files((images,), (labels,)), _mask_names(folder, images, labels)
+        files = _files((images,), (labels,))
+    masks = _mask_names(folder, files)
     cases = find_cases(folder, _provisional(files, masks))
     pairs = [case for case in cases if case.labels is not None and case.image.files]
     if not pairs:
@@ -204,14 +205,17 @@ def _files(images: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
     return files | ({"subject": "{subject}"} if "subject" in parts and len(parts) > 1 else {})
 
 
-def _mask_names(folder: Path, images: str, labels: str) -> tuple[str, ...]:
-    """What {class} stands for in the paths that fit `labels` and are no image, sorted."""
-    if CLASS not in labels:
+def _mask_names(folder: Path, files: Mapping[str, Any]) -> tuple[str, ...]:
+    """What {class} stands for in the paths that fit `labels` and are no image, sorted; none without {class}."""
+    if CLASS not in files["labels"][0]:
         return ()
-    pictures = {match.path for match in find(folder, [images])}
-    names = {match.names["class"] for match in find(folder, [labels]) if match.path not in pictures}
+    pictures = {match.path for match in find(folder, files["image"])}
+    masks = [match for match in find(folder, files["labels"]) if match.path not in pictures]
+    names = {match.names["class"] for match in masks if names_a_class(match.names["class"])}
     if not names:
-        raise RawDataError(f"No file of {folder} fits {labels}: correct the pattern.")
+        raise RawDataError(
+            f"No file of {folder} fits {files['labels'][0]} with a name for {CLASS}: correct the pattern."
+        )
     return tuple(sorted(names))
 
 

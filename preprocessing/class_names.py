@@ -16,22 +16,29 @@ def read_class_names(folder: Path) -> dict[str, int] | None:
     RawDataError if the file cannot be understood.
     """
     for name in ("classes.json", "dataset.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            classes = _class_values(content if name == "classes.json" else content["labels"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            classes = {}
-        values = list(classes.values())
-        if not classes or len(set(values)) != len(values) or not all(1 <= v <= 255 for v in values):
-            raise RawDataError(
-                f'{path} should name the classes as {{"liver": 1}} (dataset.json: under "labels"), each with '
-                "a value of its own in 1..255; correct it or take it away."
-            )
-        return classes
+        if (folder / name).is_file():
+            return read_values(folder / name)
     return None
+
+
+def read_values(path: Path) -> dict[str, int]:
+    """Class name -> value from one JSON file; names may stand under "labels", as in a dataset.json.
+
+    RawDataError if the file cannot be understood.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        nested = isinstance(content, dict) and isinstance(content.get("labels"), dict)
+        classes = _class_values(content["labels"] if nested else content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        classes = {}
+    values = list(classes.values())
+    if not classes or len(set(values)) != len(values) or not all(1 <= v <= 255 for v in values):
+        raise RawDataError(
+            f'{path} should name the classes as {{"liver": 1}} (dataset.json: under "labels"), each with '
+            "a value of its own in 1..255; correct it or take it away."
+        )
+    return classes
 
 
 def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:

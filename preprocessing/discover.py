@@ -35,6 +35,7 @@ FIELD = re.compile(r"\{[a-z]+\}|\*")
 JUNK = re.compile(r"[*?\[\]{}]|(^|/)(\.|__MACOSX)")  # what patterns cannot say, what hides, what macOS packs
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
+ENOUGH_PATHS = 4000  # patterns that hold for so many files hold for the rest
 SCANS_OF_A_SUBJECT = 5  # a folder with more scans than this on average is no person's
 
 Key = frozenset[tuple[str, str]]
@@ -45,8 +46,8 @@ Variant = tuple[str, dict[str, str]]  # a pattern's text and the values of its f
 class Found:
     """Patterns (one for each file ending) and what they pair. `classes`: names of mask files, if of one class each.
 
-    cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half; others: patterns
-    of other images that pair up with the same masks.
+    cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half, of a sample where
+    there are very many files; others: patterns of other images that pair up with the same masks.
     """
 
     images: tuple[str, ...]
@@ -65,6 +66,10 @@ class _Pattern:
     text: str
     files: dict[Key, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     ambiguous: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(len(found) for found in self.files.values())
 
     def add(self, values: dict[str, str], path: str) -> None:
         named = values.get("class", "")
@@ -121,7 +126,7 @@ def discover_pairs(folder: Path) -> Found:
         raise RawDataError(
             f"{folder} holds no scan: give a folder of NIfTI, mha, mhd or nrrd files, or of folders of DICOM series."
         )
-    images, labels, unknown = _by_role(paths)
+    images, labels, unknown = _by_role(_sample(paths))
     image_patterns = _patterns(images or unknown, with_classes=False)
     label_patterns = _patterns(labels or unknown or images, with_classes=True)
     pairs = [
@@ -170,6 +175,21 @@ def scan_paths(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def _sample(paths: list[str]) -> list[str]:
+    """All files of some cases where there are too many: the files of a case share their longest number."""
+    if len(paths) <= ENOUGH_PATHS:
+        return paths
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[max(re.findall(r"[0-9]+", path), key=len, default="")].append(path)
+    kept: list[str] = []
+    for number in sorted(groups):
+        if kept and len(kept) + len(groups[number]) > ENOUGH_PATHS:
+            break
+        kept += groups[number]
+    return sorted(kept)
+
+
 def _by_role(paths: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Images, labels, and those whose names do not tell. A folder that holds everything tells nothing."""
     shared = set.intersection(*({*path.rstrip("/").split("/")[:-1]} for path in paths))
@@ -199,13 +219,13 @@ def _without_ending(path: str) -> str:
 
 
 def _patterns(paths: Iterable[str], with_classes: bool) -> list[_Pattern]:
-    """All generalisations that fit several files (of one file: all), those with most cases first."""
+    """All generalisations, those that fit most files first."""
     patterns: dict[str, _Pattern] = {}
     for path in paths:
         for text, values in _variants(_without_ending(path), with_classes):
             patterns.setdefault(text, _Pattern(text)).add(values, path)
     sound = [pattern for pattern in patterns.values() if not pattern.ambiguous]
-    return sorted(sound, key=lambda pattern: (-len(pattern.files), len(pattern.text)))[:MOST]
+    return sorted(sound, key=lambda pattern: (-pattern.size, len(pattern.text)))[:MOST]
 
 
 def _variants(path: str, with_classes: bool) -> Iterator[Variant]:
@@ -301,14 +321,15 @@ def _pair(image: _Pattern, label: _Pattern) -> _Pair | None:
         name for key in shared for name, path in label.files[key].items() if path != image.files[key][""]
     )
     fewest = max(min(2, len(shared)), FEW_CASES * len(shared))
-    classes = sorted(name for name, count in counts.items() if count >= fewest and _names_a_class(name))
+    classes = sorted(name for name, count in counts.items() if count >= fewest and names_a_class(name))
     shared = {key for key in shared if set(classes) & set(label.files[key])}
     pair = _Pair(image, label, frozenset(shared), tuple(classes))
     # With one file a case the text names something else, such as the hospital.
     return pair if pair.mask_files > len(shared) else None
 
 
-def _names_a_class(name: str) -> bool:
+def names_a_class(name: str) -> bool:
+    """Whether what stands for {class} may be one: no number, and no word that means an image, a mask or a part."""
     plain = {name.lower(), name.lower().rstrip("0123456789")}
     return not plain & (LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET) and not name.isdecimal()
 

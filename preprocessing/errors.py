@@ -63,3 +63,7 @@ class EvaluationError(IrisError):
 
 class BrowserError(IrisError):
     """A page cannot be shown or pictured: no browser, no viewer, or a browser that gave up."""
+
+
+class ExportError(IrisError):
+    """A dataset cannot be written in another tool's form."""

@@ -16,7 +16,6 @@ at (j + 0.5) * n_in / n_out - 0.5 of the old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,7 +108,7 @@ class Resampling:
         """
         _expect(array, self.shape_in)
         z, y, x = (_image_matrix(i, o, antialias) for i, o in zip(self.shape_in, self.shape_out, strict=True))
-        return _along_axes(array, (z, y, x))
+        return along_axes(array, (z, y, x))
 
     def apply_labels(self, labels: np.ndarray) -> np.ndarray:
         """Labels (whole numbers from 0) [shape_in] -> [shape_out], of the same type.
@@ -136,7 +135,7 @@ class Resampling:
     def undo_scores(self, scores: np.ndarray) -> np.ndarray:
         """Linear, [shape_out] -> float32 [shape_in]."""
         _expect(scores, self.shape_out)
-        return _along_axes(scores, self.undo_matrices())
+        return along_axes(scores, self.undo_matrices())
 
     def undo_matrices(self) -> Matrices:
         """What `undo_scores` multiplies each axis by."""
@@ -205,29 +204,6 @@ class GridTrace:
         """Prepared scores -> the file's own grid, linear, float32."""
         return self.reorientation.undo(self.resampling.undo_scores(scores))
 
-    def undo_argmax(self, scores: Iterable[tuple[int, np.ndarray]], threshold: float = 0.5) -> np.ndarray:
-        """(value, scores [D,H,W] of that class) after another -> uint8 label map on the file's own grid.
-
-        A voxel takes the class of its highest score above `threshold` (the first one of equals), else 0.
-        Memory does not grow with the number of classes. A linear mean is never above its largest part, so
-        only the surroundings of scores above the threshold are computed.
-        """
-        matrices = self.resampling.undo_matrices()
-        result = np.zeros(self.resampling.shape_in, dtype=np.uint8)
-        best = np.full(self.resampling.shape_in, threshold, dtype=np.float32)
-        for value, prepared in scores:
-            _expect(prepared, self.resampling.shape_out)
-            box = _bounding_box(prepared > threshold)
-            reached = _reach(box, matrices) if box is not None else None
-            if reached is None:
-                continue
-            source, target, parts = reached
-            native = _along_axes(prepared[source], parts)
-            wins = native > best[target]
-            np.copyto(best[target], native, where=wins)
-            result[target][wins] = value
-        return self.reorientation.undo(result)
-
 
 @lru_cache(maxsize=256)
 def linear_matrix(n_in: int, n_out: int) -> np.ndarray:
@@ -288,7 +264,7 @@ def _spline_basis(positions: np.ndarray, n: int) -> np.ndarray:
     return basis
 
 
-def _along_axes(array: np.ndarray, matrices: Matrices) -> np.ndarray:
+def along_axes(array: np.ndarray, matrices: Matrices) -> np.ndarray:
     """Multiply each axis of [D,H,W] by its matrix [out, in] -> float32; axes that shrink most go first."""
     result = np.asarray(array, dtype=np.float32)
     present = [(axis, matrix) for axis, matrix in enumerate(matrices) if matrix is not None]
@@ -312,11 +288,11 @@ def _resample_labels(labels: np.ndarray, matrices: Matrices) -> np.ndarray:
     best, background = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     whole = labels.view(np.uint8) if labels.dtype == bool else labels
     for value, box in enumerate(ndimage.find_objects(whole), start=1):
-        reached = _reach(box, matrices) if box is not None else None
+        reached = reach(box, matrices) if box is not None else None
         if reached is None:  # no such label, or it slips between the new voxels
             continue
         source, target, parts = reached
-        share = _along_axes(whole[source] == value, parts)
+        share = along_axes(whole[source] == value, parts)
         background[target] -= share
         wins = share > best[target] + TIE
         np.copyto(best[target], share, where=wins)
@@ -325,16 +301,16 @@ def _resample_labels(labels: np.ndarray, matrices: Matrices) -> np.ndarray:
     return result
 
 
-def _bounding_box(mask: np.ndarray) -> Box | None:
+def bounding_box(mask: np.ndarray) -> Box | None:
     """The smallest box that holds all of a mask [D,H,W]."""
-    z = _span(np.any(mask, axis=(1, 2)))
+    z = span(np.any(mask, axis=(1, 2)))
     if z.start == z.stop:
         return None
     plane = np.any(mask[z], axis=0)
-    return z, _span(np.any(plane, axis=1)), _span(np.any(plane, axis=0))
+    return z, span(np.any(plane, axis=1)), span(np.any(plane, axis=0))
 
 
-def _reach(box: Box, matrices: Matrices) -> tuple[Box, Box, Matrices] | None:
+def reach(box: Box, matrices: Matrices) -> tuple[Box, Box, Matrices] | None:
     """The input that is needed for all output voxels in which a box of the input has a part; these; the matrices.
 
     None where there is no such voxel.
@@ -343,16 +319,16 @@ def _reach(box: Box, matrices: Matrices) -> tuple[Box, Box, Matrices] | None:
     for axis, matrix in enumerate(matrices):
         if matrix is None:
             continue
-        targets[axis] = _span(np.any(matrix[:, box[axis]], axis=1))
+        targets[axis] = span(np.any(matrix[:, box[axis]], axis=1))
         if targets[axis].start == targets[axis].stop:
             return None
-        sources[axis] = _span(np.any(matrix[targets[axis]], axis=0))
+        sources[axis] = span(np.any(matrix[targets[axis]], axis=0))
         parts[axis] = matrix[targets[axis], sources[axis]]
     (z, y, x), (to_z, to_y, to_x), (by_z, by_y, by_x) = sources, targets, parts
     return (z, y, x), (to_z, to_y, to_x), (by_z, by_y, by_x)
 
 
-def _span(hit: np.ndarray) -> slice:
+def span(hit: np.ndarray) -> slice:
     """From the first to the last True; empty where there is none."""
     where = np.flatnonzero(hit)
     return slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0)

@@ -32,7 +32,8 @@ def same_images(cases: Sequence[KnownCase]) -> list[str]:
     several = len({case.dataset for case in cases}) > 1
     groups: dict[str, list[KnownCase]] = defaultdict(list)
     for case in cases:
-        groups[case.content].append(case)
+        if case.content:
+            groups[case.content].append(case)
     return [_same_image(group, several) for group in groups.values() if len(group) > 1]
 
 

@@ -53,16 +53,21 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """One NIfTI, mha, mhd or nrrd file, or a folder with one DICOM series."""
+    """One NIfTI, mha, mhd or nrrd file, or a folder with one DICOM series. channel (from 0): where it has several."""
 
     path: Path
+    channel: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
 
+    @property
+    def recipe(self) -> str:
+        return "" if self.channel is None else f"channel {self.channel}"
+
     def read(self) -> Volume:
-        return read_raw(self.path)
+        return read_raw(self.path, channel=self.channel)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from preprocessing.errors import GridMismatchError, LabelValueError, RawDataError
+from preprocessing.itk_files import dicom_files
 from preprocessing.source import Source
-from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift, dicom_files, read_raw
+from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift, read_raw
 
 PROBABILITY = 1e-3  # by which a stored probability may leave 0..1
 CLEARLY = 1.5  # times as much of the image's variance must a reversed stack explain to be believed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ Modality = Literal["CT", "MR", "PET"]
 Role = Literal["upstream", "held-out", "phantom"]
 GROUPS = ("all", "upstream", "held-out", "phantom")
 FOLDS = 5
+DEFAULT_TOLERANCE_MM = 2.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -92,6 +94,8 @@ class DatasetSpec(BaseModel):
     split: SplitSpec = Field(default_factory=SplitSpec)
     expected_cases: int | None = Field(default=None, ge=1)
     sides: dict[Literal["left", "right"], tuple[str, ...]] = Field(default_factory=dict)
+    tolerance_mm: float | dict[str, float] = DEFAULT_TOLERANCE_MM
+    lesions: tuple[str, ...] = ()
     paper_column: str | None = None
     paper_classes: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
@@ -144,6 +148,18 @@ class DatasetSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _metrics_are_of_classes(self) -> DatasetSpec:
+        named = self.tolerance_mm if isinstance(self.tolerance_mm, dict) else {}
+        for key, names in (("tolerance_mm", set(named)), ("lesions", set(self.lesions))):
+            unknown = sorted(names - set(self.classes))
+            if unknown:
+                raise ValueError(f"{key} names {unknown}, which are not among the classes")
+        values = list(named.values()) if named else [self.tolerance_mm]
+        if not all(isinstance(value, float) and 0 < value < math.inf for value in values):
+            raise ValueError(f"tolerance_mm is in millimetres above 0, not {self.tolerance_mm}")
+        return self
+
+    @model_validator(mode="after")
     def _files_fit_the_layout(self) -> DatasetSpec:
         form = parse_files(self.layout, self.files)
         greys: dict[str, Any] = getattr(form, "greys", {}) or getattr(form, "maps", {})
@@ -185,6 +201,12 @@ class DatasetSpec(BaseModel):
     def people(self) -> str:
         """The namespace of the subject ids: datasets with the same one share people."""
         return self.subject_group or self.name
+
+    def tolerance_of(self, class_name: str) -> float:
+        """How far (mm) a predicted surface may lie from the true one and still count as right."""
+        if isinstance(self.tolerance_mm, dict):
+            return self.tolerance_mm.get(class_name, DEFAULT_TOLERANCE_MM)
+        return self.tolerance_mm
 
     @property
     def raw_files(self) -> Files:

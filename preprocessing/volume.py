@@ -15,7 +15,6 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -26,24 +25,18 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-# ITK reads it at its start: cosines that are not quite orthonormal (M&Ms, TotalSegmentator) are then no error.
-os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
-import SimpleITK as sitk
-
 from preprocessing.errors import RawDataError
+from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file
 
 # nibabel prints remarks on odd headers; what has to be said our one sentence says
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_HEADER_BYTES = 540
 FRACTION = 1e-3  # of a label value: below it a float is a whole number that was scaled and stored
 CORNER_VOXELS = 0.5  # two geometries whose corners lie no farther apart count as one
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micron; all other codes are taken for mm
-DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice's first voxel, LPS+ mm
-UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
 PLACE = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -91,12 +84,13 @@ def case_id_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, channel: int | None = None) -> Volume:
     """A scan as float32 [D,H,W]: NIfTI, mha, mhd, nrrd, or a folder with one DICOM series.
 
+    channel: which one, from 0 on, of an image with several (a fourth axis, or a vector in each voxel).
     RawDataError, one sentence with the file's name, where it is missing, damaged or no single 3D image.
     """
-    return as_image(read_raw(path))
+    return as_image(read_raw(path, channel=channel))
 
 
 def read_labels(path: Path) -> Volume:
@@ -107,9 +101,9 @@ def read_labels(path: Path) -> Volume:
     return as_labels(read_raw(path), str(path))
 
 
-def read_raw(path: Path, frame: int | None = None) -> Volume:
-    """The voxels in the file's own type; `frame` (from 0) chooses one of a 4D NIfTI. Errors as `read_volume`."""
-    array, affine, header = _read(Path(path), frame)
+def read_raw(path: Path, frame: int | None = None, channel: int | None = None) -> Volume:
+    """The voxels in the file's own type; `frame` (from 0) chooses one of a 4D NIfTI. Else as `read_volume`."""
+    array, affine, header = _read(Path(path), frame, channel)
     return Volume(array, affine, header)
 
 
@@ -134,8 +128,10 @@ def as_labels(volume: Volume, where: str) -> Volume:
     return replace(volume, array=np.ascontiguousarray(array.astype(kind, copy=False)))
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None:
     """NIfTI (.nii.gz or .nii) of the array's own type; the same volume always gives the same bytes.
+
+    scale: what the numbers in the file are multiples of; readers multiply by it (scl_slope).
 
     Where `volume.header` places the voxels as `volume.affine` does, its qform, sform, their codes and the
     units are kept to the bit, so that every viewer lays the result over the scan as before. RawDataError for
@@ -154,6 +150,8 @@ def write_volume(path: Path, volume: Volume) -> None:
             f"NIfTI has no type {array.dtype} (for {path}): convert the array first."
         ) from None
     _place(image.header, volume.affine, volume.header)
+    if scale is not None:
+        image.header.set_slope_inter(scale, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part{ending}")
     try:
@@ -211,16 +209,19 @@ def _place(header: nib.Nifti1Header, affine: np.ndarray, known: nib.Nifti1Header
     header["xyzt_units"] = known["xyzt_units"] if known is not None else nib.nifti1.unit_codes["mm"]
 
 
-def _read(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
+def _read(
+    path: Path, frame: int | None = None, channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
     if not path.exists():
         raise RawDataError(f"{path} does not exist: check the name.")
     header = None
     if path.is_dir():
-        array, affine = _from_dicom(path)
+        array, affine = from_dicom(path)
+        choose_channel(path, 1, channel)
     elif path.name.lower().endswith(NIFTI):
-        array, affine, header = _from_nifti(path, frame)
+        array, affine, header = _from_nifti(path, frame, channel)
     elif path.name.lower().endswith(ITK):
-        array, affine = _from_itk(path, lambda: sitk.ReadImage(str(path)))
+        array, affine = from_itk_file(path, channel)
     else:
         raise RawDataError(f"{path} is in no known format: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
     if array.dtype.kind not in "biuf":
@@ -260,27 +261,31 @@ def _nifti(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
         HeaderDataError,
         WrapStructError,
     ) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _from_nifti(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def _from_nifti(
+    path: Path, frame: int | None = None, channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     with _opened(path) as stream:
         image = _nifti(path, stream)
-        shape = image.shape
         if frame is not None:
             return _one_frame(path, image, frame)
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != 3 or min(shape) < 1:
+        more = [n for n in image.shape[3:] if n != 1]
+        if len(image.shape) < 3 or min(image.shape) < 1 or len(more) > 1:
             raise RawDataError(
-                f"A scan has three axes, but {path} has shape {shape} (x,y,z,...): extract one image."
+                f"A scan has three axes, but {path} has shape {image.shape} (x,y,z,...): extract one image."
             )
+        number = choose_channel(path, more[0] if more else 1, channel)
         try:
-            array = np.asarray(image.dataobj).reshape(shape, order="F")
+            if more:
+                array = np.asarray(image.dataobj[(..., *(number if n > 1 else 0 for n in image.shape[3:]))])
+            else:
+                array = np.asarray(image.dataobj).reshape(image.shape[:3], order="F")
             while stream.read(1 << 20):  # only at its end does gzip compare the checksum
                 pass
         except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
     header = _in_mm(image.header)
     return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
 
@@ -297,7 +302,7 @@ def _one_frame(
     try:
         array = np.asarray(image.dataobj[..., frame])
     except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     header = _in_mm(image.header)
     header.set_data_shape(image.shape[:3])
     return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
@@ -314,70 +319,3 @@ def _in_mm(header: nib.Nifti1Header) -> nib.Nifti1Header:
     header["pixdim"][1:4] *= factor
     header.set_xyzt_units("mm", header.get_xyzt_units()[1])
     return header
-
-
-def _damaged(path: Path, error: Exception) -> RawDataError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
-
-
-def dicom_files(folder: Path) -> list[str]:
-    """The files of the only series of a folder, by their place along the normal of the slices.
-
-    RawDataError where there is no series or more than one.
-    """
-    talks = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
-    try:
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(talks)
-    if len(series) != 1:
-        raise RawDataError(
-            f"A DICOM folder holds one series, but {folder} holds {len(series) or 'none'}: give each its own folder."
-        )
-    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-
-
-def _from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A series; the step between slices is measured from their positions, so a tilted gantry is a sheared affine.
-
-    RawDataError where slices are missing or lie unevenly: no affine could place them.
-    """
-    files = dicom_files(folder)
-    if len(files) == 1:
-        return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    array, affine = _from_itk(folder, reader.Execute)
-    if all(reader.HasMetaDataKey(i, DICOM_POSITION) for i in range(len(files))):
-        texts = [reader.GetMetaData(i, DICOM_POSITION).split("\\") for i in range(len(files))]
-        steps = np.diff(np.array(texts, dtype=float), axis=0)
-        lengths = np.linalg.norm(steps, axis=1)
-        if lengths.max() - lengths.min() > UNEVEN * lengths.mean():
-            raise RawDataError(
-                f"Slices of a DICOM series lie evenly, but those of {folder} lie {lengths.min():.2f} to "
-                f"{lengths.max():.2f} mm apart: export the whole series again."
-            )
-        affine[:3, 2] = LPS_TO_RAS[:3, :3] @ steps.mean(axis=0)
-    return array, affine
-
-
-def _from_itk(path: Path, read: Callable[[], sitk.Image]) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        image = read()
-    except RuntimeError as error:
-        raise _damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
-    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
-        image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        channels = image.GetNumberOfComponentsPerPixel()
-        raise RawDataError(
-            f"A scan has three axes and one channel, but {path} has shape {image.GetSize()} (x,y,z,...) and "
-            f"{channels} channel{'s' * (channels > 1)}: extract one image."
-        )
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image), LPS_TO_RAS @ affine

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iris_pipeline.checkpoint import RunState
+from iris_pipeline.checkpoint import RunState, hash_weights
 from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.model import build_iris
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.normalise import Normalisation
 
@@ -71,3 +72,20 @@ def loaded_with(model: nn.Module, **changes: Any) -> Any:
         "version": "0",
     }
     return SimpleNamespace(**(values | changes))
+
+
+def tiny_model(seed: int = 0) -> Any:
+    """A real, untrained network of the smallest size as `load_model` gives it, and the shapes it encoded.
+
+    Each call of the encoder is noted in `model.encoded`.
+    """
+    model = build_iris("tiny", seed=seed).eval()
+    encode = model.encode_image
+    encoded: list[tuple[int, ...]] = []
+
+    def noted(image: Tensor) -> tuple[Tensor, ...]:
+        encoded.append(tuple(image.shape))
+        return encode(image)
+
+    model.__dict__.update(encode_image=noted, encoded=encoded)
+    return loaded_with(model, config=model.config, model_hash=hash_weights(model))

@@ -160,7 +160,7 @@ def test_patterns_of_the_users_own(tmp_path: Path) -> None:
     assert survey.ids == ("1", "2") and survey.masks == ("liver",)
     with pytest.raises(SpecError, match="two patterns that go together"):
         survey_folder(tmp_path, "a/x{case}.nii.gz", None, workers=1, progress=False)
-    with pytest.raises(RawDataError, match=r"No file of \S+ fits b/z\{case\}\{class\}: correct the pattern"):
+    with pytest.raises(RawDataError, match=r"No file of \S+ fits b/z\{case\}\{class\} with a name for"):
         survey_folder(tmp_path, "a/x{case}.nii.gz", "b/z{case}{class}", workers=1, progress=False)
     with pytest.raises(SpecError, match=r"'b/y\*' must hold \{case\}"):
         survey_folder(tmp_path, "a/x{case}.nii.gz", "b/y*", workers=1, progress=False)

@@ -13,7 +13,9 @@ import pytest
 from scans import load, save
 
 from iris_pipeline.checkpoint import RunState, load_model, save_checkpoint
-from iris_pipeline.cli.predict import encode_main, find_run, predict_main, tasks_main
+from iris_pipeline.cli._models import find_run
+from iris_pipeline.cli.predict import predict_main
+from iris_pipeline.cli.tasks import encode_main, tasks_main
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.references import stored_reference
@@ -79,7 +81,7 @@ def test_encode_then_predict(root: Path, refs: Path, scans: Path, tmp_path: Path
     new = load_model(root / "results" / "new")
     task = load_task(task_file, new.model_hash)
     assert task.classes == {"links": 1, "rechts": 2, "mitte": 5} and task.made_by == "ensemble"
-    assert len(task.reference_hashes) == 2 and task.created.startswith("20")
+    assert len(task.reference_hashes) == 2 and task.created == ""
     assert task_file.stat().st_size < 100_000
 
     out = tmp_path / "out"
@@ -228,8 +230,8 @@ def test_arguments_that_exclude_one_another(root: Path, capsys: Any) -> None:
             predict_main([*arguments, "--root", str(root)])
         assert stop.value.code == 2
     with pytest.raises(SystemExit):
-        predict_main(["-i", "a", "-o", "b", "--strategy", "tuning"])
-    assert "invalid choice: 'tuning'" in capsys.readouterr().err
+        predict_main(["-i", "a", "-o", "b", "--strategy", "luck"])
+    assert "invalid choice: 'luck'" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written_are_one_sentence(

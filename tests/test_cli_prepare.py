@@ -82,7 +82,7 @@ def test_datasets_lists_what_is_known_and_what_is_there(
     assert datasets_main(["--root", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[:-1]}
-    assert rows["la2018"] == ["upstream", "MR", "1", "yes", "unfinished"]
+    assert rows["la2018"] == ["upstream", "MR", "1", "0", "of", "7", "unfinished"]
     assert rows["sts_ct"] == ["held-out", "CT", "1", "-", "-"]
     assert lines[-1] == f"Under {tmp_path / 'raw'} without a specification: mine."
 
@@ -95,7 +95,8 @@ def test_a_dataset_of_ones_own_is_listed_from_its_store(
     assert datasets_main(["--root", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     row = next(line.split() for line in text.splitlines() if line.startswith("tiny "))
-    assert row == ["tiny", "upstream", "MR", "3", "yes", "finished"] and "without a specification" not in text
+    assert row == ["tiny", "upstream", "MR", "3", "0", "of", "5", "finished"]
+    assert "without a specification" not in text
 
 
 def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

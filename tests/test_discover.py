@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from preprocessing import discover
 from preprocessing.discover import Found, discover_pairs, scan_paths
 from preprocessing.errors import RawDataError
 
@@ -165,6 +166,27 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "far")
     assert len(scan_paths(tmp_path / "near")) == 10
+
+
+def test_of_very_many_files_whole_cases_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organs = ("liver", "spleen", "kidney_left")
+    write(tmp_path, [f"s{i:03}/ct{E}" for i in range(40)])
+    write(tmp_path, [f"s{i:03}/segmentations/{organ}{E}" for i in range(40) for organ in organs])
+    monkeypatch.setattr(discover, "ENOUGH_PATHS", 50)
+    found = discover_pairs(tmp_path)
+    assert (found.images, found.labels) == ((f"{{case}}/ct{E}",), (f"{{case}}/segmentations/{{class}}{E}",))
+    assert found.cases == 12, "twelve whole cases are 48 files"
+
+
+def test_more_organs_than_patients(tmp_path: Path) -> None:
+    organs = [f"rib_{side}_{i}" for side in ("left", "right") for i in range(1, 25)]
+    write(tmp_path, [f"s{i:03}/ct{E}" for i in range(5)])
+    write(tmp_path, [f"s{i:03}/segmentations/{organ}{E}" for i in range(5) for organ in organs])
+    found = discover_pairs(tmp_path)
+    assert (found.labels, found.cases) == ((f"{{case}}/segmentations/{{class}}{E}",), 5)
+    assert found.classes == tuple(sorted(organs))
 
 
 def test_nothing_to_pair(tmp_path: Path) -> None:

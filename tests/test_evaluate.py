@@ -11,9 +11,6 @@ import pytest
 from scans import save
 
 from iris_pipeline.evaluate import (
-    COLUMNS,
-    Origin,
-    Row,
     TruthCase,
     compare,
     dataset_spec,
@@ -23,8 +20,8 @@ from iris_pipeline.evaluate import (
     read_origin,
     truth_cases,
     with_values,
-    write_rows,
 )
+from iris_pipeline.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
 from preprocessing.errors import EvaluationError, GridMismatchError, LabelValueError, SpecError
 from preprocessing.source import FileSource
 from preprocessing.spec import load_spec
@@ -75,7 +72,19 @@ def test_rows_by_hand(toy: Toy) -> None:
     toy.add("c", label_map(liver=8), label_map(liver=8))
     rows = toy.rows()
     assert list(rows) == [(case, name) for case in "abc" for name in CLASSES]
-    assert rows["a", "liver"] == Row(ORIGIN, "a", "", "liver", 2 * 6 / (10 + 6), 10, 6)
+    liver = rows["a", "liver"]
+    assert liver == Row(ORIGIN, "a", "", "liver", 2 * 6 / (10 + 6), 10, 6, liver.measures)
+    voxel_ml = abs(np.linalg.norm(AFFINE[:3, 0]) * np.linalg.norm(AFFINE[:3, 1]) * 3.0) / 1000
+    assert liver.measures["iou"] == 6 / 10 and liver.measures["tolerance_mm"] == 2.0
+    assert liver.measures["truth_ml"] == pytest.approx(10 * voxel_ml)
+    assert liver.measures["volume_error_ml"] == pytest.approx(-4 * voxel_ml)
+    assert liver.measures["volume_error_percent"] == -40.0 and "lesion_f1" not in liver.measures
+    assert (
+        rows["b", "spleen"].measures["nsd"] == 0.0
+        and "volume_error_percent" not in rows["b", "spleen"].measures
+    )
+    diagonal = np.linalg.norm(np.array(SHAPE) * np.linalg.norm(AFFINE[:3, :3], axis=0)[::-1])
+    assert rows["b", "liver"].measures["hd95_mm"] == pytest.approx(diagonal)
     assert rows["a", "spleen"].dice == 1.0
     assert (rows["b", "liver"].dice, rows["b", "liver"].predicted_voxels) == (0.0, 0)  # truth only
     assert (rows["b", "spleen"].dice, rows["b", "spleen"].truth_voxels) == (0.0, 0)  # mask only
@@ -86,6 +95,7 @@ def test_rows_by_hand(toy: Toy) -> None:
 def test_a_partly_labelled_truth_does_not_judge_what_it_lacks(toy: Toy) -> None:
     toy.add("b", label_map(liver=8), label_map(liver=8, spleen=3))
     row = toy.rows(partly_labelled=True)["b", "spleen"]
+    assert row.measures == {}, "no measure judges what the truth does not tell"
     assert math.isnan(row.dice) and (row.truth_voxels, row.predicted_voxels) == (0, 3)
     assert toy.rows(partly_labelled=True)["b", "liver"].dice == 1.0
     assert toy.rows()["b", "spleen"].dice == 0.0
@@ -239,7 +249,14 @@ def test_origin_of_a_folder(tmp_path: Path) -> None:
     assert read_origin(folder) == Origin("night_run", "toy", "", "bank")
     made_from = {"dataset": "toy", "split": "paper", "part": "validation", "strategy": "bank"}
     (folder / "predict.json").write_text(json.dumps({"schema_version": 1, "made_from": made_from}))
-    assert read_origin(folder) == Origin("night_run", "toy", "paper/validation", "bank")
+    assert read_origin(folder) == Origin("night_run", "toy", "paper/validation", "bank", base="bank")
+    drawn = folder.with_name("ensemble_k3_draw1")
+    drawn.mkdir()
+    made_from |= {"strategy": "ensemble", "references": 3, "seed": 1}
+    (drawn / "predict.json").write_text(json.dumps({"schema_version": 1, "made_from": made_from}))
+    assert read_origin(drawn) == Origin(
+        "night_run", "toy", "paper/validation", "ensemble_k3_draw1", 3, 1, "ensemble"
+    )
     loose = tmp_path / "my_masks"
     loose.mkdir()
     assert read_origin(loose) == Origin("", "", "", "my_masks")
@@ -248,15 +265,18 @@ def test_origin_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_rows_as_text(tmp_path: Path) -> None:
+    drawn = Origin("run", "toy", "paper/test", "ensemble_k3", 3, 1, "ensemble")
     rows = [
-        Row(ORIGIN, "007", "s1", "liver, left", 2 / 3, 10, 6),
-        Row(ORIGIN, "b", "", "liver, left", float("nan"), 8, None),
+        Row(ORIGIN, "007", "s1", "liver, left", 2 / 3, 10, 6, {"iou": 0.5, "lesions_predicted": 2}),
+        Row(drawn, "b", "", "liver, left", float("nan"), 8, None),
     ]
+    assert COLUMNS[:10] == FIRST_COLUMNS and COLUMNS[-3:] == ("references", "draw", "base")
+    empty = "," * 13
     write_rows(tmp_path / "deep" / "rows.csv", rows, "Made by `x`.")
     assert (tmp_path / "deep" / "rows.csv").read_text(encoding="utf-8") == (
         ",".join(COLUMNS) + "\n"
-        'run,toy,paper/test,one-shot,007,s1,"liver, left",0.666667,10,6\n'
-        'run,toy,paper/test,one-shot,b,,"liver, left",,8,\n'
+        'run,toy,paper/test,one-shot,007,s1,"liver, left",0.666667,10,6,0.500000,,,,,,,,,,,2.000000,,,,one-shot\n'
+        f'run,toy,paper/test,ensemble_k3,b,,"liver, left",,8,{empty},3,1,ensemble\n'
         "# Made by `x`.\n"
     )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.csv"]

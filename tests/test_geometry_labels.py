@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from grids import SHAPES, blobs, oblique, one_hot_argmax, sampled, small_turn
@@ -123,79 +120,6 @@ def trace_between(native_upright: tuple[int, int, int], prepared: tuple[int, int
     turn = Reorientation.to_ras(affine)
     native = turn.undo(np.zeros(native_upright)).shape
     return GridTrace(turn, Resampling(native_upright, prepared), (native[0], native[1], native[2]), affine)
-
-
-def naive_argmax(trace: GridTrace, scores: dict[int, np.ndarray], threshold: float) -> np.ndarray:
-    """All classes on the native grid at once."""
-    stack = np.stack([trace.undo_scores(score) for score in scores.values()])
-    values = np.array(list(scores))[stack.argmax(axis=0)]
-    return np.where(stack.max(axis=0) > threshold, values, 0)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 1.0])
-@pytest.mark.parametrize(("native", "prepared"), TRACE_SHAPES)
-@pytest.mark.parametrize("kind", [np.float16, np.float32])
-def test_streaming_argmax_is_the_argmax_over_all_classes(
-    native: tuple[int, int, int], prepared: tuple[int, int, int], threshold: float, kind: type
-) -> None:
-    rng = np.random.default_rng(7)
-    values = [3, 1, 200, 7, 12]
-    scores = {value: rng.uniform(size=prepared).astype(kind) for value in values}
-    scores[12] = np.zeros(prepared, dtype=kind)
-    scores[12][:4, 1:4, :3] = 1.5  # a small object: most of the grid need not be computed
-    trace = trace_between(native, prepared)
-    result = trace.undo_argmax(scores.items(), threshold)
-    assert result.dtype == np.uint8 and result.shape == trace.native_shape
-    assert np.array_equal(result, naive_argmax(trace, scores, threshold))
-    if threshold == 0.5:
-        assert set(values) <= set(np.unique(result))
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("prepared", [(20, 13, 22), (11, 30, 16), (15, 17, 19)])
-def test_streaming_argmax_of_small_objects_with_soft_edges(
-    prepared: tuple[int, int, int], threshold: float
-) -> None:
-    """Only their surroundings are computed; what lies under the threshold there has its part all the same."""
-    index = np.stack(np.meshgrid(*((np.arange(n) + 0.5) / n for n in prepared), indexing="ij"), axis=-1)
-    centres = {4: (0.3, 0.35, 0.4), 1: (0.36, 0.42, 0.5), 9: (0.8, 0.75, 0.1)}
-    scores = {
-        value: np.exp(-(((index - centre) / 0.12) ** 2).sum(axis=-1)).astype(np.float32)
-        for value, centre in centres.items()
-    }
-    trace = trace_between((15, 17, 19), prepared)
-    result = trace.undo_argmax(scores.items(), threshold)
-    assert np.array_equal(result, naive_argmax(trace, scores, threshold))
-    assert set(np.unique(result)) == {0, 1, 4, 9}
-    assert (result > 0).mean() < 0.1
-
-
-def test_streaming_argmax_by_hand() -> None:
-    trace = trace_between((1, 1, 4), (1, 1, 4))
-    scores = {2: [0.9, 0.5, 0.6, 0.7], 5: [0.2, 0.5, 0.6, 0.8]}
-    arrays = [(value, np.array(line, np.float32).reshape(1, 1, 4)) for value, line in scores.items()]
-    # 0.5 is not above 0.5; of equals the first; the file's axes are turned, so compare after reorienting
-    assert trace.reorientation.apply(trace.undo_argmax(arrays)).ravel().tolist() == [2, 0, 2, 5]
-    assert not trace.undo_argmax([]).any()
-    with pytest.raises(ValueError, match=r"shape \(1, 1, 4\) \(z,y,x\) is needed, but \(4, 1, 1\) came"):
-        trace.undo_argmax([(1, np.zeros((4, 1, 1)))])
-
-
-def test_streaming_argmax_holds_no_more_classes_than_it_must() -> None:
-    alive: list[weakref.ref[np.ndarray]] = []
-    most = 0
-
-    def stream() -> Iterator[tuple[int, np.ndarray]]:
-        nonlocal most
-        for value in range(1, 11):
-            scores = np.full((4, 4, 4), value / 20 + 0.4, dtype=np.float32)
-            alive.append(weakref.ref(scores))
-            most = max(most, sum(reference() is not None for reference in alive))
-            yield value, scores
-
-    result = trace_between((4, 4, 4), (4, 4, 4)).undo_argmax(stream())
-    assert (result == 10).all()
-    assert most <= 2, "the scores of classes that are done are still held"
 
 
 @pytest.mark.parametrize(("native", "prepared"), TRACE_SHAPES)

@@ -160,6 +160,7 @@ def test_versions_agree() -> None:
 
     project = PYPROJECT["project"]
     assert version("iris-pipeline") == project["version"] == iris_pipeline.__version__
+    # A heading "Unreleased" may stand above it.
     newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None and newest.group(1) == project["version"]
 

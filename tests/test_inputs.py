@@ -69,7 +69,9 @@ def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
     assert [case.id for case in cases] == ["a", "b_0002", "scan_2001"], (
         "only beside a first channel is it a channel"
     )
-    assert notes == ["a_0001.nii.gz left out: the model reads one channel, a_0000."]
+    assert notes == [
+        "a_0001.nii.gz left out: the model reads one channel, a_0000 (--channel 1 takes this one)."
+    ]
 
 
 def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
@@ -91,6 +93,50 @@ def test_dicom_series(tmp_path: Path) -> None:
     assert [case.id for case in cases] == ["p1", "p2"]
     assert cases[0].image is not None
     assert np.array_equal(cases[0].image.read_image().array, array)
+
+
+def test_series_at_any_depth_stand_beside_files(tmp_path: Path) -> None:
+    array = np.zeros((2, 3, 4))
+    write_dicom(tmp_path / "p1" / "study" / "series", array)
+    write_dicom(tmp_path / "p2" / "monday" / "ct", array)
+    write_dicom(tmp_path / "p2" / "friday" / "ct", array)
+    touch(tmp_path, "scan_0000.nii.gz")
+    cases, _ = find_inputs(tmp_path)
+    assert [(c.id, c.image.files[0].relative_to(tmp_path).as_posix() if c.image else "") for c in cases] == [
+        ("p1", "p1/study/series"),
+        ("p2_friday_ct", "p2/friday/ct"),
+        ("p2_monday_ct", "p2/monday/ct"),
+        ("scan", "scan_0000.nii.gz"),
+    ]
+    touch(tmp_path, "p1.mha")
+    with pytest.raises(RawDataError, match=r"'p1' has p1\.mha and series: take one of them away"):
+        find_inputs(tmp_path)
+
+
+def test_a_channel_by_number_or_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "c.nrrd")
+    cases, notes = find_inputs(tmp_path, "1")
+    assert cases == [
+        InputCase("a", FileSource(tmp_path / "a_0001.nii.gz")),
+        InputCase("c", FileSource(tmp_path / "c.nrrd", 1)),
+    ]
+    assert notes == ["b left out: it has no file b_0001."]
+    with pytest.raises(RawDataError, match=r"there is no such file for 'T2' in "):
+        find_inputs(tmp_path, "T2")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "T2"}}')
+    assert find_inputs(tmp_path, "t2")[0] == cases
+    with pytest.raises(RawDataError, match=r"dataset\.json names the channels t1, t2; got 'DWI'"):
+        find_inputs(tmp_path, "DWI")
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "FLAIR", "1": "T1w"}}')  # the Decathlon's
+    (tmp_path / "imagesTs").mkdir()
+    touch(tmp_path / "imagesTs", "x.nii.gz")
+    assert find_inputs(tmp_path / "imagesTs", "T1w")[0][0].image == FileSource(
+        tmp_path / "imagesTs" / "x.nii.gz", 1
+    )
+    # one file by its name: the suffix is the channel, or the channels are inside
+    one = tmp_path / "a_0001.nii.gz"
+    assert find_inputs(one, "1")[0] == [InputCase("a", FileSource(one))]
+    assert find_inputs(tmp_path / "c.nrrd", "0")[0] == [InputCase("c", FileSource(tmp_path / "c.nrrd", 0))]
 
 
 def test_nothing_to_segment(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.predict_split import held_out_tasks, predict_split, split_cases, stored_tasks
+from iris_pipeline.predict_split import Experiment, held_out_tasks, predict_split, split_cases, stored_tasks
 from iris_pipeline.references import measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
 from preprocessing.source import FileSource
 from preprocessing.store import Store
+from preprocessing.volume import Volume
 
 OPTIONS = InferenceOptions(batch_size=4)
 
@@ -54,6 +55,11 @@ def loaded_on(store: Store, split: str = "paper", **changes: Any) -> Any:
         state=RunState(1, 1.0, 0, {"split": split}),
         **changes,
     )
+
+
+def new(case_id: str, subject: str = "") -> tuple[InputCase, Volume]:
+    """A query whose image does not matter."""
+    return InputCase(case_id, None, subject), Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -110,7 +116,7 @@ def test_one_shot_from_the_train_part(
 def test_the_ensemble_averages_train_cases(tiny_store: Store, tmp_path: Path) -> None:
     loaded = loaded_on(tiny_store)
     train = tiny_store.manifest.splits["paper"]["train"]
-    task = stored_tasks(loaded, tiny_store, train, len(train), 0, OPTIONS)(InputCase("new", None))
+    task = stored_tasks(loaded, tiny_store, train, Experiment("ensemble", len(train)), OPTIONS)(*new("new"))
     assert task.references == len(train) and task.made_by == "ensemble"
     expected = []
     for value in task.class_values:
@@ -122,9 +128,9 @@ def test_the_ensemble_averages_train_cases(tiny_store: Store, tmp_path: Path) ->
 def test_equal_references_are_encoded_once(tiny_store: Store) -> None:
     loaded = loaded_on(tiny_store)
     train = tiny_store.manifest.splits["paper"]["train"]
-    task_of = stored_tasks(loaded, tiny_store, train, 1, 0, OPTIONS)
-    first = task_of(InputCase("x", None))
-    assert task_of(InputCase("y", None)) is first
+    task_of = stored_tasks(loaded, tiny_store, train, Experiment(), OPTIONS)
+    first = task_of(*new("x"))
+    assert task_of(*new("y")) is first
     assert len(loaded.model.masks) == 1
 
 
@@ -138,13 +144,13 @@ def test_the_memory_bank_needs_no_reference(
         memory.update(f"tiny/{name}", (torch.tensor([[float(np.concatenate(values).mean())]]),))
     loaded = loaded_on(tiny_store, bank=memory)
     verdicts = predict_split(
-        loaded, tiny_store, cases, strategy="bank", out=tmp_path / "out", options=OPTIONS, progress=False
+        loaded, tiny_store, cases, Experiment("bank"), out=tmp_path / "out", options=OPTIONS, progress=False
     )
     assert {v.status for v in verdicts} == {"done"} and not loaded.model.masks
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts])
     with pytest.raises(TaskError, match="none of the classes of 'tiny'"):
         predict_split(
-            loaded_on(tiny_store), tiny_store, cases, strategy="bank", out=tmp_path / "b", progress=False
+            loaded_on(tiny_store), tiny_store, cases, Experiment("bank"), out=tmp_path / "b", progress=False
         )
 
 
@@ -172,9 +178,9 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
     raw = {case.id: case for case in cases}
     hashes = {image_hash(case.image.read_image()): case.id for case in cases}
     for seed in range(6):
-        task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), 1, seed, OPTIONS)
+        task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(seed=seed), OPTIONS)
         for query, subject in (("s1_a", "s1"), ("s2_a", "s2"), ("s2_b", "s2"), ("s3_a", "s3")):
-            task = task_of(InputCase(query, raw[query].image, subject))
+            task = task_of(*new(query, subject))
             reference = hashes[task.reference_hashes[0]]
             assert not reference.startswith(subject)
             # core is missing in s4_a: never first, since fuller ones are there
@@ -185,14 +191,14 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
             spacings.add(task.spacing_mm)
     assert len(spacings) > 1, "a plan of all cases would be one and the same"
     # one reference serves all but its own subject, a second one that subject
-    task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), 1, 0, OPTIONS)
-    assert len({id(task_of(InputCase(case.id, case.image, case.subject))) for case in cases}) == 2
+    task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(), OPTIONS)
+    assert len({id(task_of(*new(case.id, case.subject))) for case in cases}) == 2
     # a query that has no subject of its own is still not its own reference
     with pytest.raises(ReferenceCaseError, match="never its own query; 's1_a' was drawn for itself"):
         for seed in range(20):
-            held_out_tasks(loaded, held_out, raw, sorted(raw), 1, seed, OPTIONS)(InputCase("s1_a", None))
+            held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(seed=seed), OPTIONS)(*new("s1_a"))
     with pytest.raises(RawDataError, match=r"raw files of the references s[23]_. are needed and not there"):
-        held_out_tasks(loaded, held_out, {}, ["s2_a", "s3_a"], 1, 0, OPTIONS)(InputCase("s1_a", None, "s1"))
+        held_out_tasks(loaded, held_out, {}, ["s2_a", "s3_a"], Experiment(), OPTIONS)(*new("s1_a", "s1"))
 
 
 def test_cases_that_were_trained_on_are_not_segmented_for_a_table(tiny_store: Store) -> None:
@@ -228,8 +234,8 @@ def test_splits_and_plans_that_do_not_fit(tiny_store: Store, cases: list[Case], 
         predict_split(loaded, tiny_store, cases, part="train", out=tmp_path)
     with pytest.raises(StoreError, match="Split 'all' of dataset tiny has no test case"):
         predict_split(loaded, tiny_store, cases, split="all", out=tmp_path)
-    with pytest.raises(PredictionError, match="must be one of one-shot, ensemble, bank; got 'tuning'"):
-        predict_split(loaded, tiny_store, cases, strategy="tuning", out=tmp_path)
+    with pytest.raises(PredictionError, match="must be one of one-shot, ensemble, .*, bank; got 'luck'"):
+        Experiment("luck")
     other = {"tiny": tiny_store.plan.model_copy(update={"spacing_mm": (9.0, 9.0, 9.0)})}
     loaded.plans = other
     with pytest.raises(StoreError, match="tiny was planned otherwise when the model was trained"):

@@ -41,7 +41,7 @@ def test_all_in_one_run_killed_once_gives_the_same_bytes(
     assert "refused" not in capsys.readouterr().out.replace("0 refused", "")
     command = [sys.executable, "-m", "preprocessing.run", *options, "--root", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    stores, limit = tmp_path / "out" / "preprocessed", time.monotonic() + 120
+    stores, limit = tmp_path / "out" / "preprocessed", time.monotonic() + 300
     while not list(stores.glob("bcv/cases/*.json")):
         assert process.poll() is None and time.monotonic() < limit, "the run ended before it could be killed"
         time.sleep(0.005)

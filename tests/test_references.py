@@ -11,13 +11,13 @@ import pytest
 from scans import ORDERS, affine_of, paint, save, volume
 from stub_model import HASH, GreyModel, loaded_with
 
+from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import (
     Candidate,
     Draw,
     ReferenceFiles,
     draw_references,
-    encode_draws,
-    encode_files,
+    embed_draws,
     find_references,
     image_hash,
     plan_references,
@@ -313,11 +313,9 @@ def test_a_reference_too_small_for_the_grid_is_refused(folder: Path) -> None:
     with pytest.raises(
         ReferenceCaseError, match=r"at least one of label_2; the mask of 'one' is empty at 8 x 8 x 8 mm"
     ):
-        encode_draws(
+        embed_draws(
             loaded_with(GreyModel(), model_hash=HASH),
             [Draw("one", ("label_2",))],
             lambda _: prepare_reference(files.cases[0], plan, files.classes),
             plan,
-            ["label_2"],
-            strategy="one-shot",
         )

@@ -17,7 +17,6 @@ from scans import save
 from iris_pipeline.browser import Screen, open_page
 from iris_pipeline.embeddings import FILE as EMBEDDINGS
 from iris_pipeline.embeddings import EmbeddingRow, Embeddings, write_embeddings
-from iris_pipeline.evaluate import Origin, Row, write_rows
 from iris_pipeline.layers import plane_layers
 from iris_pipeline.overlays import view_case
 from iris_pipeline.report import (
@@ -26,6 +25,7 @@ from iris_pipeline.report import (
     picture_pixels,
     write_report,
 )
+from iris_pipeline.rows import Origin, Row, write_rows
 from preprocessing.errors import EvaluationError
 from preprocessing.paths import Root
 from preprocessing.store import Store

@@ -204,7 +204,7 @@ def test_unknown_names_and_lost_datasets_do_not_stop_the_others(tiny_raw: TinyRa
     with pytest.raises(SpecError) as caught:
         plan_and_preprocess(tiny_raw.root, tmp_path, names, crop=CROP, workers=1, progress=False)
     first, second = str(caught.value).splitlines()
-    assert first.startswith("Unknown dataset 'tinny': known are acdc_mini, ")
+    assert first.startswith("Unknown dataset 'tinny': known are acdc, acdc_mini, ")
     assert "la2018 of dataset la2018 does not exist: put the scans there" in second
     assert len(Store.open(tmp_path / "tiny").manifest.cases) == 5
     assert not (tmp_path / "la2018").exists()

@@ -62,6 +62,10 @@ def test_the_defaults_are_filled_in() -> None:
         ({"subject_pattern": "p([0-9]+)"}, r"needs a group \(\?P<subject>"),
         ({"subject_pattern": "p(?P<subject>"}, "is no regular expression"),
         ({"sides": {"left": ["c"]}}, r"sides names \['c'\], which are not among the classes"),
+        ({"lesions": ["c"]}, r"lesions names \['c'\], which are not among the classes"),
+        ({"tolerance_mm": {"c": 1}}, r"tolerance_mm names \['c'\], which are not among the classes"),
+        ({"tolerance_mm": 0}, r"tolerance_mm is in millimetres above 0, not 0\.0"),
+        ({"tolerance_mm": {"a": -1}}, r"tolerance_mm is in millimetres above 0, not \{'a': -1\.0\}"),
         ({"spacing_mm": [1, 0, 1]}, "spacings are millimetres above 0"),
         ({"split": {"test_subjects": ["1"]}}, "given together or not at all"),
         ({"split": {"test_subjects": ["1"], "validation_subjects": ["1"]}}, r"subjects \['1'\] stand in"),
@@ -191,6 +195,13 @@ def test_an_unquoted_subject_number_is_refused_and_not_read_as_octal() -> None:
     text = spec_of() + "split:\n  test_subjects: [012]\n  validation_subjects: ['003']\n"
     with pytest.raises(SpecError, match=r"split\.test_subjects\.0: Input should be a valid string, not 10"):
         parse_spec(text, "x.yaml")
+
+
+def test_tolerances_are_for_all_classes_or_for_some() -> None:
+    assert parse_spec(spec_of(), "x.yaml").tolerance_of("a") == 2.0
+    assert parse_spec(spec_of(tolerance_mm=3), "x.yaml").tolerance_of("b") == 3.0
+    some = parse_spec(spec_of(tolerance_mm={"a": 1.5}, lesions=["b"]), "x.yaml")
+    assert (some.tolerance_of("a"), some.tolerance_of("b"), some.lesions) == (1.5, 2.0, ("b",))
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:

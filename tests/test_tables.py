@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from iris_pipeline import __version__, paper, provenance
-from iris_pipeline.evaluate import COLUMNS, Origin, Row, write_rows
+from iris_pipeline.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
+from iris_pipeline.table_format import Table, to_csv, to_latex, to_markdown, write_tables
 from iris_pipeline.tables import (
     Counts,
-    Table,
     class_means,
     collect_rows,
     count_pairs,
@@ -25,9 +25,7 @@ from iris_pipeline.tables import (
     read_run,
     result_tables,
     runs_table,
-    to_csv,
-    to_markdown,
-    write_tables,
+    strategy_place,
 )
 from preprocessing.errors import EvaluationError
 
@@ -61,8 +59,8 @@ def test_means_are_over_cases_then_classes() -> None:
     frame = frame_of(rows("toy"))
     assert class_means(frame).to_dict() == {"liver": pytest.approx(0.75), "spleen": 0.0}
     table = dataset_table(frame, "toy")
-    assert list(table.frame.columns) == ["run", "split", "strategy", "cases", "liver", "spleen", "mean"]
-    assert cells(table, 0) == ["night", "paper/test", "one-shot", "2", "0.750", "0.000", "0.375"]
+    assert list(table.frame.columns)[:-1] == ["run", "split", "strategy", "cases", "liver", "spleen", "mean"]
+    assert cells(table, 0) == ["night", "paper/test", "one-shot", "2", "0.750", "0.000", "0.375", ""]
 
 
 def test_counts_of_the_empty_mask_rule() -> None:
@@ -108,14 +106,18 @@ def test_strategies_stand_in_one_order_with_the_baseline_last() -> None:
         "my own",
         "everything is foreground",
     ]
-    assert cells(table, 5)[4:] == ["0.100", "", "0.100"]
+    assert cells(table, 5)[4:] == ["0.100", "", "0.100", ""]
+    names = ["tuning", "bank", "object-retrieval", "ensemble_k3", "tuningfork", "one-shot"]
+    assert sorted(names, key=strategy_place) == [
+        *("one-shot", "ensemble_k3", "object-retrieval", "tuning", "bank", "tuningfork"),
+    ]
 
 
 def test_the_papers_figures_stand_in_rows_of_their_own() -> None:
     table = dataset_table(frame_of(rows("toy")), "toy", "CHAOS")
-    assert cells(table, 0)[-1] == "0.375", "ours is not touched"
-    assert cells(table, 1) == ["paper", "Table 1, CHAOS", "Iris", "", "", "", "0.918"]
-    assert cells(table, 2)[2:] == ["nnUNet", "", "", "", "0.911"]
+    assert cells(table, 0)[-2] == "0.375", "ours is not touched"
+    assert cells(table, 1) == ["paper", "Table 1, CHAOS", "Iris", "", "", "", "0.918", ""]
+    assert cells(table, 2)[2:-1] == ["nnUNet", "", "", "", "0.911"]
     assert any("the paper's own figures" in note for note in table.notes)
     with pytest.raises(
         EvaluationError, match="paper_column of dataset toy must be one of AMOS CT, .*'CHAOZ'"
@@ -193,6 +195,35 @@ def test_markdown_has_aligned_cells_notes_and_the_command() -> None:
     assert to_csv(table, MADE_BY) == f"run,n\na|b,1\nc,22\n# A note.\n# {MADE_BY}\n"
 
 
+def test_latex_is_what_booktabs_takes() -> None:
+    frame = pd.DataFrame(
+        {"run": ["a_b", "paper"], "mean ± sd": ["0.81 [0.79, 0.83]", ""], "share of 50%": ["words", "x & y"]}
+    )
+    table = Table("toy", "Set #1, Dice in %", frame, ("50 % of {a}.",))
+    assert to_latex(table, "Made by `iris_tables --root x_y` at commit abc.") == "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\caption{Set \#1, Dice in \%}",
+            r"\label{tab:toy}",
+            r"\begin{tabular}{lrl}",
+            r"\toprule",
+            r"run & mean $\pm$ sd & share of 50\% \\",
+            r"\midrule",
+            r"a\_b & 0.81 [0.79, 0.83] & words \\",
+            r"\midrule",
+            r"paper &  & x \& y \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\par\smallskip\footnotesize\raggedright",
+            r"50 \% of \{a\}.\par",
+            r"Made by \texttt{iris\_tables {-}{-}root x\_y} at commit abc.\par",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     where = Origin("night", "toy", "", "one-shot")
     written = [
@@ -207,6 +238,19 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert list(frame["subject"]) == ["001", "", ""]
     assert frame["dice"].isna().tolist() == [False, True, False]
     pd.testing.assert_frame_equal(frame, frame_of(written))
+
+
+def test_files_of_the_first_schema_are_still_read(tmp_path: Path) -> None:
+    text = ",".join(FIRST_COLUMNS) + "\nnight,toy,paper/test,bank,007,s1,liver,0.5,10,6\n# Made by x.\n"
+    (tmp_path / "rows.csv").write_text(text)
+    frame = read_rows(tmp_path / "rows.csv")
+    assert list(frame.columns) == list(COLUMNS)
+    line = frame.iloc[0]
+    assert (line["case"], line["dice"], line["predicted_voxels"], line["base"]) == ("007", 0.5, 6, "bank")
+    assert frame.loc[0, ["nsd", "hd95_mm", "references"]].isna().all()
+    write_rows(tmp_path / "new.csv", rows("toy"))
+    both = pd.concat([frame, read_rows(tmp_path / "new.csv")], ignore_index=True)
+    assert both.dtypes["nsd"] == "float64" and len(both) == 5
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "", ",".join(COLUMNS) + "\n" + "x," * 7 + "good,1,2\n"])
@@ -240,7 +284,11 @@ def test_written_tables(tmp_path: Path) -> None:
     (tmp_path / "tables" / "gone.csv").write_text("of a former call")
     page = write_tables(result_tables(frame, {"toy": "CHAOS"}), tmp_path, MADE_BY)
     names = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert names == ["hearts.csv", "overview.csv", "paper_table1.csv", "toy.csv"]
+    assert names == [
+        f"{name}.{ending}"
+        for name in ("hearts", "overview", "paper_table1", "toy")
+        for ending in ("csv", "tex")
+    ]
     text = page.read_text(encoding="utf-8")
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == [

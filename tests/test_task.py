@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from stub_model import HASH, make_task
 
-from iris_pipeline.task import TaskEmbedding, load_task, merge, save_task
+from iris_pipeline.task import TaskEmbedding, Tuned, load_task, merge, save_task
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 
@@ -107,8 +107,8 @@ def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
 
 
 def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
-    rewrite(tmp_path / "x.task", task, schema_version=2, a_key_of_tomorrow=1)
-    with pytest.raises(TaskError, match=r"reads task files of schema 1; .*x\.task is of schema 2"):
+    rewrite(tmp_path / "x.task", task, schema_version=3, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 2; .*x\.task is of schema 3"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
@@ -139,12 +139,59 @@ def test_merge_is_the_inverse_of_select(task: TaskEmbedding) -> None:
     assert_same(merge([task]), task)
 
 
+def test_merge_averages_a_class_by_its_references() -> None:
+    # a: (3 * 1.0 + 1 * 5.0) / 4 = 2.0; b: 10.0 as it came, of 2 references; c: 7.0, of 1
+    first = make_task([1.0, 10.0], ("a", "b"), references=3, class_references=(3, 2))
+    first = replace(first, reference_hashes=("x", "y", "z"))
+    second = make_task([7.0, 5.0], ("c", "a"), class_values=(3, 1), reference_hashes=("w",))
+    merged = merge([first, second])
+    assert merged.classes == {"a": 1, "b": 2, "c": 3}
+    assert merged.tokens[0].flatten().tolist() == [2.0, 10.0, 7.0]
+    assert (merged.references, merged.class_references) == (4, (4, 2, 1))
+    assert merged.reference_hashes == ("x", "y", "z", "w")
+    # once more: (4 * 2.0 + 1 * 12.0) / 5 = 4.0, whatever the order
+    third = make_task([12.0], ("a",), reference_hashes=("v",))
+    for tasks in ([merged, third], [third, merged], [third, second, first]):
+        again = merge(tasks).select(["a", "b", "c"])
+        assert again.tokens[0].flatten().tolist() == pytest.approx([4.0, 10.0, 7.0])
+        assert again.class_references == (5, 2, 1)
+
+
+def test_merge_keeps_the_records_of_tuning() -> None:
+    tuned = [record(steps) for steps in (20, 30)]
+    parts = [
+        make_task([1.0], (name,), class_values=(k + 1,), made_by="tuning", tuned=(tuned[k],))
+        for k, name in enumerate("ab")
+    ]
+    merged = merge([*parts, make_task([3.0], ("c",), class_values=(3,))])
+    assert (merged.tuned, merged.made_by) == (tuple(tuned), "tuning + one-shot")
+
+
+def test_a_tuned_task_comes_back(tmp_path: Path, task: TaskEmbedding) -> None:
+    tuned = replace(task, tuned=(record(40),), class_references=(1, 2, 3), created="")
+    save_task(tmp_path / "x.task", tuned)
+    assert_same(load_task(tmp_path / "x.task"), tuned)
+
+
+def record(steps: int) -> Tuned:
+    return Tuned(
+        steps=steps, learning_rate=0.01, seed=0, loss_before=0.5, loss=0.25, judged_by="held-out reference"
+    )
+
+
 def test_merge_refuses_what_does_not_fit(task: TaskEmbedding) -> None:
-    with pytest.raises(TaskError, match="different names; got"):
+    with pytest.raises(TaskError, match="'liver' is in several of these tasks, and they share a reference"):
         merge([task, task.select(["liver"])])
+    with pytest.raises(TaskError, match="class 'a' comes from the memory bank in one of the tasks"):
+        merge([make_task([1.0], ("a",)), make_task([1.0], ("a",), class_references=(0,))])
     other = replace(task.select(["liver"]), class_names=("heart",), spacing_mm=(1.0, 1.0, 1.0))
-    with pytest.raises(TaskError, match="share model, spacing"):
+    with pytest.raises(
+        TaskError,
+        match=r"share model, spacing.*1.5 x 1.25 x 2 mm.*heart \(.*1 x 1 x 1 mm.*iris_encode --like",
+    ):
         merge([task, other])
+    with pytest.raises(TaskError, match=r"model 0123456789ab.*model fedcba987654.*differ"):
+        merge([task, replace(other, spacing_mm=task.spacing_mm, model_hash="fedcba9876543210")])
     with pytest.raises(TaskError, match="at least one task; got none"):
         merge([])
 
@@ -162,5 +209,7 @@ def test_a_task_checks_itself(task: TaskEmbedding) -> None:
         replace(task, class_values=(1, 1, 2))
     with pytest.raises(TaskError, match=r"got \[1, 2, 256\]"):
         replace(task, class_values=(1, 2, 256))
+    with pytest.raises(TaskError, match=r"counts the references of each of its 3 classes; got \[1\]"):
+        replace(task, class_references=(1,))
     with pytest.raises(TaskError, match="one or more classes"):
         replace(task, class_names=(), tokens=())

@@ -194,7 +194,12 @@ def test_a_directory_that_may_not_be_read_as_file(tmp_path: Path) -> None:
 def test_images_that_are_not_one_3d_image(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5, 2), np.int16), np.eye(4)), tmp_path / "4d.nii.gz")
     text = sentence(tmp_path / "4d.nii.gz")
-    assert text.startswith("A scan has three axes, but") and "has shape (3, 4, 5, 2) (x,y,z,...)" in text
+    assert text.startswith("A scan has one channel, but ") and text.endswith(
+        "4d.nii.gz has 2 and none was named: choose one of 0 to 1 (iris_predict: --channel)."
+    )
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5, 2, 3), np.int16), np.eye(4)), tmp_path / "5d.nii.gz")
+    text = sentence(tmp_path / "5d.nii.gz")
+    assert text.startswith("A scan has three axes, but") and "has shape (3, 4, 5, 2, 3) (x,y,z,...)" in text
     nib.save(nib.Nifti1Image(np.zeros((3, 4), np.int16), np.eye(4)), tmp_path / "2d.nii.gz")
     assert "has shape (3, 4) (x,y,z,...)" in sentence(tmp_path / "2d.nii.gz")
     colour = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -205,9 +210,9 @@ def test_images_that_are_not_one_3d_image(tmp_path: Path) -> None:
     sitk.WriteImage(
         sitk.GetImageFromArray(np.zeros((5, 4, 3, 2)), isVector=True), str(tmp_path / "vector.mha")
     )
-    assert "has shape (3, 4, 5) (x,y,z,...) and 2 channels" in sentence(tmp_path / "vector.mha")
+    assert "vector.mha has 2 and none was named: choose one of 0 to 1" in sentence(tmp_path / "vector.mha")
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(grey())] * 2), str(tmp_path / "4d.mha"))
-    assert "has shape (6, 5, 4, 2) (x,y,z,...) and 1 channel:" in sentence(tmp_path / "4d.mha")
+    assert "4d.mha has 2 and none was named: choose one of 0 to 1" in sentence(tmp_path / "4d.mha")
 
 
 def test_a_singular_affine(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from nifti_files import sentence
 from scans import affine_of, save
 
+from preprocessing.errors import RawDataError
 from preprocessing.volume import Volume, is_image_path, read_labels, read_volume, write_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -207,3 +208,43 @@ def test_a_header_with_nonsense_is_one_sentence_and_no_more(
 
 def test_a_file_still_being_written_is_no_image() -> None:
     assert not is_image_path(Path("out") / ".x.nii.gz.part.nii.gz")
+
+
+# Channels
+
+
+def several(tmp_path: Path) -> tuple[np.ndarray, dict[str, Path]]:
+    """Three channels [3,D,H,W], and files that hold them in every way there is."""
+    array = np.stack([numbers(3, 4, 5) + 100 * c for c in range(3)]).astype(np.int16)
+    files = {
+        name: tmp_path / name for name in ("4d.nii.gz", "vector.nii", "vector.nrrd", "4d.mha", "4d.nrrd")
+    }
+    nib.save(nib.Nifti1Image(array.transpose(3, 2, 1, 0), OBLIQUE), files["4d.nii.gz"])
+    nib.save(nib.Nifti1Image(array.transpose(3, 2, 1, 0)[:, :, :, None], OBLIQUE), files["vector.nii"])
+    images = [itk_image(channel, OBLIQUE) for channel in array]
+    sitk.WriteImage(sitk.Compose(images), str(files["vector.nrrd"]))
+    for name in ("4d.mha", "4d.nrrd"):
+        sitk.WriteImage(sitk.JoinSeries(images), str(files[name]))
+    return array, files
+
+
+def test_a_channel_is_read_by_its_number(tmp_path: Path) -> None:
+    array, files = several(tmp_path)
+    for path in files.values():
+        for number in range(3):
+            scan = read_volume(path, number)
+            assert np.array_equal(scan.array, array[number]), path.name
+            assert np.allclose(scan.affine, OBLIQUE, atol=1e-5)
+        with pytest.raises(RawDataError, match=r"has 3 channels, 0 to 2, but channel 3 was asked for"):
+            read_volume(path, 3)
+        with pytest.raises(RawDataError, match=r"has 3 and none was named: choose one of 0 to 2"):
+            read_volume(path)
+
+
+def test_the_only_channel_is_number_0(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "series", itk_image(numbers(4, 5, 6), AXIAL))
+    save(tmp_path / "a.nii.gz", numbers(4, 5, 6), AXIAL)
+    for name in ("series", "a.nii.gz"):
+        assert np.array_equal(read_volume(tmp_path / name, 0).array, numbers(4, 5, 6))
+        with pytest.raises(RawDataError, match=rf"{name} has one channel, 0, but channel 1 was asked for"):
+            read_volume(tmp_path / name, 1)

@@ -184,3 +184,14 @@ def test_only_nifti_has_two_forms(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(b"\x1f\x8b broken")
     assert "the file is damaged" in sentence(tmp_path / "a.nii.gz", orientation_conflict)
     assert "cannot be opened (No such file" in sentence(tmp_path / "b.nii.gz", orientation_conflict)
+
+
+def test_scaled_numbers_are_stored_as_they_are_and_read_as_multiples(tmp_path: Path) -> None:
+    array = np.array([0, 51, 128, 255], np.uint8).reshape(1, 2, 2)
+    write_volume(tmp_path / "a.nii.gz", Volume(array, np.eye(4)), scale=1 / 255)
+    stored = nib.load(tmp_path / "a.nii.gz")
+    assert stored.get_data_dtype() == np.uint8
+    assert stored.dataobj.get_unscaled().ravel(order="F").tolist() == [0, 51, 128, 255]
+    assert read_volume(tmp_path / "a.nii.gz").array.ravel() == pytest.approx([0, 0.2, 128 / 255, 1], abs=1e-6)
+    by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")))
+    assert by_itk.ravel() == pytest.approx([0, 0.2, 128 / 255, 1], abs=1e-6)

@@ -1,4 +1,4 @@
-"""iris_evaluate: predictions against truth. iris_tables: tables of all runs."""
+"""iris_evaluate: predictions against truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.cli._common import run
+from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
     BASELINE_STRATEGY,
     Evaluation,
@@ -17,28 +19,21 @@ from iris_pipeline.evaluate import (
     TruthCase,
     dataset_spec,
     evaluate_folder,
+    method_origin,
     read_origin,
     truth_cases,
-    write_rows,
 )
-from iris_pipeline.paper_tables import with_paper_tables
+from iris_pipeline.measure_tables import measures_table
 from iris_pipeline.provenance import made_by
-from iris_pipeline.tables import (
-    EVALUATION,
-    collect_rows,
-    dataset_table,
-    frame_of,
-    result_tables,
-    runs_table,
-    to_markdown,
-    write_tables,
-)
+from iris_pipeline.rows import write_rows
+from iris_pipeline.table_format import to_markdown
+from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases
-from preprocessing.class_names import read_class_names
+from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
-from preprocessing.spec import DatasetSpec, list_specs, load_spec
+from preprocessing.spec import DatasetSpec
 from preprocessing.store import open_stores
 
 ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
@@ -46,7 +41,9 @@ ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)
 
 def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="iris_evaluate", description="Predicted label maps against the truth: Dice per case and class."
+        prog="iris_evaluate",
+        description="Predicted label maps against the truth: Dice, IoU, NSD, HD95, ASSD, volume error and lesions, per "
+        "case and class.",
     )
     parser.add_argument(
         "-p", required=True, metavar="PRED", help="folder of predictions, or a run with predictions/"
@@ -60,6 +57,16 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--part", choices=["test", "validation"], default="test", help="of --split (default: test)"
+    )
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="PRED is another tool's: its rows stand under this name in the tables, on the test part of -d's split",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="JSON that names the values in PRED (default: classes.json or dataset.json inside PRED)",
     )
     parser.add_argument("--cases", nargs="+", metavar="ID", help="only these cases")
     parser.add_argument(
@@ -102,6 +109,7 @@ def _evaluate_command(arguments: argparse.Namespace, line: str) -> int:
             failed += 1
             continue
         _tell(evaluation, origin, out, line)
+        tell_agreement(folder, evaluation.rows, out)
         failed += len(evaluation.failures)
     if failed:
         raise EvaluationError(f"{failed} could not be scored (named above); what could be is written.")
@@ -116,6 +124,8 @@ def _evaluate_one(
         raise EvaluationError(f"Predictions are a folder of label maps, and {folder} is none: check -p.")
     origin = read_origin(folder)
     origin = replace(origin, dataset=arguments.d or origin.dataset)
+    if arguments.method:
+        origin = method_origin(arguments.method, origin.dataset, arguments.split, arguments.part)
     spec = _spec(origin.dataset, root, needed=arguments.d is not None or arguments.g is None)
     truths, truth_classes = _truth(arguments, spec, root)
     if arguments.split:
@@ -132,27 +142,43 @@ def _evaluate_one(
         folder,
         truths,
         origin,
+        classes=_named_values(arguments.classes),
+        measures=MeasureOptions.of(spec) if spec is not None else None,
         truth_classes=truth_classes,
         partly_labelled=spec is not None and spec.partly_labelled,
-        workers=min(arguments.workers, max(1, len(truths) // 16)),
+        workers=min(arguments.workers, max(1, len(truths) // 4)),
     )
     # results/<run>/predictions/<dataset>/<strategy>: the run's folder is three levels up.
     whole = folder if len(folder.parts) > 3 else folder.resolve()
-    in_run = whole.parents[2] / EVALUATION if origin.run else None
+    run_folder = root.results / origin.run if arguments.method else whole.parents[2] if origin.run else None
     if arguments.o:
         out = Path(arguments.o)
-    elif in_run:
-        out = in_run / f"{origin.dataset}__{origin.strategy}.csv"
-        write_rows(in_run / f"{origin.dataset}__{BASELINE_STRATEGY}.csv", evaluation.baseline, line)
+    elif run_folder:
+        out = run_folder / EVALUATION / f"{origin.dataset}__{origin.strategy}.csv"
+        write_rows(out.with_name(f"{origin.dataset}__{BASELINE_STRATEGY}.csv"), evaluation.baseline, line)
     else:
         out = folder / "evaluation.csv"
     write_rows(out, evaluation.rows, line)
     return evaluation, origin, out
 
 
+def _named_values(path: str | None) -> dict[str, int] | None:
+    """Class name -> value from --classes; None without it: the predictions' own folder tells."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise EvaluationError(
+            f'--classes takes a JSON file as in {{"liver": 1}}, and {file} is none: check it.'
+        )
+    return read_values(file)
+
+
 def _prediction_folders(arguments: argparse.Namespace, root: Root) -> list[Path]:
     """-p itself, or every <dataset>/<strategy> in the predictions/ of the run it names, of -d only."""
     given = Path(arguments.p).expanduser()
+    if arguments.method:
+        return [given]
     # The run's name goes first, as in iris_predict -m: a folder of the same name may stand in the current one.
     candidates = [
         folder for folder in (root.results / arguments.p, given) if (folder / "predictions").is_dir()
@@ -214,39 +240,11 @@ def _split_cases(origin: Origin, root: Root) -> list[str] | None:
 
 def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
     rows = pd.concat([frame_of(evaluation.rows), frame_of(evaluation.baseline)], ignore_index=True)
-    print(to_markdown(dataset_table(rows, origin.dataset), line))
+    for table in (dataset_table(rows, origin.dataset), measures_table(rows, origin.dataset)):
+        if table is not None:
+            print(to_markdown(table, line))
     for note in evaluation.notes:
         print(f"Note: {note}")
     for case, reason in evaluation.failures.items():
         print(f"{case}: {reason}", file=sys.stderr)
     print(f"Written: {out}")
-
-
-def tables_main(argv: list[str] | None = None) -> int:
-    """`iris_tables`: the evaluations of all runs, or of those named, as results/tables.md and CSV files."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="iris_tables", description="Result tables of all runs under results/, as Markdown and CSV."
-    )
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="only these runs (default: all that were evaluated)"
-    )
-    parser.add_argument("--root", help=ROOT_HELP)
-    arguments = parser.parse_args(argv)
-    return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
-
-
-def _tables_command(arguments: argparse.Namespace, line: str) -> int:
-    root = Root.resolve(arguments.root)
-    rows = collect_rows(root.results, arguments.runs or None)
-    specs = {name: load_spec(name) for name in list_specs()}
-    for name in sorted(set(rows["dataset"])):
-        spec = _spec(name, root, needed=False)
-        specs |= {name: spec} if spec is not None else {}
-    columns = {name: spec.paper_column for name, spec in specs.items() if spec.paper_column is not None}
-    tables = with_paper_tables(result_tables(rows, columns), rows, specs)
-    trained = runs_table(root.results, list(dict.fromkeys(rows["run"])))
-    page = write_tables([*tables, *([trained] if trained else [])], root.results, line)
-    print(page.read_text(encoding="utf-8"))
-    print(f"Written: {page} and {len(tables) + bool(trained)} tables as CSV in {page.parent / 'tables'}")
-    return 0

@@ -1,183 +1,60 @@
-"""iris_encode: references -> task file. iris_predict: scans -> label maps. iris_tasks: what is known."""
+"""iris_predict: scans -> label maps, with a task file, with references, or with what a model remembers."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._models import (
+    add_device_options,
+    add_model_options,
+    add_reference_options,
+    autocast_of,
+    load_run,
+    reference_files,
+    summary,
+    tell_task,
+    tuning_settings,
+)
+from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
 from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.memory_bank import bank_key
-from iris_pipeline.predict import InferenceOptions, Verdict, predict_folder, raise_for_refused
+from iris_pipeline.judging import (
+    bank_witnesses,
+    file_volumes,
+    file_witnesses,
+    stored_volumes,
+    stored_witnesses,
+    train_ids,
+)
+from iris_pipeline.predict import (
+    InferenceOptions,
+    Judge,
+    Verdict,
+    digest,
+    predict_cases,
+    predict_folder,
+    raise_for_refused,
+)
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
-    STRATEGIES,
+    Experiment,
     check_plan,
+    note_references,
     predict_split,
     stored_tasks,
 )
-from iris_pipeline.references import ReferenceFiles, encode_files, find_references, reference_pair
-from iris_pipeline.strategies import bank
-from iris_pipeline.task import TaskEmbedding, load_task, save_task
-from iris_pipeline.train import native_bfloat16
+from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
+from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.strategies import bank, ensemble
+from iris_pipeline.task import load_task
 from preprocessing.adapters import Case, find_cases
-from preprocessing.errors import CheckpointError, RawDataError, TaskError
+from preprocessing.errors import RawDataError, TaskError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
-
-
-def newest_run(results: Path) -> Path:
-    """The finished training run that ended last; CheckpointError if there is none."""
-    finished = []
-    for path in results.glob("*/run.json"):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if record.get("status") == "finished":
-            finished.append((str(record.get("finished", "")), path.parent))
-    if not finished:
-        raise CheckpointError(
-            f"No finished run in {results}: train one with iris_train, or name a model with -m."
-        )
-    return max(finished)[1]
-
-
-def find_run(results: Path, model: str | None) -> Path:
-    """The run folder that -m means: a name under results/, a path, or (None) the newest finished run."""
-    if model is None:
-        return newest_run(results)
-    for folder in (results / model, Path(model).expanduser()):
-        if folder.is_dir():
-            return folder
-    known = sorted(path.parent.name for path in results.glob("*/run.json"))
-    raise CheckpointError(
-        f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder; got "
-        f"{model!r}."
-    )
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-m", "--model", help="a run under results/ or its path (default: the newest finished run)"
-    )
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
-
-
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--precision",
-        choices=["auto", "bf16", "fp32"],
-        default="auto",
-        help="auto: bf16 on GPUs that have it, else fp32",
-    )
-
-
-def _add_reference_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--references",
-        type=at_least_one,
-        metavar="N",
-        help="draw N of the references (default: all of -r, 5 of -d)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
-    parser.add_argument(
-        "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
-    )
-
-
-def _autocast(precision: str, device: str) -> bool:
-    return precision == "bf16" or (
-        precision == "auto" and device == "cuda" and native_bfloat16(torch.device(device))
-    )
-
-
-def _load(arguments: argparse.Namespace, root: Root, device: str) -> tuple[LoadedModel, Path]:
-    folder = find_run(root.results, arguments.model)
-    loaded = load_model(folder, device)
-    known = ", ".join(loaded.plans) or "nothing"
-    print(f"Model: {folder} ({loaded.model_hash}), trained on {known}; on {device}.")
-    return loaded, folder
-
-
-def _reference_files(paths: Sequence[str]) -> ReferenceFiles:
-    """-r FOLDER, or -r IMAGE LABEL."""
-    if len(paths) > 2:
-        raise RawDataError(
-            f"-r takes one folder of references, or one image and its label file; got {len(paths)} paths."
-        )
-    if len(paths) == 2:
-        return reference_pair(Path(paths[0]), Path(paths[1]))
-    files = find_references(Path(paths[0]))
-    if files.unpaired:
-        print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
-    return files
-
-
-def _encode(
-    loaded: LoadedModel, arguments: argparse.Namespace, device: str, autocast: bool, strategy: str | None
-) -> TaskEmbedding:
-    files = _reference_files(arguments.r)
-    task = encode_files(
-        loaded,
-        files,
-        strategy=strategy,
-        count=arguments.references,
-        seed=arguments.seed,
-        modality=arguments.modality,
-        device=device,
-        autocast=autocast,
-    )
-    guessed = "" if arguments.modality else " (guessed: --modality says it better)"
-    print(f"Task: {_summary(task)}; modality {task.modality}{guessed}.")
-    absent = [name for name in files.classes if name not in task.class_names]
-    if absent:
-        print(f"Warning: no reference shows {', '.join(absent)}; the task is without.")
-    return replace(task, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-
-
-def _summary(task: TaskEmbedding) -> str:
-    spacing = " x ".join(f"{s:g}" for s in task.spacing_mm)
-    source = (
-        f"{task.references} reference{'s' * (task.references != 1)}" if task.references else "the memory bank"
-    )
-    return f"{', '.join(task.class_names)} from {source} at {spacing} mm"
-
-
-def encode_main(argv: list[str] | None = None) -> int:
-    """`iris_encode -r REFS -o liver.task`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="iris_encode", description="Labelled references -> a small task file."
-    )
-    parser.add_argument(
-        "-r", nargs="+", required=True, metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL"
-    )
-    parser.add_argument("-o", required=True, metavar="FILE", help="the task file to write, e.g. liver.task")
-    parser.add_argument(
-        "--strategy", choices=["one-shot", "ensemble"], help="default: ensemble if there are several"
-    )
-    _add_model_options(parser)
-    _add_reference_options(parser)
-    _add_device_options(parser)
-    arguments = parser.parse_args(argv)
-    return run(lambda: _encode_command(arguments))
-
-
-def _encode_command(arguments: argparse.Namespace) -> int:
-    device = choose_device(arguments.device)
-    loaded, _ = _load(arguments, Root.resolve(arguments.root), device)
-    task = _encode(loaded, arguments, device, _autocast(arguments.precision, device), arguments.strategy)
-    save_task(arguments.o, task)
-    print(f"Written: {arguments.o} ({Path(arguments.o).stat().st_size / 1000:.0f} kB).")
-    return 0
 
 
 def predict_main(argv: list[str] | None = None) -> int:
@@ -188,7 +65,12 @@ def predict_main(argv: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "-i", metavar="IN", help="a scan, a folder of scans (nnU-Net names too), a DICOM series folder"
+        "-i",
+        metavar="IN",
+        help="a scan, a folder of scans (nnU-Net names too), a DICOM series, a folder of these",
+    )
+    parser.add_argument(
+        "--channel", metavar="C", help="of -i, where scans have several: a number from 0 on, or its name"
     )
     what.add_argument("--split", metavar="SPLIT", help="instead: this split's part of -d, from the raw files")
     parser.add_argument(
@@ -198,7 +80,9 @@ def predict_main(argv: list[str] | None = None) -> int:
         "-o", metavar="OUT", help="folder of the results (--split: default results/<run>/predictions/...)"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("-t", metavar="FILE", help="a task file of iris_encode")
+    how.add_argument(
+        "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
+    )
     how.add_argument("-r", nargs="+", metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL")
     how.add_argument(
         "-d", metavar="DATASET", help="a dataset (default: the one the model knows, if it is one)"
@@ -208,10 +92,13 @@ def predict_main(argv: list[str] | None = None) -> int:
         choices=STRATEGIES,
         help="default: bank for -d; for -r one-shot, or ensemble if there are several",
     )
-    _add_model_options(parser)
+    parser.add_argument(
+        "--top", type=at_least_one, metavar="N", help="references a class is taken from in object-retrieval"
+    )
+    add_model_options(parser)
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
-    _add_reference_options(parser)
-    _add_device_options(parser)
+    add_reference_options(parser)
+    add_device_options(parser)
     parser.add_argument(
         "--weights", choices=["gaussian", "uniform"], default="gaussian", help="of window voxels"
     )
@@ -219,6 +106,10 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--overlap", type=float, default=0.5, help="share of a window that its neighbour covers too"
     )
     parser.add_argument("--batch-size", type=int, default=1, help="windows run together")
+    parser.add_argument(
+        "--skip-air", action="store_true", help="windows of nothing but air are background, unasked"
+    )
+    add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")
     arguments = parser.parse_args(argv)
     if arguments.i is not None and arguments.o is None:
@@ -234,7 +125,8 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         weighting=arguments.weights,
         batch_size=arguments.batch_size,
         device=device,
-        autocast=_autocast(arguments.precision, device),
+        autocast=autocast_of(arguments.precision, device),
+        skip="air" if arguments.skip_air else "never",
     )
     if arguments.strategy == "bank" and (arguments.t or arguments.r):
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
@@ -244,6 +136,8 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         verdicts = _predict_split(arguments, root, options)
     else:
         verdicts = _predict_inputs(arguments, root, options)
+    if arguments.confidence and arguments.o:
+        tell_judgements(Path(arguments.o))
     done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
     print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
     raise_for_refused(verdicts)
@@ -251,27 +145,164 @@ def _predict_command(arguments: argparse.Namespace) -> int:
 
 
 def _predict_inputs(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
-    inputs, notes = find_inputs(Path(arguments.i))
+    inputs, notes = find_inputs(Path(arguments.i), arguments.channel)
     for note in notes:
         print(f"Note: {note}")
-    loaded, _ = _load(arguments, root, options.device)
+    loaded, folder = load_run(arguments, root, options.device)
     out = Path(arguments.o)
     print(f"{len(inputs)} scan{'s' * (len(inputs) != 1)} from {arguments.i} to {out}.")
     if arguments.t or arguments.r:
         if arguments.t:
-            task = load_task(arguments.t, loaded.model_hash)
-            print(f"Task: {_summary(task)}.")
-        else:
-            task = _encode(loaded, arguments, options.device, options.autocast, arguments.strategy)
-        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+            tasks = [load_task(path, loaded.model_hash) for path in arguments.t]
+            for task in tasks:
+                print(f"Task: {summary(task)}.")
+            judge = judge_of(arguments, loaded, folder, options)
+            return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge))
+        return _predict_from_files(arguments, loaded, folder, inputs, out, options)
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
         task = bank(loaded, dataset)
-        print(f"Task: {_summary(task)}.")
-        return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
-    task = _stored_task(arguments, root, loaded, dataset, {case.id for case in inputs}, options)
-    print(f"Task: {_summary(task)}.")
-    return predict_folder(loaded, task, inputs, out, options, overwrite=arguments.overwrite)
+        print(f"Task: {summary(task)}.")
+        judge = judge_of(
+            arguments,
+            loaded,
+            folder,
+            options,
+            witnesses=lambda: bank_witnesses(
+                loaded, root.preprocessed / dataset, options, arguments.seed or 0
+            ),
+            volumes=lambda calibration: calibration.volumes_ml.get(dataset, {}),
+        )
+        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+    return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options)
+
+
+def _wishes(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
+    """What is to be written, for `predict_cases` and its like."""
+    return {"outputs": outputs_of(arguments), "judge": judge, "overwrite": arguments.overwrite}
+
+
+def _predict_from_files(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    folder: Path,
+    inputs: list[InputCase],
+    out: Path,
+    options: InferenceOptions,
+) -> list[Verdict]:
+    """-r with any strategy: one task for all scans, or one for each."""
+    files = reference_files(arguments.r)
+    strategy = arguments.strategy or default_strategy(files, arguments.references)
+    seed, modality = arguments.seed or 0, arguments.modality
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: file_witnesses(loaded, files, options, seed),
+        volumes=lambda _: file_volumes(files),
+    )
+    if strategy in ONE_TASK:
+        task = encode_files(
+            loaded,
+            files,
+            options,
+            strategy=strategy,
+            count=arguments.references,
+            seed=seed,
+            modality=modality,
+            tuning=tuning_settings(arguments),
+            progress=True,
+        )
+        tell_task(task, arguments, files.classes)
+        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+    task_of, pool = file_tasks(
+        strategy,
+        loaded,
+        files,
+        options,
+        count=arguments.references,
+        seed=seed,
+        modality=modality,
+        retrieval=_retrieval_settings(arguments),
+    )
+    tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
+    return predict_cases(
+        loaded,
+        lambda _, image: task_of(image),
+        inputs,
+        out,
+        options,
+        classes=files.classes,
+        made_from={
+            "strategy": strategy,
+            "references": [digest(reference.task) for reference in pool],
+            "settings": asdict(_retrieval_settings(arguments)),
+        },
+        remarks={"references": [reference.id for reference in pool]},
+        **_wishes(arguments, judge),
+    )
+
+
+def _predict_from_store(
+    arguments: argparse.Namespace,
+    root: Root,
+    loaded: LoadedModel,
+    folder: Path,
+    dataset: str,
+    inputs: list[InputCase],
+    out: Path,
+    options: InferenceOptions,
+) -> list[Verdict]:
+    """-d with a strategy that draws references from the store's train part."""
+    store = open_stores(root.preprocessed, [dataset])[dataset]
+    check_plan(loaded, store)
+    # A scan that bears the name of a stored case may be that case: it is no reference then.
+    ids = [case_id for case_id in train_ids(loaded, store) if case_id not in {case.id for case in inputs}]
+    if not ids:
+        raise TaskError(
+            f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
+            "with -r."
+        )
+    experiment = _experiment(arguments, arguments.strategy)
+    count = min(experiment.count, len(ids))
+    print(
+        f"Task: {experiment.strategy} from {count} reference{'s' * (count != 1)} among the {len(ids)} train cases "
+        f"of {dataset}."
+    )
+    raw = {case.id: case for case in _raw_cases(root, store)}
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: stored_witnesses(loaded, store, ids, options, experiment.count, experiment.seed),
+        volumes=lambda _: stored_volumes(store, ids),
+    )
+    return predict_cases(
+        loaded,
+        stored_tasks(loaded, store, ids, experiment, options, raw, note_references(out)),
+        inputs,
+        out,
+        options,
+        classes=store.manifest.classes,
+        made_from={"dataset": dataset, "from": ids} | experiment.describe(),
+        **_wishes(arguments, judge),
+    )
+
+
+def _experiment(arguments: argparse.Namespace, strategy: str) -> Experiment:
+    return Experiment(
+        strategy,
+        arguments.references or DEFAULT_REFERENCES,
+        arguments.seed or 0,
+        _retrieval_settings(arguments),
+        tuning_settings(arguments),
+    )
+
+
+def _retrieval_settings(arguments: argparse.Namespace) -> RetrievalSettings:
+    return RetrievalSettings(**({} if arguments.top is None else {"top": arguments.top}))
 
 
 def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
@@ -286,30 +317,6 @@ def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
     return next(iter(loaded.plans))
 
 
-def _stored_task(
-    arguments: argparse.Namespace,
-    root: Root,
-    loaded: LoadedModel,
-    dataset: str,
-    input_ids: set[str],
-    options: InferenceOptions,
-) -> TaskEmbedding:
-    """A task from references of the unified store's train part."""
-    store = open_stores(root.preprocessed, [dataset])[dataset]
-    check_plan(loaded, store)
-    split = store.manifest.splits.get(str(loaded.state.settings.get("split")), store.manifest.splits["paper"])
-    # A scan that bears the name of a stored case may be that case: it is no reference then.
-    ids = [case_id for case_id in split["train"] if case_id not in input_ids]
-    if not ids:
-        raise TaskError(
-            f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
-            "with -r."
-        )
-    count = 1 if arguments.strategy == "one-shot" else arguments.references or DEFAULT_REFERENCES
-    raw = {case.id: case for case in _raw_cases(root, store)}
-    return stored_tasks(loaded, store, ids, count, arguments.seed, options, raw)(InputCase("", None))
-
-
 def _raw_cases(root: Root, store: Store) -> list[Case]:
     """The dataset's raw cases; none where its raw folder is not at hand."""
     folder = store.manifest.spec.raw_folder(root.raw)
@@ -319,7 +326,7 @@ def _raw_cases(root: Root, store: Store) -> list[Case]:
 def _predict_split(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
     if arguments.t or arguments.r:
         raise TaskError("--split is a split of a dataset: it goes with -d, not with -t or -r.")
-    loaded, folder = _load(arguments, root, options.device)
+    loaded, folder = load_run(arguments, root, options.device)
     dataset = _dataset(arguments, loaded)
     strategy = arguments.strategy or "bank"
     store = open_stores(root.preprocessed, [dataset])[dataset]
@@ -329,53 +336,34 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
             "Results are to lie on the raw grids, so the raw scans are needed: there is no "
             f"{store.manifest.spec.raw_folder(root.raw)}; name the folder of the raw datasets with --raw."
         )
+    experiment = _experiment(arguments, strategy)
     name = strategy if arguments.part == "test" else f"{strategy}_{arguments.part}"
+    if strategy != "bank" and (arguments.references is not None or arguments.seed is not None):
+        name += f"_k{experiment.count}_draw{experiment.seed}"  # experiments side by side, each in a folder
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
     print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {strategy}, to {out}.")
+    held_out = store.manifest.role == "held-out"
+    parts = store.manifest.splits.get(arguments.split, {})
+    ids = parts.get(arguments.part if held_out else "train", [])
+    judge = judge_of(
+        arguments,
+        loaded,
+        folder,
+        options,
+        witnesses=lambda: stored_witnesses(
+            loaded, store, ids, options, experiment.count, experiment.seed, {case.id: case for case in cases}
+        ),
+        # of a held-out dataset each case would have its own volume among the references'
+        volumes=lambda _: {} if held_out else stored_volumes(store, ids),
+    )
     return predict_split(
         loaded,
         store,
         cases,
+        experiment,
         split=arguments.split,
         part=arguments.part,
-        strategy=strategy,
-        references=arguments.references or DEFAULT_REFERENCES,
-        seed=arguments.seed,
         out=out,
         options=options,
-        overwrite=arguments.overwrite,
+        **_wishes(arguments, judge),
     )
-
-
-def tasks_main(argv: list[str] | None = None) -> int:
-    """`iris_tasks`: what a model remembers, or what is in task files; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="iris_tasks", description="List the tasks that a model remembers, or what is in task files."
-    )
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="task files (default: the model's memory bank)"
-    )
-    _add_model_options(parser)
-    arguments = parser.parse_args(argv)
-    return run(lambda: _tasks_command(arguments))
-
-
-def _tasks_command(arguments: argparse.Namespace) -> int:
-    if arguments.files:
-        expected = None
-        if arguments.model:
-            expected = load_model(find_run(Root.resolve(arguments.root).results, arguments.model)).model_hash
-        for path in arguments.files:
-            task = load_task(path, expected)
-            made = f"{task.made_by}{f', {task.created}' if task.created else ''}"
-            print(f"{path}: {_summary(task)}; {task.modality}, {made}, model {task.model_hash}")
-        return 0
-    loaded, _ = _load(arguments, Root.resolve(arguments.root), "cpu")
-    for dataset, plan in loaded.plans.items():
-        spacing = " x ".join(f"{s:g}" for s in plan.spacing_mm)
-        print(f"{dataset} ({plan.modality}, {spacing} mm):")
-        for name, value in loaded.specs[dataset]["classes"].items():
-            updates = loaded.bank.updates(bank_key(dataset, name))
-            seen = f"met in {updates} episodes" if updates else "never met: not in the memory bank"
-            print(f"  {value:>3}  {name}: {seen}")
-    return 0

@@ -65,10 +65,12 @@ def _one_role_each(images: list[Match], labels: list[Match]) -> tuple[list[Match
 
 def _mask_files(labels: list[Match], template: str, spec: DatasetSpec) -> dict[str, Source]:
     """Case id -> its mask files, in the order of the classes."""
+    of_class: dict[str, list[Match]] = defaultdict(list)
+    for match in labels:
+        of_class[match.names["class"]].append(match)
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for name in spec.classes:
-        mine = [match for match in labels if match.names["class"] == name]
-        for case, path in by_case(mine, template).items():
+        for case, path in by_case(of_class[name], template).items():
             found[case][name] = path
     return {
         case: MaskFiles(tuple((spec.classes[name], path) for name, path in files.items()))

@@ -1,0 +1,263 @@
+"""The reference advisor: each reference is segmented from the others, to say which help, which hurt, how many do.
+
+Arrays are [D,H,W] = (z,y,x), prepared at one grid; Dice is taken there. Every reference is encoded once; an
+ensemble is a mean of tokens and costs nothing, so the time goes into segmenting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.metrics import label_overlaps
+from iris_pipeline.pool import Embedded
+from iris_pipeline.predict import InferenceOptions, digest
+from iris_pipeline.sliding_window import label_volume
+from iris_pipeline.strategies import PreparedReference, ensemble
+from preprocessing.errors import ReferenceCaseError
+
+SCHEMA_VERSION = 1
+Pair = tuple[str, tuple[str, ...]]
+"""A query and the references it is segmented from."""
+MARGIN = 0.01  # Dice: what is nearer than this is called equal
+OUTLIER = 0.2  # Dice below the median case at which a reference is called unlike the others
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One class of one reference, segmented from the ensemble of some others."""
+
+    query: str
+    references: tuple[str, ...]
+    class_name: str
+    dice: float
+
+
+@dataclass(frozen=True)
+class ReferenceNote:
+    """What a reference does for one class; NaN where no trial tells.
+
+    alone: mean Dice over the others when it is their only reference. gain: how much the ensemble of all others
+    loses, on average over the queries, when this one is taken out (negative: it hurts). found: Dice with which
+    all the others find the class in it.
+    """
+
+    id: str
+    class_name: str
+    alone: float
+    gain: float
+    found: float
+
+
+@dataclass(frozen=True)
+class SizeNote:
+    """Mean, lowest and highest query's Dice of one class with ensembles of `size` references."""
+
+    size: int
+    class_name: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """All that the trials say, and the same in words."""
+
+    references: tuple[ReferenceNote, ...]
+    sizes: tuple[SizeNote, ...]
+    lines: tuple[str, ...]
+
+
+def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> list[Pair]:
+    """Pairs (query, references): all singles, all others together, all others but one, and `draws` of each size
+    between, drawn by `seed`. subjects: id -> person; a query's references are of other people.
+
+    ReferenceCaseError if there are fewer than two people.
+    """
+    if len(set(subjects.values())) < 2:
+        raise ReferenceCaseError(
+            "Advice compares references of different people, and needs two or more; got "
+            f"{len(subjects)} of {len(set(subjects.values()))}: give more references."
+        )
+    rng = np.random.default_rng(seed)
+    planned: list[Pair] = []
+    for query in subjects:
+        others = [each for each in subjects if subjects[each] != subjects[query]]
+        for size in range(1, len(others) + 1):
+            every = list(combinations(others, size))
+            if size in (1, len(others) - 1, len(others)) or len(every) <= draws:
+                chosen = every
+            else:
+                chosen = [every[int(i)] for i in sorted(rng.choice(len(every), draws, replace=False))]
+            planned += [(query, references) for references in chosen]
+    return planned
+
+
+def run_trials(
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    prepare: Callable[[str], PreparedReference],
+    planned: Sequence[Pair],
+    options: InferenceOptions,
+    *,
+    memory: Path | None = None,
+    progress: bool = True,
+) -> list[Trial]:
+    """Segment as planned and compare with the query's own labels; one trial for each class both sides show.
+
+    prepare: reads a reference by id; each is read once, when it is the query. memory: a JSON file of what is
+    done, from which a call of the same model, references and overlap goes on.
+    """
+    tasks = {reference.id: reference.task for reference in pool}
+    made_from = {
+        "model": loaded.model_hash,
+        "overlap": options.overlap,
+        "references": {name: digest(task) for name, task in tasks.items()},
+    }
+    done = _remembered(memory, made_from)
+    held: PreparedReference | None = None
+    for query, references in tqdm(planned, desc="Trying references", unit="trial", disable=not progress):
+        if (query, references) in done:
+            continue
+        if held is None or held.id != query:
+            held = prepare(query)
+        task = ensemble([tasks[name] for name in references])
+        shown = [name for name in task.class_names if name in tasks[query].class_names]
+        scores = {}
+        if shown:
+            found = label_volume(loaded.model, held.image, task, options)
+            overlaps = label_overlaps(found, held.labels, {name: held.classes[name] for name in shown})
+            scores = {name: overlap.dice for name, overlap in overlaps.items()}
+        done[query, references] = scores
+        if memory is not None:
+            _remember(memory, made_from, done)
+    return [
+        Trial(query, references, name, dice)
+        for query, references in planned
+        for name, dice in done[query, references].items()
+    ]
+
+
+def _remembered(memory: Path | None, made_from: Mapping[str, Any]) -> dict[Pair, dict[str, float]]:
+    """The trials of a former call, if it was one of the same model, references and settings."""
+    try:
+        content = json.loads(memory.read_text(encoding="utf-8")) if memory is not None else {}
+    except (OSError, ValueError):
+        return {}
+    if content.get("schema_version") != SCHEMA_VERSION or content.get("made_from") != made_from:
+        return {}
+    return {(query, tuple(references)): scores for query, references, scores in content["trials"]}
+
+
+def _remember(memory: Path, made_from: Mapping[str, Any], done: Mapping[Pair, dict[str, float]]) -> None:
+    trials = [[query, list(references), scores] for (query, references), scores in done.items()]
+    write_json(memory, {"schema_version": SCHEMA_VERSION, "made_from": made_from, "trials": trials})
+
+
+def advise(trials: Sequence[Trial], ids: Sequence[str], classes: Sequence[str]) -> Advice:
+    """Notes on every reference and every size, class by class, and the advice in plain words."""
+    references = tuple(_reference_note(trials, name, each) for name in classes for each in ids)
+    sizes = tuple(note for name in classes for note in _size_notes(trials, name))
+    lines = [
+        line
+        for name in classes
+        for line in _class_lines(
+            name,
+            [note for note in references if note.class_name == name],
+            [note for note in sizes if note.class_name == name],
+        )
+    ]
+    return Advice(references, sizes, tuple(lines))
+
+
+def _reference_note(trials: Sequence[Trial], class_name: str, reference: str) -> ReferenceNote:
+    mine = [trial for trial in trials if trial.class_name == class_name]
+    alone = [trial.dice for trial in mine if trial.references == (reference,)]
+    by_set = {(trial.query, frozenset(trial.references)): trial.dice for trial in mine}
+    gains = []
+    for query, everyone in _all_others(mine).items():
+        rest = everyone - {reference}
+        if reference in everyone and (query, rest) in by_set:
+            gains.append(by_set[query, everyone] - by_set[query, rest])
+    everyone = _all_others(mine).get(reference, frozenset())
+    found = by_set.get((reference, everyone), float("nan"))
+    return ReferenceNote(reference, class_name, _mean(alone), _mean(gains), found)
+
+
+def _all_others(trials: Iterable[Trial]) -> dict[str, frozenset[str]]:
+    """For each query the largest set of references that was tried on it."""
+    largest: dict[str, frozenset[str]] = {}
+    for trial in trials:
+        if len(trial.references) > len(largest.get(trial.query, ())):
+            largest[trial.query] = frozenset(trial.references)
+    return largest
+
+
+def _size_notes(trials: Sequence[Trial], class_name: str) -> list[SizeNote]:
+    """Sizes that every query has trials of: else a curve would compare different queries."""
+    mine = [trial for trial in trials if trial.class_name == class_name]
+    queries = sorted({trial.query for trial in mine})
+    notes = []
+    for size in sorted({len(trial.references) for trial in mine}):
+        means = [
+            _mean([t.dice for t in mine if t.query == query and len(t.references) == size])
+            for query in queries
+        ]
+        if not np.isnan(means).any():
+            notes.append(SizeNote(size, class_name, fmean(means), min(means), max(means)))
+    return notes
+
+
+def _class_lines(class_name: str, notes: Sequence[ReferenceNote], sizes: Sequence[SizeNote]) -> list[str]:
+    """The advice on one class, the most useful first."""
+    if not sizes:
+        return [f"{class_name}: no two references show it, so nothing can be said; add one that does."]
+    lines = [f"{class_name}: {_enough(sizes)}"]
+    gains = sorted((note for note in notes if not np.isnan(note.gain)), key=lambda note: note.gain)
+    if gains and gains[-1].gain >= MARGIN:
+        best = gains[-1]
+        lines.append(f"{class_name}: {best.id} helps most; without it the others lose {best.gain:.2f} Dice.")
+    for note in gains:
+        if note.gain <= -MARGIN:
+            lines.append(
+                f"{class_name}: {note.id} hurts; without it the others gain {-note.gain:.2f} Dice: look at its mask, "
+                "or leave it out."
+            )
+    found = [note.found for note in notes if not np.isnan(note.found)]
+    for note in notes:
+        if found and note.found < median(found) - OUTLIER:
+            lines.append(
+                f"{class_name}: {note.id} is unlike the others, who find it there with Dice {note.found:.2f} only "
+                f"({median(found):.2f} in the median case): check its mask, or add references like it."
+            )
+    return lines
+
+
+def _enough(sizes: Sequence[SizeNote]) -> str:
+    best = max(note.mean for note in sizes)
+    enough = next(note for note in sizes if note.mean >= best - MARGIN)
+    last = sizes[-1]
+    if len(sizes) == 1:
+        return f"one reference reaches Dice {last.mean:.2f}; with a third one, more could be said."
+    if enough.size == last.size:
+        return (
+            f"more references still help: Dice {sizes[0].mean:.2f} with {sizes[0].size}, {last.mean:.2f} with "
+            f"{last.size}; further ones may too."
+        )
+    noun = "reference is" if enough.size == 1 else "references are"
+    return f"{enough.size} {noun} enough: Dice {enough.mean:.2f}, and {last.mean:.2f} with {last.size}."
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return fmean(known) if known else float("nan")

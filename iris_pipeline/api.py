@@ -1,0 +1,219 @@
+"""Iris on arrays, without files: labelled scans and a model in, masks out.
+
+>>> loaded = load_model("results/my_run")                                      # doctest: +SKIP
+>>> references = [LabelledScan(image, labels, spacing_mm=(3.0, 1.2, 1.2)), ...]  # doctest: +SKIP
+>>> task = encode(loaded, references, {"liver": 1}, modality="MR")             # doctest: +SKIP
+>>> mask = segment(loaded, task, Scan(query, spacing_mm=(2.5, 1.0, 1.0)))      # doctest: +SKIP
+
+Arrays are [D,H,W] = (z,y,x), as are spacings; with an affine they may lie in any orientation, with a spacing they
+are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives what makes a task for each query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.predict import InferenceOptions, predict_case
+from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
+from iris_pipeline.references import ReferenceFiles
+from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.task import TaskEmbedding, load_task, merge, save_task
+from iris_pipeline.tuning import TuningSettings
+from preprocessing.adapters import Case
+from preprocessing.errors import RawDataError, ReferenceCaseError
+from preprocessing.source import Source
+from preprocessing.spec import Modality
+from preprocessing.volume import Volume
+
+__all__ = [
+    "InferenceOptions",
+    "LabelledScan",
+    "RetrievalSettings",
+    "Scan",
+    "TuningSettings",
+    "encode",
+    "load_model",
+    "load_task",
+    "merge",
+    "save_task",
+    "segment",
+    "strategy_of",
+]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A 3D image [D,H,W] and where it lies: spacing_mm (z,y,x) of an array in RAS+, or affine, 4x4, which maps
+    (x,y,z,1) to RAS+ mm as nibabel's does.
+    """
+
+    image: np.ndarray
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+
+    @property
+    def volume(self) -> Volume:
+        """RawDataError if the array is not 3D, or if not exactly one of spacing and affine is given."""
+        return _volume(np.asarray(self.image, dtype=np.float32), self.spacing_mm, self.affine)
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A reference: image and whole-number labels [D,H,W] on one grid, see `Scan`. subject: whose scan it is, where
+    several are of one person.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+    subject: str = ""
+
+    def sources(self, name: str) -> tuple[Source, Source]:
+        """Image and labels as the rest of the pipeline reads them; RawDataError as in `Scan`."""
+        image = _volume(np.asarray(self.image), self.spacing_mm, self.affine)
+        labels = _volume(np.asarray(self.labels), self.spacing_mm, self.affine)
+        return (
+            _Array(f"the image of reference {name}", image),
+            _Array(f"the label map of reference {name}", labels),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Array(Source):
+    """An array where others have a file."""
+
+    said: str
+    volume: Volume
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def name(self) -> str:
+        return self.said
+
+    def read(self) -> Volume:
+        return self.volume
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def encode(
+    loaded: LoadedModel,
+    references: Sequence[LabelledScan],
+    classes: Mapping[str, int],
+    *,
+    strategy: str = "ensemble",
+    seed: int = 0,
+    modality: Modality | None = None,
+    like: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
+    options: InferenceOptions | None = None,
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> TaskEmbedding:
+    """References -> one task for all queries, by "one-shot" (of one drawn by `seed`), "ensemble" or "tuning".
+
+    classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
+    like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
+    over several calls. ReferenceCaseError names a reference that cannot be used, and why.
+    """
+    return encode_files(
+        loaded,
+        _files(references, classes),
+        options,
+        strategy=strategy,
+        seed=seed,
+        modality=modality,
+        like=like,
+        cache=cache,
+        tuning=tuning,
+        progress=progress,
+    )
+
+
+def strategy_of(
+    loaded: LoadedModel,
+    references: Sequence[LabelledScan],
+    classes: Mapping[str, int],
+    strategy: str,
+    *,
+    seed: int = 0,
+    modality: Modality | None = None,
+    start: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
+    options: InferenceOptions | None = None,
+    retrieval: RetrievalSettings | None = None,
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> TaskForQuery:
+    """References -> what makes the task of each query, by any strategy; hand it to `segment` in a task's place.
+
+    start: makes the rough segmentation of "object-retrieval" (default: the references' ensemble), and its grid is
+    the references'. The rest as in `encode`.
+    """
+    return file_tasks(
+        strategy,
+        loaded,
+        _files(references, classes),
+        options or InferenceOptions(),
+        seed=seed,
+        modality=modality,
+        start=start,
+        cache=cache,
+        retrieval=retrieval,
+        tuning=tuning,
+        progress=progress,
+    )[0]
+
+
+def segment(
+    loaded: LoadedModel,
+    task: TaskEmbedding | TaskForQuery,
+    scan: Scan,
+    options: InferenceOptions | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Label map uint8 [D,H,W] on the scan's own grid, of the task's `class_values`; see `predict_case`.
+
+    task: of `encode`, `load_task`, `strategies.bank`, or what `strategy_of` gave. ReferenceCaseError if the scan is
+    one of the task's references.
+    """
+    image = scan.volume
+    made = task if isinstance(task, TaskEmbedding) else task(image)
+    return predict_case(loaded, made, image, options, progress)
+
+
+def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> ReferenceFiles:
+    """The references as cases, numbered from 1."""
+    if not references:
+        raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
+    cases = []
+    for number, scan in enumerate(references, 1):
+        image, labels = scan.sources(str(number))
+        # The modality is not known yet: `reference_spec` is told or guesses it.
+        cases.append(Case(str(number), scan.subject or str(number), image, labels, "MR"))
+    return ReferenceFiles(tuple(cases), dict(classes))
+
+
+def _volume(
+    array: np.ndarray, spacing_mm: tuple[float, float, float] | None, affine: np.ndarray | None
+) -> Volume:
+    if array.ndim != 3 or (spacing_mm is None) == (affine is None):
+        raise RawDataError(
+            "A scan is an array [D,H,W] with either spacing_mm (z,y,x) or an affine; got shape "
+            f"{list(array.shape)}, spacing {spacing_mm}, {'no' if affine is None else 'an'} affine."
+        )
+    if spacing_mm is not None:
+        affine = np.diag([*spacing_mm[::-1], 1.0])
+    assert affine is not None
+    return Volume(array, np.asarray(affine, dtype=float))

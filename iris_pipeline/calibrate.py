@@ -1,0 +1,179 @@
+"""Confidence calibrated on a run's validation cases: each segmented, its signs gathered, its true Dice measured.
+
+The rows are kept in the run's folder, one file a case and strategy, so that an interrupted calibration goes on where
+it stopped. Validation cases only: neither training nor test cases have a say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.confidence import REVIEW_BELOW, Calibration, fit
+from iris_pipeline.disagreement import gather_signs
+from iris_pipeline.evaluate import compare
+from iris_pipeline.inputs import InputCase
+from iris_pipeline.judging import Witnesses, stored_volumes, stored_witnesses
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.predict_split import Experiment, TaskOf, split_cases, stored_tasks
+from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.strategies import bank
+from preprocessing.adapters import Case
+from preprocessing.errors import IrisError, PredictionError, RawDataError
+from preprocessing.store import Store
+from preprocessing.volume import Volume
+
+ROWS = "calibration"  # folder of the rows inside a run's folder
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """A dataset of the run: its store and its raw cases by id."""
+
+    store: Store
+    raw: dict[str, Case]
+
+
+@dataclass(frozen=True)
+class _Job:
+    data: CalibrationData
+    case: str
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        """Of the row's file."""
+        strategy = f"{self.experiment.strategy}_k{self.experiment.count}_draw{self.experiment.seed}"
+        return f"{self.data.store.manifest.dataset}__{strategy}__{self.case}.json"
+
+
+def calibrate(
+    loaded: LoadedModel,
+    folder: Path,
+    datasets: Sequence[CalibrationData],
+    experiments: Sequence[Experiment],
+    *,
+    most_cases: int = 6,
+    options: InferenceOptions | None = None,
+    review_below: float = REVIEW_BELOW,
+    progress: bool = True,
+) -> tuple[Calibration, list[str]]:
+    """Fit the run's calibration; returned with a sentence for each case that could not be used.
+
+    folder: the run's. The validation part of the split that the model was trained on is used, at most `most_cases`
+    cases a dataset. PredictionError where too few masks are left, see `confidence.fit`.
+    """
+    options = options or InferenceOptions()
+    split = str(loaded.state.settings.get("split", "paper"))
+    jobs, notes, volumes = [], [], {}
+    for data in datasets:
+        manifest = data.store.manifest
+        parts = manifest.splits.get(split, {})
+        if not parts.get("validation"):
+            notes.append(f"{manifest.dataset}: split '{split}' has no validation case.")
+            continue
+        wanted = split_cases(loaded, data.store, split, "validation")[:most_cases]
+        volumes[manifest.dataset] = stored_volumes(data.store, parts["train"])
+        jobs += [_Job(data, case, experiment) for experiment in experiments for case in wanted]
+    rows_folder = folder / ROWS / loaded.model_hash
+    sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
+    signs, truth, cases = [], [], []
+    for job in (bar := tqdm(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
+        bar.set_postfix_str(job.case)
+        dataset = job.data.store.manifest.dataset
+        try:
+            row = _known_row(rows_folder / job.name)
+            if row is None:
+                key = (dataset, job.experiment)
+                if key not in sources:
+                    sources[key] = _sources(loaded, job, split, options)
+                row = _row(loaded, job, *sources[key], volumes[dataset], options)
+                write_json(rows_folder / job.name, {"schema_version": SCHEMA_VERSION, "classes": row})
+        except IrisError as error:
+            notes.append(f"{dataset} {job.case} ({job.experiment.strategy}): {error}")
+            continue
+        for values in row.values():
+            # An empty mask is judged without numbers (0); where the truth does not tell, nothing can be learnt.
+            if values["signs"] and values["dice"] is not None:
+                signs.append(values["signs"])
+                truth.append(values["dice"])
+                cases.append(f"{dataset} {job.case}")
+    calibration = fit(
+        signs,
+        truth,
+        cases,
+        model_hash=loaded.model_hash,
+        made_from={
+            "datasets": ", ".join(volumes),
+            "split": f"{split}/validation",
+            "experiments": ", ".join(f"{e.strategy} k={e.count} draw={e.seed}" for e in experiments),
+        },
+        volumes_ml=volumes,
+        review_below=review_below,
+    )
+    return calibration, notes
+
+
+def _sources(
+    loaded: LoadedModel, job: _Job, split: str, options: InferenceOptions
+) -> tuple[TaskOf, Witnesses]:
+    """What gives each case its task and its witnesses."""
+    store, experiment = job.data.store, job.experiment
+    train = store.manifest.splits[split]["train"]
+    witnesses = stored_witnesses(loaded, store, train, options, experiment.count, experiment.seed)
+    if experiment.strategy == "bank":
+        task = bank(loaded, store.manifest.dataset)
+        return (lambda _case, _image: task), witnesses
+    task_of = stored_tasks(loaded, store, train, experiment, options)
+    return task_of, witnesses
+
+
+def _row(
+    loaded: LoadedModel,
+    job: _Job,
+    task_of: TaskOf,
+    witnesses: Witnesses,
+    volumes_ml: dict[str, float],
+    options: InferenceOptions,
+) -> dict[str, Any]:
+    """class -> its signs and its true Dice (None: not to be told)."""
+    store = job.data.store
+    raw = job.data.raw.get(job.case)
+    if raw is None or raw.labels is None:
+        raise RawDataError(f"The raw files of case '{job.case}' are needed for its true Dice and not there.")
+    image, truth = raw.image.read_image(), raw.labels.read_labels()
+    case = InputCase(job.case, raw.image, store.entry(job.case).subject)
+    task = task_of(case, image)
+    result = segment_scan(loaded, [task], image, options, Wanted(certainty=True))
+    signs = gather_signs(
+        loaded, [task], image, result, options, lambda each: witnesses(case, each), volumes_ml
+    )
+    found = Volume(result.labels, image.affine, image.header)
+    overlaps = compare(found, truth, task.classes, store.manifest.classes)
+    row = {}
+    for name, values in signs.items():
+        untold = store.manifest.spec.partly_labelled and overlaps[name].truth == 0
+        dice = overlaps[name].dice
+        row[name] = {"signs": values, "dice": None if untold or math.isnan(dice) else dice}
+    return row
+
+
+def _known_row(path: Path) -> dict[str, Any] | None:
+    """A row that was made before; PredictionError if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] == SCHEMA_VERSION:
+            return dict(content["classes"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise PredictionError(f"{path} is no row of a calibration that this version reads: take it away.")

@@ -1,0 +1,150 @@
+"""What the commands that use a model share: which run, which device, which references, what became of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.cli._common import at_least_one
+from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
+from iris_pipeline.task import TaskEmbedding, Tuned
+from iris_pipeline.train import native_bfloat16
+from iris_pipeline.tuning import TuningSettings
+from preprocessing.errors import CheckpointError, RawDataError
+from preprocessing.paths import Root
+
+
+def newest_run(results: Path) -> Path:
+    """The finished training run that ended last; CheckpointError if there is none."""
+    finished = []
+    for path in results.glob("*/run.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if record.get("status") == "finished":
+            finished.append((str(record.get("finished", "")), path.parent))
+    if not finished:
+        raise CheckpointError(
+            f"No finished run in {results}: train one with iris_train, or name a model with -m."
+        )
+    return max(finished)[1]
+
+
+def find_run(results: Path, model: str | None) -> Path:
+    """The run folder that -m means: a name under results/, a path, or (None) the newest finished run."""
+    if model is None:
+        return newest_run(results)
+    for folder in (results / model, Path(model).expanduser()):
+        if folder.is_dir():
+            return folder
+    known = sorted(path.parent.name for path in results.glob("*/run.json"))
+    raise CheckpointError(
+        f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder; got "
+        f"{model!r}."
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", help="a run under results/ or its path (default: the newest finished run)"
+    )
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="auto: bf16 on GPUs that have it, else fp32",
+    )
+
+
+def add_reference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-k",
+        "--references",
+        type=at_least_one,
+        metavar="N",
+        help="draw N of the references (default: all of -r, 5 of -d)",
+    )
+    parser.add_argument(
+        "--draw",
+        "--seed",
+        dest="seed",
+        type=int,
+        metavar="SEED",
+        help="of the draw of references, and of tuning (default: 0)",
+    )
+    parser.add_argument("--steps", type=at_least_one, metavar="N", help="of tuning, at most (default: 60)")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="of tuning (default: 0.01)")
+    parser.add_argument(
+        "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
+    )
+
+
+def autocast_of(precision: str, device: str) -> bool:
+    return precision == "bf16" or (
+        precision == "auto" and device == "cuda" and native_bfloat16(torch.device(device))
+    )
+
+
+def load_run(arguments: argparse.Namespace, root: Root, device: str) -> tuple[LoadedModel, Path]:
+    folder = find_run(root.results, arguments.model)
+    loaded = load_model(folder, device)
+    known = ", ".join(loaded.plans) or "nothing"
+    print(f"Model: {folder} ({loaded.model_hash}), trained on {known}; on {device}.")
+    return loaded, folder
+
+
+def reference_files(paths: Sequence[str]) -> ReferenceFiles:
+    """-r FOLDER, or -r IMAGE LABEL."""
+    if len(paths) > 2:
+        raise RawDataError(
+            f"-r takes one folder of references, or one image and its label file; got {len(paths)} paths."
+        )
+    if len(paths) == 2:
+        return reference_pair(Path(paths[0]), Path(paths[1]))
+    files = find_references(Path(paths[0]))
+    if files.unpaired:
+        print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
+    return files
+
+
+def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:
+    """What --steps and --learning-rate say, else the defaults."""
+    given = {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "seed": arguments.seed}
+    return TuningSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def tell_task(task: TaskEmbedding, arguments: argparse.Namespace, classes: Iterable[str]) -> None:
+    """What references became, and what they do not show."""
+    guessed = "" if arguments.modality else " (guessed: --modality says it better)"
+    print(f"Task: {summary(task)}; modality {task.modality}{guessed}.")
+    for record in task.tuned:
+        print(f"Tuned: {tuned_text(record)}.")
+    absent = [name for name in classes if name not in task.class_names]
+    if absent:
+        print(f"Warning: no reference shows {', '.join(absent)}; the task is without.")
+
+
+def tuned_text(record: Tuned) -> str:
+    return (
+        f"{record.steps} steps at {record.learning_rate:g}, loss {record.loss_before:.3f} -> {record.loss:.3f} on "
+        f"the {record.judged_by}"
+    )
+
+
+def summary(task: TaskEmbedding) -> str:
+    spacing = " x ".join(f"{s:g}" for s in task.spacing_mm)
+    source = (
+        f"{task.references} reference{'s' * (task.references != 1)}" if task.references else "the memory bank"
+    )
+    return f"{', '.join(task.class_names)} from {source} at {spacing} mm"

@@ -1,0 +1,91 @@
+"""What is written beside the label maps: the options of iris_predict, and what is said of its confidence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.confidence import (
+    REVIEW_BELOW,
+    TABLE,
+    Calibration,
+    compare_with_truth,
+    load_calibration,
+    read_judgements,
+)
+from iris_pipeline.evaluate import Row
+from iris_pipeline.judging import Witnesses, make_judge, no_witnesses
+from iris_pipeline.outputs import Outputs
+from iris_pipeline.predict import InferenceOptions, Judge
+from preprocessing.errors import PredictionError
+from preprocessing.files import save_json
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--per-class", action="store_true", help="a mask of each class too; unlike labels, masks may overlap"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="probabilities of each class too, 8 bits a voxel"
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help=f"the Dice to expect of each mask, in {TABLE} (needs iris_calibrate; about twice the time)",
+    )
+    parser.add_argument(
+        "--review-below",
+        type=float,
+        metavar="DICE",
+        help=f"--confidence marks masks of a lower expected Dice (default: {REVIEW_BELOW:g})",
+    )
+
+
+def outputs_of(arguments: argparse.Namespace) -> Outputs:
+    return Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities)
+
+
+def judge_of(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    run_folder: Path,
+    options: InferenceOptions,
+    *,
+    witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
+    volumes: Callable[[Calibration], Mapping[str, float]] = lambda _: {},
+) -> Judge | None:
+    """The judge that --confidence asks for. witnesses, volumes: called only where it does."""
+    if not arguments.confidence:
+        if arguments.review_below is not None:
+            raise PredictionError("--review-below is about --confidence: give both or none.")
+        return None
+    calibration = load_calibration(run_folder, loaded.model_hash)
+    return make_judge(
+        loaded,
+        calibration,
+        options,
+        witnesses=witnesses(),
+        volumes_ml=volumes(calibration),
+        review_below=REVIEW_BELOW if arguments.review_below is None else arguments.review_below,
+    )
+
+
+def tell_judgements(out: Path) -> None:
+    """What is to be reviewed."""
+    judgements = read_judgements(out / TABLE)
+    marked = [f"{each.case} {each.class_name}" for each in judgements if each.review]
+    shown = f": {', '.join(marked[:10])}{', ...' if len(marked) > 10 else ''}" if marked else ""
+    print(f"{len(marked)} of {len(judgements)} masks are marked for review in {out / TABLE}{shown}.")
+
+
+def tell_agreement(predictions: Path, rows: Iterable[Row], out: Path) -> None:
+    """Predicted against true Dice where confidence.csv lies beside the predictions; kept as JSON beside the rows."""
+    judgements = read_judgements(predictions / TABLE)
+    dice = {(row.case, row.class_name): row.dice for row in rows}
+    if not any((j.case, j.class_name) in dice for j in judgements):
+        return
+    agreement = compare_with_truth(judgements, dice)
+    save_json(out.with_name(f"{out.stem}__confidence.json"), agreement)
+    print(f"Confidence, {agreement.sentence()}.")

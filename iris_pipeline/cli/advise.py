@@ -1,0 +1,75 @@
+"""iris_advise: which references help, which hurt, how many are enough."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from iris_pipeline.advice_page import write_advice
+from iris_pipeline.advisor import advise, plan_trials, run_trials
+from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._models import (
+    add_device_options,
+    add_model_options,
+    autocast_of,
+    load_run,
+    reference_files,
+)
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.provenance import made_by
+from iris_pipeline.references import embed_files
+from preprocessing.paths import Root
+
+
+def advise_main(argv: list[str] | None = None) -> int:
+    """`iris_advise -r REFS`; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_advise",
+        description="Segment each labelled reference from the others: which help, which hurt, how many are enough.",
+    )
+    parser.add_argument("-r", required=True, metavar="REFS", help="folder with images/ and labels/")
+    parser.add_argument(
+        "-o", default="advice", metavar="FOLDER", help="of advice.csv, .md, .png (default: advice)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least_one,
+        default=3,
+        metavar="N",
+        help="ensembles of each middle size (default: 3)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of these draws")
+    parser.add_argument(
+        "--overlap", type=float, default=0.25, help="of windows (default: 0.25, faster than prediction's)"
+    )
+    parser.add_argument(
+        "--modality", choices=["CT", "MR", "PET"], help="of the references (default: guessed)"
+    )
+    add_model_options(parser)
+    add_device_options(parser)
+    arguments = parser.parse_args(argv)
+    return run(lambda: _advise_command(arguments, made_by("iris_advise", argv)))
+
+
+def _advise_command(arguments: argparse.Namespace, line: str) -> int:
+    device = choose_device(arguments.device)
+    loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
+    files = reference_files([arguments.r])
+    options = InferenceOptions(
+        overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)
+    )
+    embedded = embed_files(
+        loaded, files, modality=arguments.modality, device=device, autocast=options.autocast
+    )
+    subjects = {reference.id: reference.subject for reference in sorted(embedded.pool, key=lambda r: r.id)}
+    planned = plan_trials(subjects, arguments.draws, arguments.seed)
+    print(f"{len(subjects)} references, {len(planned)} trials; each reference is encoded once.")
+    memory = Path(arguments.o) / "trials.json"
+    trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
+    advice = advise(trials, list(subjects), list(files.classes))
+    write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
+    print("\n".join(advice.lines))
+    print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
+    return 0

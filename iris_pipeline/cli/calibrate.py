@@ -1,0 +1,88 @@
+"""iris_calibrate: what iris_predict --confidence says, fitted to a run's validation cases, kept with the model."""
+
+from __future__ import annotations
+
+import argparse
+
+from iris_pipeline.calibrate import CalibrationData, calibrate
+from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
+from preprocessing.adapters import find_cases
+from preprocessing.errors import TaskError
+from preprocessing.paths import Root
+from preprocessing.store import open_stores
+
+STRATEGIES = ("one-shot", "ensemble", "bank")
+
+
+def calibrate_main(argv: list[str] | None = None) -> int:
+    """`iris_calibrate -m RUN`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="iris_calibrate",
+        description="Fit what iris_predict --confidence says to the validation cases of a run; kept with the model.",
+    )
+    add_model_options(parser)
+    parser.add_argument("-d", nargs="+", metavar="NAME", help="datasets (default: all that the model knows)")
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all three"
+    )
+    parser.add_argument(
+        "--draws", type=at_least_one, default=2, metavar="N", help="of one-shot's reference (default: 2)"
+    )
+    parser.add_argument(
+        "--cases", type=at_least_one, default=6, metavar="N", help="at most, of each dataset (default: 6)"
+    )
+    parser.add_argument(
+        "--review-below",
+        type=float,
+        default=REVIEW_BELOW,
+        metavar="DICE",
+        help="for the report (default: 0.7)",
+    )
+    add_device_options(parser)
+    arguments = parser.parse_args(argv)
+    return run(
+        lambda: _calibrate_command(arguments),
+        "Stopped: the same command goes on from the cases that are done.",
+    )
+
+
+def _calibrate_command(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    device = choose_device(arguments.device)
+    loaded, folder = load_run(arguments, root, device)
+    names = arguments.d or list(loaded.plans)
+    unknown = sorted(set(names) - set(loaded.plans))
+    if unknown or not names:
+        raise TaskError(
+            f"Confidence is calibrated on datasets that the model was trained on ({', '.join(loaded.plans)}); got "
+            f"{', '.join(unknown) or 'none'}."
+        )
+    datasets = []
+    for name, store in open_stores(root.preprocessed, names).items():
+        cases = find_cases(root.raw / name, store.manifest.spec) if (root.raw / name).is_dir() else []
+        datasets.append(CalibrationData(store, {case.id: case for case in cases}))
+    experiments = []
+    for strategy in arguments.strategies:
+        draws = range(arguments.draws if strategy == "one-shot" else 1)
+        experiments += [Experiment(strategy, DEFAULT_REFERENCES, seed) for seed in draws]
+    calibration, notes = calibrate(
+        loaded,
+        folder,
+        datasets,
+        experiments,
+        most_cases=arguments.cases,
+        options=InferenceOptions(device=device, autocast=autocast_of(arguments.precision, device)),
+        review_below=arguments.review_below,
+    )
+    for note in notes:
+        print(f"Note: {note}")
+    for name, weight in zip(calibration.signs, calibration.weights, strict=True):
+        print(f"  {name}: {weight:+.3f} of Dice for one standard deviation")
+    print(f"Confidence on cases it was not fitted on: {calibration.agreement.sentence()}.")
+    print(f"Written: {save_calibration(folder, calibration)}")
+    return 0

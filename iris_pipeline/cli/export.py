@@ -1,0 +1,67 @@
+"""iris_export_nnunet: the same cases and the same split for nnU-Net."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from iris_pipeline.cli._common import at_least_one, run
+from iris_pipeline.nnunet_export import export_dataset
+from preprocessing.adapters import find_cases
+from preprocessing.parallel import default_workers
+from preprocessing.paths import Root
+from preprocessing.store import open_stores
+
+
+def export_nnunet_main(argv: list[str] | None = None) -> int:
+    """`iris_export_nnunet -d NAME`; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_export_nnunet",
+        description="Write a preprocessed dataset's raw cases and its split as an nnU-Net (v2) dataset.",
+    )
+    parser.add_argument("-d", required=True, metavar="NAME", help="a dataset with a finished store")
+    parser.add_argument(
+        "-o",
+        metavar="OUT",
+        help="gets nnUNet_raw/ and nnUNet_preprocessed/ (default: nnunet/ under the root)",
+    )
+    parser.add_argument(
+        "--number",
+        type=at_least_one,
+        metavar="N",
+        help="of nnU-Net's dataset (default: a free one from 501 on)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
+    parser.add_argument(
+        "--workers", type=at_least_one, default=default_workers(), help="processes (default: one a core)"
+    )
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    arguments = parser.parse_args(argv)
+    return run(lambda: _export_command(arguments))
+
+
+def _export_command(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    store = open_stores(root.preprocessed, [arguments.d])[arguments.d]
+    out = Path(arguments.o).expanduser() if arguments.o else root.results.parent / "nnunet"
+    done = export_dataset(
+        store,
+        find_cases(store.manifest.spec.raw_folder(root.raw), store.manifest.spec),
+        out,
+        number=arguments.number,
+        overwrite=arguments.overwrite,
+        workers=arguments.workers,
+    )
+    paper = store.manifest.splits["paper"]
+    print(
+        f"{done.dataset}: {len(paper['train'])} train, {len(paper['validation'])} validation and {len(paper['test'])} "
+        f"test cases ({done.written} written, {done.skipped} there already)."
+    )
+    print("Labels: " + ", ".join(f"{value} {name}" for name, value in done.values.items()))
+    print(
+        f"Written: {done.raw} and {done.splits} (fold 0: train and validation; folds 1 to 5: our folds 0 to 4)"
+    )
+    return 0

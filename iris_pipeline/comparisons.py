@@ -1,0 +1,233 @@
+"""Rows side by side: strategies, numbers of references, runs that differ in one setting, and two rows tested.
+
+Dice is 0..1. Means and their intervals are those of every table: over classes, then bootstrapped over subjects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from iris_pipeline.rows import BASELINE_RUN
+from iris_pipeline.run_facts import RunFacts
+from iris_pipeline.table_format import Table
+from iris_pipeline.tables import (
+    CI_RULE,
+    RULE,
+    class_means,
+    count_note,
+    interval_text,
+    row_groups,
+    score_text,
+    strategy_place,
+)
+from iris_pipeline.uncertainty import (
+    CI,
+    bootstrap_mean,
+    bootstrap_mean_of_datasets,
+    paired_test,
+)
+from preprocessing.errors import EvaluationError
+
+DRAWS_RULE = (
+    "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, and in "
+    "brackets their number."
+)
+
+
+def strategies_table(rows: pd.DataFrame) -> Table | None:
+    """Rows: run, split, dataset; a column a strategy and number of references. None where no row has two.
+
+    A cell is the mean Dice with its interval; over several draws of the references it is as in `references_table`.
+    """
+    rows = rows[rows["run"] != BASELINE_RUN]
+    rows = rows.assign(
+        column=[_strategy_and_count(*pair) for pair in zip(rows["base"], rows["references"], strict=True)]
+    )
+    lines = []
+    for (run, split, dataset), group in rows.groupby(["run", "split", "dataset"]):
+        cells = {str(name): _over_draws(part) for name, part in group.groupby("column")}
+        if len(cells) > 1:
+            lines.append({"run": run, "split": split, "dataset": dataset} | cells)
+    if not lines:
+        return None
+    there = sorted(
+        {name for line in lines for name in line} - {"run", "split", "dataset"}, key=strategy_place
+    )
+    frame = pd.DataFrame(lines, columns=["run", "split", "dataset", *there]).fillna("")
+    notes = (RULE, CI_RULE, DRAWS_RULE, *_counts(rows))
+    return Table("strategies", "Strategies side by side, Dice", frame, notes)
+
+
+def references_table(rows: pd.DataFrame) -> Table | None:
+    """Rows: run, split, dataset, strategy; a column a number of references. None where that number never varies.
+
+    Rows count that say how many references they had; draws are the same strategy and number with another seed.
+    """
+    rows = rows[rows["references"].notna() & (rows["run"] != BASELINE_RUN)]
+    counts = sorted({int(count) for count in rows["references"]})
+    draws = rows.groupby(["run", "split", "dataset", "references"])["draw"].nunique()
+    if len(counts) < 2 and not (draws > 1).any():
+        return None
+    # One-shot and an ensemble of one are the same thing: both stand in the ensemble's row, under 1.
+    rows = rows.assign(base=rows["base"].where(rows["base"] != "one-shot", "ensemble"))
+    lines = []
+    for (run, split, dataset, base), group in rows.groupby(["run", "split", "dataset", "base"]):
+        cells = {}
+        for count in sorted(set(group["references"])):
+            part = group[group["references"] == count]
+            cells[f"k = {int(count)}"] = _over_draws(part, interval=False)
+        lines.append({"run": run, "split": split, "dataset": dataset, "strategy": base} | cells)
+    columns = ["run", "split", "dataset", "strategy", *(f"k = {count}" for count in counts)]
+    frame = pd.DataFrame(lines, columns=columns).fillna("")
+    return Table("references", "Number of references k, Dice", frame, (RULE, DRAWS_RULE, *_counts(rows)))
+
+
+def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Table]:
+    """For every setting by which runs differ while all others are equal: these runs under one another."""
+    there = {str(run) for run in rows["run"]}
+    runs = [facts[name] for name in sorted(facts) if name in there]
+    alike: dict[str, list[set[str]]] = {}
+    for number, first in enumerate(runs):
+        for second in runs[number + 1 :]:
+            setting = only_difference(first, second)
+            if setting is not None:
+                _join(alike.setdefault(setting, []), {first.name, second.name})
+    return [
+        _ablation(setting, group, number, rows, facts)
+        for setting, groups in sorted(alike.items())
+        for number, group in enumerate(groups)
+    ]
+
+
+def only_difference(first: RunFacts, second: RunFacts) -> str | None:
+    """The setting by which two runs differ, if it is one; None too where one did not record what the other did."""
+    if first.settings.keys() != second.settings.keys():
+        return None
+    different = [name for name, value in first.settings.items() if second.settings[name] != value]
+    return different[0] if len(different) == 1 else None
+
+
+def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Table:
+    """Pairs of rows, each named RUN or RUN/STRATEGY, tested subject by subject: a line a dataset and pair, then all."""
+    lines = []
+    for first_name, second_name in pairs:
+        first, second = find_row(rows, first_name), find_row(rows, second_name)
+        names = sorted(set(first["dataset"]) & set(second["dataset"]))
+        if not names:
+            raise EvaluationError(
+                f"Two rows are compared on datasets that both have; {first_name} has "
+                f"{', '.join(sorted(set(first['dataset'])))} and {second_name} "
+                f"{', '.join(sorted(set(second['dataset'])))}: predict and evaluate one on the other's."
+            )
+        for scope in [*names, *(["all"] if len(names) > 1 else [])]:
+            test = paired_test(first if scope == "all" else first[first["dataset"] == scope], second)
+            lines.append(
+                {"first": first_name, "second": second_name, "dataset": scope}
+                | {"subjects": f"{test.difference.subjects}"}
+                | {"mean of first": score_text(test.first), "mean of second": score_text(test.second)}
+                | {"difference": "" if pd.isna(test.difference.mean) else f"{test.difference.mean:+.3f}"}
+                | {CI: interval_text(test.difference), "p": "" if pd.isna(test.p) else f"{test.p:.2g}"}
+            )
+    note = (
+        "Means over subjects of each subject's mean Dice, on the cases and classes that both rows have scored. "
+        f"difference: first minus second, with its {CI} by bootstrap over subjects; p: Wilcoxon signed-rank test over "
+        "subjects, two-sided, not corrected for the number of lines."
+    )
+    return Table("comparison", "Paired comparison, Dice", pd.DataFrame(lines), (note,))
+
+
+def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of RUN (with one strategy and split), RUN/STRATEGY or RUN/STRATEGY/SPLIT; EvaluationError otherwise."""
+    groups = {key: part for key, part in row_groups(rows) if key[0] != BASELINE_RUN}
+    wanted = name.split("/", 2)
+    fits = [key for key in groups if [key[0], key[2], key[1]][: len(wanted)] == wanted]
+    if len(fits) != 1:
+        known = ", ".join(f"{run}/{strategy}/{split}".rstrip("/") for run, split, strategy in groups)
+        raise EvaluationError(
+            f"A row is named RUN, RUN/STRATEGY or RUN/STRATEGY/SPLIT, and '{name}' fits {len(fits) or 'none'} of "
+            f"{known}: name one of them."
+        )
+    return groups[fits[0]]
+
+
+def _counts(rows: pd.DataFrame) -> list[str]:
+    """How the pairs behind each row were treated, as under every table."""
+    return [note for key, group in row_groups(rows) for note in count_note(key, group)]
+
+
+def _strategy_and_count(base: str, references: float) -> str:
+    """ "tuning, k = 5"; one-shot and the bank have no number to choose."""
+    return base if pd.isna(references) or base == "one-shot" else f"{base}, k = {int(references)}"
+
+
+def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:
+    """The mean over the draws of one strategy and number of references, with their spread."""
+    # The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once.
+    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
+    means = pd.Series({name: class_means(one).mean() for name, one in rows.groupby(draws)}).dropna()
+    if means.empty:
+        return ""
+    if len(means) > 1:
+        return f"{means.mean():.3f} ± {means.std(ddof=1):.3f} ({len(means)})"
+    if not interval:
+        return f"{means.iloc[0]:.3f} (1)"
+    return f"{means.iloc[0]:.3f} {interval_text(bootstrap_mean(rows))}".strip()
+
+
+def _join(groups: list[set[str]], pair: set[str]) -> None:
+    """Put a pair into the group it touches: runs that differ in one same setting only all differ so."""
+    for group in groups:
+        if group & pair:
+            group |= pair
+            return
+    groups.append(pair)
+
+
+def _ablation(
+    setting: str, group: set[str], number: int, rows: pd.DataFrame, facts: Mapping[str, RunFacts]
+) -> Table:
+    chosen = rows[rows["run"].isin(list(group))]
+    datasets = sorted(set(chosen["dataset"]))
+    lines = []
+    for (split, strategy), part in chosen.groupby(["split", "strategy"]):
+        by_run = {
+            str(run): {str(name): one for name, one in found.groupby("dataset")}
+            for run, found in part.groupby("run")
+        }
+        shared = set.intersection(*(set(found) for found in by_run.values()))
+        for run in sorted(by_run, key=lambda name: _natural(_value(setting, facts[name]))):
+            common = [by_run[run][name] for name in sorted(shared)]
+            interval = bootstrap_mean_of_datasets(common) if common else None
+            lines.append(
+                {setting: _value(setting, facts[run]), "run": run, "split": split, "strategy": strategy}
+                | {name: score_text(class_means(one).mean()) for name, one in by_run[run].items()}
+                | {"mean of shared": score_text(interval.mean) if interval else ""}
+                | {CI: interval_text(interval) if interval else ""}
+            )
+    columns = [setting, "run", "split", "strategy", *datasets, "mean of shared", CI]
+    frame = pd.DataFrame(lines, columns=columns).fillna("")
+    note = (
+        f"These runs differ in '{setting}' and in no other recorded setting. The mean is over the datasets that all "
+        "runs of the same split and strategy have."
+    )
+    slug = re.sub(r"[^a-z0-9]+", "_", setting.lower()).strip("_")
+    name = f"ablation_{slug}" + (f"_{number + 1}" if number else "")
+    return Table(
+        name, f"Runs that differ in {setting} only, Dice", frame, (note, RULE, CI_RULE, *_counts(chosen))
+    )
+
+
+def _value(setting: str, facts: RunFacts) -> str:
+    text = facts.settings[setting]
+    if setting == "training datasets":
+        return f"{len(facts.datasets)} ({text})"
+    return text or "nothing"
+
+
+def _natural(text: str) -> tuple[float, str]:
+    """Numbers in their own order, before words."""
+    found = re.match(r"-?\d+(\.\d+)?", text)
+    return (float(found.group()) if found else float("inf"), text)

@@ -1,0 +1,329 @@
+"""How much a mask can be trusted, as numbers: signs of trouble -> the Dice to expect, fitted and written as plain JSON.
+
+A sign is a number of one case and class, most of them in 0..1 and higher where a mask is better (see `SIGNS`); NaN
+where it cannot be told. A ridge regression over the signs, none of which may count against a mask for being good, gives
+the predicted Dice. Its few numbers are stored with the model; what it says of cases it was not fitted on is stored
+beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+from scipy.optimize import nnls
+from sklearn.model_selection import GroupKFold
+
+from iris_pipeline.checkpoint import STATE_FILE
+from preprocessing.errors import CheckpointError, PredictionError
+from preprocessing.files import load_json, save_json, write_text
+
+FILE = "confidence.json"  # in the checkpoint's folder
+TABLE = "confidence.csv"  # beside the masks
+REVIEW_BELOW = 0.7
+SIGNS = {
+    "windows": "Dice between the mask and those from windows that lie elsewhere",
+    "references": "mean Dice between masks from different references",
+    "certainty": "mean probability inside the mask",
+    "likeness": "cosine of the task's tokens and those of the scan with its own mask as the reference",
+    "cycle": "Dice between the mask and the one that the scan with its own mask as the reference gives",
+    "volume": "ratio of the mask's volume to the references' (the smaller by the larger)",
+}
+Signs = Mapping[str, float]
+PENALTIES = tuple(float(p) for p in np.logspace(-1, 3, 9))
+FEWEST = 8  # masks: with fewer a line through six signs says nothing
+FOLDS = 10
+COLUMNS = ("case", "class", "predicted_dice", "review", *SIGNS)
+
+
+class Agreement(BaseModel):
+    """Predicted against true Dice: Pearson's and Spearman's correlation (None: not to be told), mean error.
+
+    poor: masks whose true Dice is below `review_below`; flagged: those whose predicted Dice is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    masks: int
+    cases: int
+    pearson: float | None
+    spearman: float | None
+    mean_absolute_error: float
+    poor: int
+    poor_flagged: int
+    flagged: int
+    review_below: float = REVIEW_BELOW
+
+    def sentence(self) -> str:
+        """For people."""
+        r, rho = ("-" if v is None else f"{v:.2f}" for v in (self.pearson, self.spearman))
+        return (
+            f"predicted against true Dice of {self.masks} masks in {self.cases} cases: Pearson {r}, Spearman {rho}, "
+            f"mean error {self.mean_absolute_error:.3f}; below {self.review_below:g} are {self.poor}, of which "
+            f"{self.poor_flagged} are marked for review, with {self.flagged - self.poor_flagged} better ones"
+        )
+
+
+class Calibration(BaseModel):
+    """predicted Dice = intercept + sum of weight * (sign - mean) / scale, within 0..1; an unknown sign is its mean.
+
+    volumes_ml: dataset -> class -> median volume in the train part. agreement: on cases that the numbers were
+    not fitted on (each fold of cases by the others).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    model_hash: str
+    signs: tuple[str, ...]
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+    penalty: float
+    agreement: Agreement
+    made_from: dict[str, str]
+    volumes_ml: dict[str, dict[str, float]] = {}
+
+    def predict(self, signs: Signs) -> float:
+        """The Dice to expect, 0..1."""
+        score = self.intercept
+        for name, mean, scale, weight in zip(self.signs, self.means, self.scales, self.weights, strict=True):
+            value = signs.get(name, math.nan)
+            if not math.isnan(value):
+                score += weight * (value - mean) / scale
+        return min(1.0, max(0.0, score))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One case and class. predicted_dice is 0 where the mask is empty: nothing was found, which is to be looked at."""
+
+    case: str
+    class_name: str
+    predicted_dice: float
+    review: bool
+    signs: Signs
+
+    def cells(self) -> list[str]:
+        """Text in the order of COLUMNS; unknown signs are empty."""
+        values = [self.signs.get(name, math.nan) for name in SIGNS]
+        shown = ["" if math.isnan(value) else f"{value:.4f}" for value in values]
+        return [
+            self.case,
+            self.class_name,
+            f"{self.predicted_dice:.4f}",
+            "yes" if self.review else "no",
+            *shown,
+        ]
+
+
+def judge(
+    calibration: Calibration,
+    case: str,
+    signs: Mapping[str, Signs],
+    voxels: Mapping[str, int],
+    review_below: float,
+) -> list[Judgement]:
+    """The judgement of every class of a case; signs, voxels: by class."""
+    found = []
+    for name, values in signs.items():
+        predicted = calibration.predict(values) if voxels[name] else 0.0
+        found.append(Judgement(case, name, predicted, predicted < review_below, values))
+    return found
+
+
+def fit(
+    signs: Sequence[Signs],
+    dice: Sequence[float],
+    cases: Sequence[str],
+    *,
+    model_hash: str,
+    made_from: Mapping[str, str],
+    volumes_ml: Mapping[str, Mapping[str, float]] | None = None,
+    review_below: float = REVIEW_BELOW,
+) -> Calibration:
+    """Fit the numbers to masks whose true Dice is known; one entry a mask, `cases` says which belong together.
+
+    The penalty is the one that errs least on cases left out of the fit. PredictionError where there are fewer
+    than 8 masks or only one case.
+    """
+    if len(dice) < FEWEST or len(set(cases)) < 2:
+        raise PredictionError(
+            f"Confidence is calibrated on {FEWEST} or more masks of at least two validation cases; got {len(dice)} of "
+            f"{len(set(cases))}: name more datasets."
+        )
+    table = np.array([[row.get(name, math.nan) for name in SIGNS] for row in signs], dtype=float)
+    truth = np.asarray(dice, dtype=float)
+    groups = np.unique(np.asarray(cases), return_inverse=True)[1]
+    held_out = np.empty(len(truth))
+    for train, test in _folds(groups):
+        penalty = _best_penalty(table[train], truth[train], groups[train])
+        held_out[test] = _predicted(table[train], truth[train], penalty, table[test])
+    penalty = _best_penalty(table, truth, groups)
+    means, scales = _standard(table)
+    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
+    return Calibration(
+        model_hash=model_hash,
+        signs=tuple(SIGNS),
+        means=tuple(means.tolist()),
+        scales=tuple(scales.tolist()),
+        weights=tuple(weights.tolist()),
+        intercept=intercept,
+        penalty=penalty,
+        agreement=agreement(held_out, truth, cases, review_below),
+        made_from=dict(made_from),
+        volumes_ml={name: dict(volumes) for name, volumes in (volumes_ml or {}).items()},
+    )
+
+
+def agreement(
+    predicted: Sequence[float] | np.ndarray,
+    truth: Sequence[float] | np.ndarray,
+    cases: Sequence[str],
+    review_below: float = REVIEW_BELOW,
+) -> Agreement:
+    """Predicted against true Dice, one entry a mask; PredictionError without one."""
+    said, true = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
+    if not len(true):
+        raise PredictionError("Predicted and true Dice are compared on one mask or more; none has both.")
+    varied = len(true) > 2 and np.ptp(said) > 0 and np.ptp(true) > 0
+    poor, flagged = true < review_below, said < review_below
+    return Agreement(
+        masks=len(true),
+        cases=len(set(cases)),
+        pearson=float(stats.pearsonr(said, true).statistic) if varied else None,
+        spearman=float(stats.spearmanr(said, true).statistic) if varied else None,
+        mean_absolute_error=float(np.abs(said - true).mean()),
+        poor=int(poor.sum()),
+        poor_flagged=int((poor & flagged).sum()),
+        flagged=int(flagged.sum()),
+        review_below=review_below,
+    )
+
+
+def compare_with_truth(judgements: Sequence[Judgement], dice: Mapping[tuple[str, str], float]) -> Agreement:
+    """Judgements against the true Dice by (case, class); masks without one (NaN) are left out.
+
+    PredictionError without a mask that has both.
+    """
+    pairs = [(j, dice.get((j.case, j.class_name), math.nan)) for j in judgements]
+    known = [(j, true) for j, true in pairs if not math.isnan(true)]
+    return agreement(
+        [j.predicted_dice for j, _ in known], [true for _, true in known], [j.case for j, _ in known]
+    )
+
+
+def calibration_path(run: Path) -> Path:
+    """Where a run's (or a checkpoint's) folder keeps it: beside the checkpoint's state.json."""
+    return (run if (run / STATE_FILE).is_file() else run / "checkpoint") / FILE
+
+
+def save_calibration(run: Path, calibration: Calibration) -> Path:
+    """Write it with the model; the path is returned."""
+    path = calibration_path(run)
+    save_json(path, calibration)
+    return path
+
+
+def load_calibration(run: Path, model_hash: str) -> Calibration:
+    """What `save_calibration` wrote; CheckpointError if it is missing, damaged or of other weights."""
+    path = calibration_path(run)
+    calibration = load_json(path, Calibration, CheckpointError, f"make it with iris_calibrate -m {run.name}")
+    if calibration.model_hash != model_hash:
+        raise CheckpointError(
+            f"{path} was calibrated for model {calibration.model_hash}, this one is {model_hash}: run iris_calibrate "
+            "again."
+        )
+    return calibration
+
+
+def write_judgements(path: Path, judgements: Sequence[Judgement]) -> None:
+    """confidence.csv, whole."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(each.cells() for each in sorted(judgements, key=lambda j: j.case))
+    write_text(path, text.getvalue())
+
+
+def read_judgements(path: Path) -> list[Judgement]:
+    """What `write_judgements` wrote; none where there is no file. PredictionError if it is something else."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [
+                Judgement(
+                    row["case"],
+                    row["class"],
+                    float(row["predicted_dice"]),
+                    row["review"] == "yes",
+                    {name: float(row[name]) for name in SIGNS if row[name]},
+                )
+                for row in csv.DictReader(stream)
+            ]
+    except (KeyError, ValueError, TypeError):
+        raise PredictionError(
+            f"{path} should have the columns {', '.join(COLUMNS)}: take it away, it is made anew with --confidence."
+        ) from None
+
+
+def _folds(groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) rows; a case is in one fold with all of its rows."""
+    return list(GroupKFold(min(FOLDS, len(np.unique(groups)))).split(groups, groups=groups))
+
+
+def _predicted(table: np.ndarray, truth: np.ndarray, penalty: float, asked: np.ndarray) -> np.ndarray:
+    """What a fit to some rows says of others, 0..1."""
+    means, scales = _standard(table)
+    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
+    return (_scaled(asked, means, scales) @ weights + intercept).clip(0, 1)
+
+
+def _ridge(signs: np.ndarray, truth: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights >= 0 and intercept that minimise |signs w + b - truth|^2 + penalty |w|^2; columns have mean 0.
+
+    As rows of a plain least-squares problem: the penalty's are sqrt(penalty) I w = 0.
+    """
+    intercept = float(truth.mean())
+    penalised = np.vstack([signs, np.sqrt(penalty) * np.eye(signs.shape[1])])
+    weights, _ = nnls(penalised, np.concatenate([truth - intercept, np.zeros(signs.shape[1])]))
+    return weights, intercept
+
+
+def _best_penalty(table: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float:
+    """By the squared error on cases left out; the largest where there is but one case."""
+    if len(np.unique(groups)) < 2:
+        return PENALTIES[-1]
+    folds = _folds(groups)
+
+    def error(penalty: float) -> float:
+        return sum(
+            float(((_predicted(table[a], truth[a], penalty, table[b]) - truth[b]) ** 2).sum())
+            for a, b in folds
+        )
+
+    return min(PENALTIES, key=error)
+
+
+def _standard(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of each column over what is known; 0 and 1 for a column without spread."""
+    known = ~np.isnan(table)
+    count = known.sum(axis=0)
+    means = np.where(known, table, 0).sum(axis=0) / np.maximum(count, 1)
+    spread = np.sqrt(np.where(known, (table - means) ** 2, 0).sum(axis=0) / np.maximum(count, 1))
+    return means, np.where(spread > 1e-9, spread, 1.0)
+
+
+def _scaled(table: np.ndarray, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Standardised; what is not known lies at the mean."""
+    return np.nan_to_num((table - means) / scales, nan=0.0)

@@ -1,0 +1,185 @@
+"""From references to a judge: what tells `predict_cases` how good each of its masks is likely to be.
+
+Witnesses are tasks of single references: where they disagree on a scan, the mask is in doubt. They are drawn by a seed
+of their own, for each query from other subjects, and encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.confidence import Calibration, Judgement, judge
+from iris_pipeline.disagreement import MOST_REFERENCES, gather_signs
+from iris_pipeline.inputs import InputCase
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.predict import InferenceOptions, Judge
+from iris_pipeline.references import (
+    Candidate,
+    ReferenceFiles,
+    draw_references,
+    embed_draws,
+    embed_files,
+    prepare_reference,
+    stored_reference,
+)
+from iris_pipeline.scan import ScanResult
+from iris_pipeline.strategies import PreparedReference, plan_like
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.adapters import Case
+from preprocessing.errors import RawDataError, ReferenceCaseError
+from preprocessing.store import MANIFEST, Store
+from preprocessing.volume import Volume
+
+WITNESS_SEED = (
+    1000  # added to the seed of the references: other ones than those the task is made from, where it can be
+)
+Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
+"""A query and its task -> tasks of single references on the same grid and intensities."""
+
+
+def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+    """For tasks whose references are not at hand, or are but one."""
+    return ()
+
+
+def make_judge(
+    loaded: LoadedModel,
+    calibration: Calibration,
+    options: InferenceOptions,
+    *,
+    witnesses: Witnesses = no_witnesses,
+    volumes_ml: Mapping[str, float] | None = None,
+    review_below: float,
+) -> Judge:
+    """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class."""
+
+    def judged(
+        case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
+    ) -> list[Judgement]:
+        signs = gather_signs(
+            loaded, tasks, image, result, options, lambda task: witnesses(case, task), volumes_ml
+        )
+        counts = np.bincount(result.labels.ravel(), minlength=256)
+        voxels = {name: int(counts[value]) for task in tasks for name, value in task.classes.items()}
+        return judge(calibration, case.id, signs, voxels, review_below)
+
+    return judged
+
+
+def file_witnesses(
+    loaded: LoadedModel, files: ReferenceFiles, options: InferenceOptions, seed: int = 0
+) -> Witnesses:
+    """Up to three references on disk, the same for every query; none where there is but one."""
+    if len(files.cases) < 2:
+        return no_witnesses
+    known: dict[tuple[object, ...], list[TaskEmbedding]] = {}
+
+    def witnesses(_: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+        grid = (task.spacing_mm, task.patch_size, task.normalisation, task.intensity_offset)
+        if grid not in known:
+            embedded = embed_files(
+                loaded,
+                files,
+                count=MOST_REFERENCES,
+                seed=seed + WITNESS_SEED,
+                like=task,
+                device=options.device,
+                autocast=options.autocast,
+            )
+            known[grid] = [reference.task for reference in embedded.pool]
+        return known[grid]
+
+    return witnesses
+
+
+def stored_witnesses(
+    loaded: LoadedModel,
+    store: Store,
+    ids: Iterable[str],
+    options: InferenceOptions,
+    count: int = 0,
+    seed: int = 0,
+    raw: Mapping[str, Case] | None = None,
+) -> Witnesses:
+    """Up to three of the store's cases `ids`, of other subjects than the query's, on the task's grid.
+
+    count: of the strategy's references (0: the memory bank); one reference cannot disagree with itself, and no
+    others are asked then. raw: a held-out dataset's, whose tasks have a grid of their own, are read from there.
+    """
+    if count == 1:
+        return no_witnesses
+    entries = [store.entry(case_id) for case_id in ids]
+    candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
+    classes, cache = list(store.manifest.classes), EmbeddingCache()
+
+    def witnesses(case: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+        def prepare(name: str) -> PreparedReference:
+            if store.manifest.role != "held-out":
+                return stored_reference(store, name)
+            if raw is None or name not in raw:
+                raise RawDataError(f"The raw files of the reference {name} are needed and not there.")
+            return prepare_reference(raw[name], plan_like(task), store.manifest.classes)
+
+        # A scan that bears a stored case's name may be that case.
+        others = [c for c in candidates if c.id != case.id]
+        try:
+            draws = draw_references(
+                others, classes, MOST_REFERENCES, seed + WITNESS_SEED, not_subjects=[case.subject]
+            )
+        except ReferenceCaseError:  # nobody else: the sign is left out
+            return ()
+        pool = embed_draws(
+            loaded,
+            draws,
+            prepare,
+            plan_like(task),
+            cache=cache,
+            device=options.device,
+            autocast=options.autocast,
+        )
+        return [reference.task for reference in pool]
+
+    return witnesses
+
+
+def bank_witnesses(
+    loaded: LoadedModel, store_folder: Path, options: InferenceOptions, seed: int = 0
+) -> Witnesses:
+    """Of a dataset's train part, for the memory bank, which keeps no reference; none without the store."""
+    if not (store_folder / MANIFEST).is_file():
+        return no_witnesses
+    store = Store.open(store_folder)
+    return stored_witnesses(loaded, store, train_ids(loaded, store), options, seed=seed)
+
+
+def train_ids(loaded: LoadedModel, store: Store) -> list[str]:
+    """The train part of the split that the model was trained on; of split "paper" for another dataset."""
+    splits = store.manifest.splits
+    return splits.get(str(loaded.state.settings.get("split")), splits["paper"])["train"]
+
+
+def stored_volumes(store: Store, ids: Iterable[str]) -> dict[str, float]:
+    """Median volume (ml) of each class over the cases that show it."""
+    found: dict[str, list[float]] = {}
+    for case_id in ids:
+        for name, entry in store.entry(case_id).classes.items():
+            found.setdefault(name, []).append(entry.ml)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def file_volumes(files: ReferenceFiles) -> dict[str, float]:
+    """Median volume (ml) of each class over the label files that show it."""
+    found: dict[str, list[float]] = {}
+    for case in files.cases:
+        assert case.labels is not None
+        labels = case.labels.read_labels()
+        voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
+        for name, value in files.classes.items():
+            count = int(np.count_nonzero(labels.array == value))
+            if count:
+                found.setdefault(name, []).append(count * voxel_ml)
+    return {name: float(np.median(values)) for name, values in found.items()}

@@ -1,0 +1,249 @@
+"""The cases and the split of a store as an nnU-Net (version 2) raw dataset, so that both can be compared.
+
+    OUT/nnUNet_raw/Dataset501_NAME/           imagesTr/<case>_0000.nii.gz  labelsTr/<case>.nii.gz   train and validation
+                                              imagesTs/<case>_0000.nii.gz  labelsTs/<case>.nii.gz   our test part
+                                              dataset.json (written last)  iris_export.json (what it was made from)
+    OUT/nnUNet_preprocessed/Dataset501_NAME/  splits_final.json
+
+Scans stay on their own grid. Labels are renumbered to nnU-Net's consecutive values; dataset.json names them, nnU-Net
+copies it beside its predictions, and `iris_evaluate` matches classes by name, which undoes the renumbering. nnU-Net
+learns its own plan. Fold 0 is our train and validation part; folds 1 to 5 are our folds 0 to 4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from preprocessing.adapters import Case
+from preprocessing.case import check_same_grid
+from preprocessing.errors import ExportError, RawDataError
+from preprocessing.files import file_digest, text_digest, write_text
+from preprocessing.parallel import parallel_map
+from preprocessing.source import FileSource, Source
+from preprocessing.spec import FOLDS, DatasetSpec
+from preprocessing.splits import Split
+from preprocessing.store import Store
+from preprocessing.volume import Volume, write_volume
+
+RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
+RECORD = "iris_export.json"
+FIRST_NUMBER = 501
+CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
+"""nnU-Net normalises a channel named CT by the training set's intensities, any other by each scan's own."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. dataset: its folder's name; values: class -> value in nnU-Net's labels; skipped: were there."""
+
+    dataset: str
+    raw: Path
+    splits: Path
+    values: Mapping[str, int]
+    written: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    image: Path
+    labels: Path
+    table: tuple[int, ...]
+    overwrite: bool
+
+
+def export_dataset(
+    store: Store,
+    cases: list[Case],
+    out: Path,
+    *,
+    number: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Export:
+    """Write the dataset of `store` from its raw cases (`find_cases`); files that are there already are kept.
+
+    number: nnU-Net's, by default that of a former export of the same name, else the first free one from 501 on.
+    Raises ExportError for a held-out dataset, if a raw file is missing, if the number belongs to another dataset, or
+    if the folder holds an export of other cases, classes or splits.
+    """
+    manifest = store.manifest
+    splits = manifest.splits
+    if not splits["paper"]["train"]:
+        raise ExportError(
+            f"nnU-Net has to be trained, and dataset {manifest.dataset} ({manifest.role}) has no train case: export "
+            "one that has."
+        )
+    raw = {case.id: case for case in cases if case.labels is not None}
+    needed = [case for part in ("train", "validation", "test") for case in splits["paper"][part]]
+    missing = [case for case in needed if case not in raw]
+    if missing:
+        raise ExportError(
+            f"The raw scan or label of {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''} is not there: put "
+            "it back, or run iris_plan_and_preprocess again."
+        )
+    name = dataset_name(manifest.dataset)
+    folder, preprocessed = _folders(out, name, number)
+    values = consecutive_values(manifest.classes)
+    identity = {
+        "dataset": manifest.dataset,
+        "classes": manifest.classes,
+        "values": values,
+        "splits": text_digest(json.dumps(splits, sort_keys=True)),
+        "sources": {case: _source(raw[case]) for case in sorted(needed)},
+    }
+    _check_former(folder, identity, overwrite)
+    (folder / "dataset.json").unlink(missing_ok=True)  # it comes last: its presence says that all is there
+    _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
+    test = set(splits["paper"]["test"])
+    table = _renumbering(manifest.classes, values)
+    jobs = [
+        _Job(
+            raw[case],
+            folder / ("imagesTs" if case in test else "imagesTr") / f"{case}_0000.nii.gz",
+            folder / ("labelsTs" if case in test else "labelsTr") / f"{case}.nii.gz",
+            table,
+            overwrite,
+        )
+        for case in needed
+    ]
+    done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
+    _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
+    _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
+    return Export(
+        folder.name, folder, preprocessed / "splits_final.json", values, sum(done), len(done) - sum(done)
+    )
+
+
+def consecutive_values(classes: Mapping[str, int]) -> dict[str, int]:
+    """Class name -> 1, 2, ... in the order of our values, as nnU-Net wants them."""
+    ordered = sorted(classes, key=lambda name: classes[name])
+    return {name: number for number, name in enumerate(ordered, 1)}
+
+
+def nnunet_splits(splits: Mapping[str, Split]) -> list[dict[str, list[str]]]:
+    """splits_final.json: fold 0 is our "paper" split, folds 1 to 5 are our folds 0 to 4. No test case is in any."""
+    ours = ["paper", *(str(number) for number in range(FOLDS))]
+    return [{"train": splits[name]["train"], "val": splits[name]["validation"]} for name in ours]
+
+
+def dataset_json(spec: DatasetSpec, values: Mapping[str, int], training_cases: int) -> dict[str, Any]:
+    """nnU-Net version 2's dataset.json."""
+    return {
+        "channel_names": {"0": CHANNELS[spec.modality]},
+        "labels": {"background": 0, **values},
+        "numTraining": training_cases,
+        "file_ending": ".nii.gz",
+        "name": spec.name,
+        "description": spec.title,
+        "reference": spec.source,
+        "licence": spec.licence,
+    }
+
+
+def dataset_name(name: str) -> str:
+    """A dataset's name as part of a folder's: letters, digits and '_' only."""
+    return re.sub(r"[^A-Za-z0-9]", "_", name)
+
+
+def _folders(out: Path, name: str, number: int | None) -> tuple[Path, Path]:
+    """The raw and the preprocessed folder; a number stands for one dataset over both."""
+    taken: dict[int, str] = {}
+    for path in sorted([*(out / RAW).glob("Dataset*_*"), *(out / PREPROCESSED).glob("Dataset*_*")]):
+        found = re.fullmatch(r"Dataset(\d{3})_(.+)", path.name)
+        if found:
+            taken[int(found.group(1))] = found.group(2)
+    if number is None:
+        own = [each for each, holder in taken.items() if holder == name]
+        number = own[0] if own else next(n for n in range(FIRST_NUMBER, 1000) if n not in taken)
+    if not 1 <= number <= 999 or taken.get(number, name) != name:
+        raise ExportError(
+            f"nnU-Net's datasets have numbers from 1 to 999, each for one dataset; {number} "
+            f"{'is that of ' + taken[number] if number in taken else 'is none of them'}: give another --number."
+        )
+    folder = f"Dataset{number:03d}_{name}"
+    return out / RAW / folder, out / PREPROCESSED / folder
+
+
+def _source(case: Case) -> str:
+    """A digest of the raw files and of what is made of them."""
+    assert case.labels is not None
+    recipe = f"{case.image.recipe}|{case.labels.recipe}"
+    return text_digest(file_digest([*case.image.files, *case.labels.files]) + recipe)
+
+
+def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
+    path = folder / RECORD
+    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        former = None
+    if former != json.loads(json.dumps(identity)):
+        raise ExportError(
+            f"{folder} was made from other scans, classes or splits than those of now: give --overwrite to make it "
+            "anew, or another -o."
+        )
+
+
+def _export_case(job: _Job) -> bool:
+    """Write a case's two files, the labels last; False where both are there already."""
+    if not job.overwrite and job.labels.is_file() and job.image.is_file():
+        return False
+    assert job.case.labels is not None
+    labels = job.case.labels.read_labels()
+    image = job.case.image.read_image()
+    check_same_grid(image, labels)
+    if labels.array.min() < 0 or labels.array.max() > 255:
+        raise RawDataError(f"The labels in {job.case.labels} lie outside 0..255: renumber them.")
+    if _is_plain_nifti(job.case.image):
+        _copy(job.case.image.files[0], job.image)
+    else:
+        write_volume(job.image, image)
+    renumbered = np.array(job.table, np.uint8)[labels.array.astype(np.uint8)]
+    # The image's own header places the labels, so that nnU-Net's check of both geometries finds one.
+    write_volume(job.labels, Volume(renumbered, image.affine, image.header))
+    return True
+
+
+def _renumbering(classes: Mapping[str, int], values: Mapping[str, int]) -> tuple[int, ...]:
+    """For each of our values 0..255 nnU-Net's; the store refused cases with values that no class has."""
+    table = [0] * 256
+    for name, value in classes.items():
+        table[value] = values[name]
+    return tuple(table)
+
+
+def _is_plain_nifti(image: Source) -> bool:
+    """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm, nothing to mend."""
+    if not isinstance(image, FileSource) or not image.path.name.endswith(".nii.gz"):
+        return False
+    header = nib.load(image.path).header
+    return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] in ("mm", "unknown")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

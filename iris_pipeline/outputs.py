@@ -1,0 +1,72 @@
+"""The files of one segmented scan: its label map and, where asked for, a mask and a probability map of each class.
+
+Arrays are [D,H,W] = (z,y,x) on the scan's own grid. OUT/<case>.nii.gz is the label map;
+OUT/per_class/<case>/<class>.nii.gz holds 1 where the class is above 0.5, so that masks may overlap;
+OUT/probabilities/<case>/<class>.nii.gz holds 8-bit multiples of 1/255, which readers scale to 0..1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iris_pipeline.native import FULL
+from iris_pipeline.scan import ScanResult, Wanted
+from preprocessing.volume import Volume, write_volume
+
+PER_CLASS = "per_class"
+PROBABILITIES = "probabilities"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written beside the label map of each case."""
+
+    per_class: bool = False
+    probabilities: bool = False
+
+    def wanted(self, certainty: bool = False) -> Wanted:
+        """What has to be made of a scan for it."""
+        return Wanted(self.per_class, self.probabilities, certainty)
+
+
+def label_path(out: Path, case: str) -> Path:
+    """The label map of a case."""
+    return out / f"{case}.nii.gz"
+
+
+def is_complete(out: Path, case: str, outputs: Outputs) -> bool:
+    """Whether all that is asked for is there."""
+    kinds = ((PER_CLASS, outputs.per_class), (PROBABILITIES, outputs.probabilities))
+    return label_path(out, case).exists() and all(
+        (out / kind / case).is_dir() for kind, asked in kinds if asked
+    )
+
+
+def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> None:
+    """Write the files of a case. The label map goes first and comes last: where it is, the others are whole."""
+    label_path(out, case).unlink(missing_ok=True)
+    for kind, maps, scale in (
+        (PER_CLASS, result.masks, None),
+        (PROBABILITIES, result.probabilities, 1 / FULL),
+    ):
+        files = file_names(list(maps))
+        for name, packed in maps.items():
+            volume = Volume(result.on_own_grid(packed), image.affine, image.header)
+            write_volume(out / kind / case / files[name], volume, scale)
+    write_volume(label_path(out, case), Volume(result.labels, image.affine, image.header))
+
+
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """Class name -> file name: letters, digits, `.`, `-` and `_` stay, others become `_`; none comes twice."""
+    files: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "class"
+        number, tried = 1, plain
+        while f"{tried}.nii.gz".lower() in {file.lower() for file in files.values()}:
+            number += 1
+            tried = f"{plain}_{number}"
+        files[name] = f"{tried}.nii.gz"
+    return files

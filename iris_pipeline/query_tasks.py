@@ -1,0 +1,210 @@
+"""Every strategy by its name: from embedded references to the task of a query.
+
+one-shot, ensemble and tuning make one task for all queries, image-retrieval and object-retrieval one for each.
+Arrays are [D,H,W] = (z,y,x); a query is a Volume on any grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.pool import Embedded, EmbeddingCache
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.references import ReferenceFiles, embed_files
+from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
+from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.tuning import TuningSettings, tune
+from preprocessing.case import preprocess_case
+from preprocessing.errors import PredictionError
+from preprocessing.spec import Modality
+from preprocessing.volume import Volume
+
+ONE_TASK = ("one-shot", "ensemble", "tuning")
+PER_QUERY = ("image-retrieval", "object-retrieval")
+REFERENCE_STRATEGIES = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", "tuning")
+STRATEGIES = (*REFERENCE_STRATEGIES, "bank")
+TaskForQuery = Callable[[Volume], TaskEmbedding]
+
+
+def pooled_task(
+    strategy: str,
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    classes: Sequence[str],
+    options: InferenceOptions,
+    *,
+    prepare: Callable[[str], PreparedReference],
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> TaskEmbedding:
+    """The one task that a pool makes for all queries. prepare: reads a reference once more, by id, for tuning.
+
+    classes: the order of the task's classes. PredictionError for a strategy that is none of ONE_TASK.
+    """
+    if strategy not in ONE_TASK:
+        raise PredictionError(
+            f"One task for all queries is made by {', '.join(ONE_TASK)}; got {strategy!r}: retrieval makes one "
+            "for each query, use it in iris_predict."
+        )
+    if strategy == "tuning":
+        shown = [_shown(prepare(reference.id), reference.task) for reference in pool]
+        task = tune(loaded, shown, [reference.task for reference in pool], options, tuning, progress)
+    else:
+        task = replace(ensemble([reference.task for reference in pool]), made_by=strategy)
+    return task.select([name for name in classes if name in task.class_names])
+
+
+def task_for_query(
+    strategy: str,
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    classes: Sequence[str],
+    options: InferenceOptions,
+    *,
+    prepare: Callable[[str], PreparedReference],
+    start: TaskEmbedding | None = None,
+    retrieval: RetrievalSettings | None = None,
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> TaskForQuery:
+    """What turns a query into its task. pool: embedded by `pool.embed`, with image vectors for image-retrieval.
+
+    start: the rough segmentation of object-retrieval (default: the pool's ensemble; classes that `start` lacks
+    come from there too). The rest as in `pooled_task`. PredictionError for a strategy that takes no references.
+    """
+    if strategy not in REFERENCE_STRATEGIES:
+        raise PredictionError(
+            f"The strategy must be one of {', '.join(REFERENCE_STRATEGIES)} where references are given; got "
+            f"{strategy!r}."
+        )
+    one = strategy if strategy in ONE_TASK else "ensemble"
+    mean = pooled_task(one, loaded, pool, classes, options, prepare=prepare, tuning=tuning, progress=progress)
+    if strategy == "image-retrieval":
+        return lambda image: image_retrieval(loaded, pool, _prepared(image, mean), options).select(
+            mean.class_names
+        )
+    if strategy == "object-retrieval":
+        begin = mean if start is None else fill(start, mean)
+        return lambda image: object_retrieval(
+            loaded, pool, _prepared(image, begin), begin, options, retrieval
+        )[0]
+    return lambda _: mean
+
+
+def file_tasks(
+    strategy: str,
+    loaded: LoadedModel,
+    files: ReferenceFiles,
+    options: InferenceOptions,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    modality: Modality | None = None,
+    start: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
+    retrieval: RetrievalSettings | None = None,
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> tuple[TaskForQuery, list[Embedded]]:
+    """References on disk -> what turns a query into its task, and the embedded references.
+
+    "one-shot" takes one of several, `count` that many, drawn by `seed`; see `references.embed_files`. start: of
+    object-retrieval (default: the references' ensemble); the references are brought to its grid.
+    """
+    embedded = embed_files(
+        loaded,
+        files,
+        count=1 if strategy == "one-shot" else count,
+        seed=seed,
+        modality=modality,
+        like=start,
+        cache=cache,
+        with_images=strategy == "image-retrieval",
+        device=options.device,
+        autocast=options.autocast,
+    )
+    task_of = task_for_query(
+        strategy,
+        loaded,
+        embedded.pool,
+        list(files.classes),
+        options,
+        prepare=embedded.prepare,
+        start=start,
+        retrieval=retrieval,
+        tuning=tuning,
+        progress=progress,
+    )
+    return task_of, embedded.pool
+
+
+def encode_files(
+    loaded: LoadedModel,
+    files: ReferenceFiles,
+    options: InferenceOptions | None = None,
+    *,
+    strategy: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    modality: Modality | None = None,
+    like: TaskEmbedding | None = None,
+    cache: EmbeddingCache | None = None,
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> TaskEmbedding:
+    """References on disk -> one task. strategy None: see `default_strategy`. like: see `references.embed_files`."""
+    options = options or InferenceOptions()
+    strategy = strategy or default_strategy(files, count)
+    embedded = embed_files(
+        loaded,
+        files,
+        count=1 if strategy == "one-shot" else count,
+        seed=seed,
+        modality=modality,
+        like=like,
+        cache=cache,
+        device=options.device,
+        autocast=options.autocast,
+    )
+    return pooled_task(
+        strategy,
+        loaded,
+        embedded.pool,
+        list(files.classes),
+        options,
+        prepare=embedded.prepare,
+        tuning=tuning,
+        progress=progress,
+    )
+
+
+def default_strategy(files: ReferenceFiles, count: int | None = None) -> str:
+    """ "one-shot" for one reference, "ensemble" for several."""
+    return "one-shot" if len(files.cases) == 1 or count == 1 else "ensemble"
+
+
+def fill(start: TaskEmbedding, other: TaskEmbedding) -> TaskEmbedding:
+    """`start` with the classes of `other` that it lacks, in the order of `other`; its own further ones are left out.
+
+    TaskError if the two do not share model, grid and intensities.
+    """
+    own = [name for name in other.class_names if name in start.class_names]
+    lacking = [name for name in other.class_names if name not in start.class_names]
+    parts = ([start.select(own)] if own else []) + ([other.select(lacking)] if lacking else [])
+    return ensemble(parts).select(other.class_names)
+
+
+def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:
+    """The reference with those classes only that are taken from it."""
+    return replace(reference, classes={name: reference.classes[name] for name in task.class_names})
+
+
+def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:
+    return preprocess_case(
+        image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
+    ).image

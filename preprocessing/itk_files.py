@@ -1,0 +1,117 @@
+"""Files that SimpleITK reads, mha, mhd, nrrd and DICOM series, as array and affine; and the choice of a channel.
+
+Arrays are [D,H,W] = (z,y,x) in the file's own orientation; affines map the voxel index (x,y,z,1) to RAS+ mm.
+`preprocessing.volume` is the one that calls this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+# ITK reads it at its start: cosines that are not quite orthonormal (M&Ms, TotalSegmentator) are then no error.
+os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
+import SimpleITK as sitk
+
+from preprocessing.errors import RawDataError
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice's first voxel, LPS+ mm
+UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
+
+
+def choose_channel(path: Path, channels: int, wanted: int | None) -> int:
+    """The number of the channel to read; RawDataError where none was named and there are several, or another one."""
+    if wanted is None and channels > 1:
+        raise RawDataError(
+            f"A scan has one channel, but {path} has {channels} and none was named: choose one of 0 to "
+            f"{channels - 1} (iris_predict: --channel)."
+        )
+    if wanted is not None and not 0 <= wanted < channels:
+        there = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"
+        raise RawDataError(f"{path} has {there}, but channel {wanted} was asked for: name one that it has.")
+    return wanted or 0
+
+
+def damaged(path: Path, error: Exception) -> RawDataError:
+    """The sentence for a file that a reader broke on."""
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
+
+
+def dicom_files(folder: Path) -> list[str]:
+    """The files of the only series of a folder, by their place along the normal of the slices.
+
+    RawDataError where there is no series or more than one.
+    """
+    talks = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
+    try:
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(talks)
+    if len(series) != 1:
+        raise RawDataError(
+            f"A DICOM folder holds one series, but {folder} holds {len(series) or 'none'}: give each its own folder."
+        )
+    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+
+
+def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A series; the step between slices is measured from their positions, so a tilted gantry is a sheared affine.
+
+    RawDataError where slices are missing or lie unevenly: no affine could place them.
+    """
+    files = dicom_files(folder)
+    if len(files) == 1:
+        return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    array, affine = _from_itk(folder, reader.Execute)
+    if all(reader.HasMetaDataKey(i, DICOM_POSITION) for i in range(len(files))):
+        texts = [reader.GetMetaData(i, DICOM_POSITION).split("\\") for i in range(len(files))]
+        steps = np.diff(np.array(texts, dtype=float), axis=0)
+        lengths = np.linalg.norm(steps, axis=1)
+        if lengths.max() - lengths.min() > UNEVEN * lengths.mean():
+            raise RawDataError(
+                f"Slices of a DICOM series lie evenly, but those of {folder} lie {lengths.min():.2f} to "
+                f"{lengths.max():.2f} mm apart: export the whole series again."
+            )
+        affine[:3, 2] = LPS_TO_RAS[:3, :3] @ steps.mean(axis=0)
+    return array, affine
+
+
+def from_itk_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Array and affine of an mha, mhd or nrrd file."""
+    return _from_itk(path, lambda: sitk.ReadImage(str(path)), channel)
+
+
+def _from_itk(
+    path: Path, read: Callable[[], sitk.Image], channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        image = read()
+    except RuntimeError as error:
+        raise damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
+    vector = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 4 and vector == 1:  # channels as a fourth axis
+        number = choose_channel(path, image.GetSize()[3], channel)
+        image = sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, number])
+    elif image.GetDimension() == 3:
+        number = choose_channel(path, vector, channel)
+        image = sitk.VectorIndexSelectionCast(image, number) if vector > 1 else image
+    else:
+        raise RawDataError(
+            f"A scan has three axes and perhaps channels, but {path} has shape {image.GetSize()} (x,y,z,...) "
+            f"with {vector} number{'s' * (vector > 1)} in each voxel: extract one image."
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image), LPS_TO_RAS @ affine

@@ -1,0 +1,186 @@
+"""The advisor: which trials are made, what is worked out from them by hand, what it says and draws."""
+
+from __future__ import annotations
+
+import csv
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blobs import PLAN
+from PIL import Image
+from stub_model import GreyModel, loaded_with
+
+from iris_pipeline.advice_page import advice_markdown, trials_text, write_advice
+from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
+from iris_pipeline.pool import embed
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.strategies import PreparedReference
+from preprocessing.errors import ReferenceCaseError
+
+NAN = float("nan")
+
+
+def test_every_single_every_leave_one_out_and_some_between() -> None:
+    subjects = {name: name for name in "abcdef"}
+    planned = plan_trials(subjects, draws=3)
+    assert len(set(planned)) == len(planned) == 6 * (5 + 3 + 3 + 5 + 1)
+    for query in subjects:
+        others = sorted(set(subjects) - {query})
+        mine = [references for each, references in planned if each == query]
+        assert [m for m in mine if len(m) == 1] == [(other,) for other in others]
+        assert [m for m in mine if len(m) == 4] == list(combinations(others, 4))
+        assert mine[-1] == tuple(others)
+        assert not any(query in references for references in mine)
+    assert planned == plan_trials(subjects, draws=3) != plan_trials(subjects, draws=3, seed=1)
+
+
+def test_a_subjects_other_scan_is_no_reference_for_it() -> None:
+    planned = plan_trials({"a1": "a", "a2": "a", "b": "b"})
+    assert planned == [("a1", ("b",)), ("a2", ("b",)), ("b", ("a1",)), ("b", ("a2",)), ("b", ("a1", "a2"))]
+    with pytest.raises(ReferenceCaseError, match="two or more; got 2 of 1: give more references"):
+        plan_trials({"a1": "a", "a2": "a"})
+
+
+def trials_of(scores: dict[tuple[str, str], float], name: str = "x") -> list[Trial]:
+    """From {(query, "references as letters"): Dice}."""
+    return [Trial(query, tuple(used), name, dice) for (query, used), dice in scores.items()]
+
+
+# c hurts: alone it is poor, and the others do better without it; the others find little in it
+THREE = {
+    ("a", "b"): 0.8,
+    ("a", "c"): 0.4,
+    ("a", "bc"): 0.7,
+    ("b", "a"): 0.9,
+    ("b", "c"): 0.5,
+    ("b", "ac"): 0.8,
+    ("c", "a"): 0.3,
+    ("c", "b"): 0.1,
+    ("c", "ab"): 0.2,
+}
+
+
+def test_notes_by_hand() -> None:
+    advice = advise(trials_of(THREE), ["a", "b", "c"], ["x"])
+    notes = {note.id: note for note in advice.references}
+    assert [notes[i].alone for i in "abc"] == pytest.approx([0.6, 0.45, 0.45])
+    # a: of b (0.8 - 0.5), of c (0.2 - 0.1); b: of a (0.7 - 0.4), of c (0.2 - 0.3); c: of a, of b -0.1 each
+    assert [notes[i].gain for i in "abc"] == pytest.approx([0.2, 0.1, -0.1])
+    assert [notes[i].found for i in "abc"] == pytest.approx([0.7, 0.8, 0.2])
+    sizes = {note.size: note for note in advice.sizes}
+    # of one: a 0.6, b 0.7, c 0.2; of two: 0.7, 0.8, 0.2
+    assert (sizes[1].mean, sizes[1].low, sizes[1].high) == pytest.approx((0.5, 0.2, 0.7))
+    assert (sizes[2].mean, sizes[2].low, sizes[2].high) == pytest.approx((1.7 / 3, 0.2, 0.8))
+    assert advice.lines == (
+        "x: more references still help: Dice 0.50 with 1, 0.57 with 2; further ones may too.",
+        "x: a helps most; without it the others lose 0.20 Dice.",
+        "x: c hurts; without it the others gain 0.10 Dice: look at its mask, or leave it out.",
+        "x: c is unlike the others, who find it there with Dice 0.20 only (0.70 in the median case): check its "
+        "mask, or add references like it.",
+    )
+
+
+def test_enough_is_the_smallest_size_within_the_margin() -> None:
+    flat = {key: {1: 0.6, 2: 0.805, 3: 0.81}[len(key[1])] for key in every_trial("abcd")}
+    lines = advise(trials_of(flat), list("abcd"), ["x"]).lines
+    assert lines == ("x: 2 references are enough: Dice 0.81, and 0.81 with 3.",)
+    falling = {key: 0.9 - 0.1 * len(key[1]) for key in every_trial("abc")}
+    assert advise(trials_of(falling), list("abc"), ["x"]).lines[0] == (
+        "x: 1 reference is enough: Dice 0.80, and 0.70 with 2."
+    )
+
+
+def every_trial(ids: str) -> list[tuple[str, str]]:
+    return [(query, "".join(used)) for query, used in plan_trials({i: i for i in ids}, draws=99)]
+
+
+def test_classes_are_told_apart_and_gaps_are_gaps() -> None:
+    trials = [*trials_of(THREE, "x"), *trials_of({("a", "b"): 0.5, ("b", "a"): NAN}, "y")]
+    advice = advise(trials, ["a", "b", "c"], ["x", "y", "z"])
+    y = {note.id: note for note in advice.references if note.class_name == "y"}
+    assert y["b"].alone == 0.5 and np.isnan([y["a"].alone, y["c"].alone, y["a"].gain, y["b"].found]).all()
+    assert advice.lines[-1] == "z: no two references show it, so nothing can be said; add one that does."
+    two = advise(trials_of({("a", "b"): 0.5, ("b", "a"): 0.7}), ["a", "b"], ["x"])
+    assert two.lines == ("x: one reference reaches Dice 0.60; with a third one, more could be said.",)
+
+
+def grey_reference(name: str, grey: float) -> PreparedReference:
+    image, labels = np.zeros((16, 16, 16), np.float32), np.zeros((16, 16, 16), np.uint8)
+    image[4:9, 4:9, 4:9], labels[4:9, 4:9, 4:9] = grey, 7
+    return PreparedReference(name, image, labels, {"x": 7}, name, name)
+
+
+def test_trials_with_a_model_that_goes_by_grey_values() -> None:
+    loaded = loaded_with(GreyModel(width=0.6))
+    plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+    references = {name: grey_reference(name, grey) for name, grey in (("a", 3.0), ("b", 3.4), ("odd", 5.0))}
+    pool = [embed(loaded, reference, plan) for reference in references.values()]
+    read: list[str] = []
+
+    def prepare(name: str) -> PreparedReference:
+        read.append(name)
+        return references[name]
+
+    planned = plan_trials({name: name for name in references})
+    trials = run_trials(loaded, pool, prepare, planned, InferenceOptions(), progress=False)
+    assert len(loaded.model.masks) == 3, "each reference is encoded once"
+    assert read == ["a", "b", "odd"], "and read once as a query"
+    # within 0.6 of the mean grey: a and b find one another, odd finds and is found by nobody; a and odd: 4.0
+    found = {(t.query, t.references): t.dice for t in trials}
+    assert found["a", ("b",)] == found["b", ("a",)] == 1.0
+    assert found["a", ("odd",)] == found["odd", ("a",)] == found["odd", ("a", "b")] == 0.0
+    assert found["b", ("a", "odd")] == 0.0
+    lines = advise(trials, list(references), ["x"]).lines
+    assert "x: odd hurts; without it the others gain 1.00 Dice: look at its mask, or leave it out." in lines
+
+
+def test_advice_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    loaded = loaded_with(GreyModel(width=0.6))
+    plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+    references = {name: grey_reference(name, grey) for name, grey in (("a", 3.0), ("b", 3.4), ("c", 5.0))}
+    pool = [embed(loaded, reference, plan) for reference in references.values()]
+    planned, memory = plan_trials({name: name for name in references}), tmp_path / "trials.json"
+
+    def run(prepare: Any, some: int = 9, **changes: Any) -> list[Trial]:
+        options = InferenceOptions(**changes)
+        return run_trials(loaded, pool, prepare, planned[:some], options, memory=memory, progress=False)
+
+    def broken(name: str) -> PreparedReference:
+        raise AssertionError(f"{name} is read again")
+
+    first = run(references.__getitem__, some=4)
+    whole = run(references.__getitem__)
+    assert len(loaded.model.images) == 9 and whole[: len(first)] == first
+    assert run(broken) == whole, "all is remembered"
+    with pytest.raises(AssertionError, match="a is read again"):
+        run(broken, overlap=0.1)
+    memory.write_text("{")
+    assert run(references.__getitem__) == whole
+
+
+def test_the_files(tmp_path: Path) -> None:
+    ids, classes = ["a", "b", "a rather long name of a case"], ["x", "y|z"]
+    renamed = [
+        Trial(t.query.replace("c", ids[2]), tuple(r.replace("c", ids[2]) for r in t.references), name, t.dice)
+        for name in classes
+        for t in trials_of(THREE)
+    ]
+    renamed[0] = Trial(renamed[0].query, renamed[0].references, "x", NAN)
+    advice = advise(renamed, ids, classes)
+    write_advice(tmp_path, renamed, advice, ids, classes, "Made by `iris_advise`.")
+    lines = (tmp_path / "advice.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(lines[:-1]))
+    assert len(rows) == 18 and rows[0]["dice"] == "" and rows[2]["references"] == f"b+{ids[2]}"
+    assert (rows[2]["size"], rows[2]["dice"], lines[-1]) == ("2", "0.7000", "# Made by `iris_advise`.")
+    page = (tmp_path / "advice.md").read_text(encoding="utf-8")
+    assert page == advice_markdown(advice, "Made by `iris_advise`.")
+    assert r"| y\|z  | a                            | 0.600 | +0.200 | 0.700 |" in page
+    assert all(f"- {line}" in page for line in advice.lines)
+    with Image.open(tmp_path / "advice.png") as picture:
+        colours = {c for _, c in picture.convert("RGB").getcolors(10**6)}
+    assert {(0, 114, 178), (213, 94, 0)} <= colours, "bars of helpers and of those that hurt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["advice.csv", "advice.md", "advice.png"]
+    assert trials_text(renamed) in "\n".join(lines) + "\n"

@@ -1,0 +1,219 @@
+"""iris_predict with several tasks, channels, masks, confidence; iris_calibrate: with a real, untrained network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scans import load
+from test_cli_predict import write_run
+from test_inputs import write_dicom
+
+from iris_pipeline.calibrate import ROWS
+from iris_pipeline.checkpoint import load_model, save_checkpoint
+from iris_pipeline.cli.calibrate import calibrate_main
+from iris_pipeline.cli.evaluate import evaluate_main
+from iris_pipeline.cli.predict import predict_main
+from iris_pipeline.confidence import load_calibration
+from iris_pipeline.query_tasks import encode_files
+from iris_pipeline.references import reference_pair
+from iris_pipeline.task import TaskEmbedding, save_task
+from preprocessing.store import Store
+from preprocessing.volume import read_volume
+
+
+@pytest.fixture(scope="module")
+def root(tiny_store: Store, tiny_raw: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder with the tiny store, its raw files and one run."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "preprocessed").symlink_to(tiny_store.folder.parent)
+    (root / "raw").symlink_to(tiny_raw.root)
+    write_run(root / "results" / "run", tiny_store, 1, "2026-02-01 10:00:00")
+    # A fresh network begins near "background"; without that bias it finds something everywhere.
+    loaded = load_model(root / "results" / "run")
+    last = loaded.model.decoder.classifier[-1]
+    with torch.no_grad():
+        last.bias[-1] = 0  # type: ignore[index]
+    save_checkpoint(
+        root / "results" / "run" / "checkpoint",
+        loaded.model,
+        loaded.bank,
+        loaded.state,
+        plans=loaded.plans,
+        specs=loaded.specs,
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def task(root: Path, tiny_raw: Any) -> TaskEmbedding:
+    """left, right, core of one reference."""
+    pair = (tiny_raw.dataset / kind / "s1_a.nii.gz" for kind in ("imagesTr", "labelsTr"))
+    files = reference_pair(*pair)
+    return encode_files(load_model(root / "results" / "run"), files)
+
+
+def scan_of(tiny_raw: Any, case: str = "s2_a") -> Path:
+    return tiny_raw.dataset / "imagesTr" / f"{case}.nii.gz"
+
+
+def test_two_task_files_in_one_pass(
+    root: Path, task: TaskEmbedding, tiny_raw: Any, tmp_path: Path, capsys: Any
+) -> None:
+    names = task.class_names
+    save_task(tmp_path / "one.task", task.select(names[:1]))
+    save_task(tmp_path / "two.task", task.select(names[1:]))
+    save_task(tmp_path / "both.task", task)
+    common = ["-i", str(scan_of(tiny_raw)), "--root", str(root), "-o"]
+    files = [str(tmp_path / "one.task"), str(tmp_path / "two.task")]
+    assert predict_main([*common, str(tmp_path / "two"), "-t", *files, "--per-class", "--probabilities"]) == 0
+    assert predict_main([*common, str(tmp_path / "one"), "-t", str(tmp_path / "both.task")]) == 0
+    found, alone = (load(tmp_path / name / "s2_a.nii.gz")[0] for name in ("two", "one"))
+    assert np.array_equal(found, alone)
+    classes = json.loads((tmp_path / "two" / "classes.json").read_text(encoding="utf-8"))
+    assert classes == task.classes
+    for name, value in classes.items():
+        mask, _ = load(tmp_path / "two" / "per_class" / "s2_a" / f"{name}.nii.gz")
+        assert mask.shape == found.shape and (mask[found == value] == 1).all()
+        scores, _ = load(tmp_path / "two" / "probabilities" / "s2_a" / f"{name}.nii.gz")
+        assert np.array_equal(scores > 0.5, mask == 1)
+    record = json.loads((tmp_path / "two" / "predict.json").read_text(encoding="utf-8"))
+    assert record["made_from"]["classes"] == classes
+
+
+def test_channels_and_dicom_are_segmented_on_their_own_grid(
+    root: Path, task: TaskEmbedding, tiny_raw: Any, tmp_path: Path, capsys: Any
+) -> None:
+    save_task(tmp_path / "a.task", task)
+    source = nib.load(scan_of(tiny_raw))
+    grey = np.asarray(source.dataobj)
+    (tmp_path / "in").mkdir()
+    nib.save(
+        nib.Nifti1Image(np.stack([0 * grey, grey], axis=3), source.affine), tmp_path / "in" / "four.nii.gz"
+    )
+    nib.save(source, tmp_path / "in" / "plain_0001.nii.gz")
+    nib.save(nib.Nifti1Image(0 * grey, source.affine), tmp_path / "in" / "plain_0000.nii.gz")
+    write_dicom(
+        tmp_path / "in" / "patient" / "series", np.random.default_rng(0).integers(0, 300, (6, 20, 30))
+    )
+    common = ["-i", str(tmp_path / "in"), "-t", str(tmp_path / "a.task"), "--root", str(root), "-o"]
+    assert predict_main([*common, str(tmp_path / "none")]) == 1
+    said = capsys.readouterr()
+    assert "four.nii.gz has 2 and none was named: choose one of 0 to 1 (iris_predict: --channel)" in said.err
+    assert "2 segmented, 0 skipped as already there, 1 refused." in said.out, "the others are finished"
+    assert "plain_0001.nii.gz left out: the model reads one channel, plain_0000" in said.out
+    (tmp_path / "in" / "dataset.json").write_text('{"channel_names": {"0": "CT", "1": "LGE"}}')
+    assert predict_main([*common, str(tmp_path / "out"), "--channel", "LGE"]) == 1, (
+        "the series has one channel"
+    )
+    assert "patient' could not be segmented" in capsys.readouterr().err
+    four, plain = (load(tmp_path / "out" / f"{name}.nii.gz")[0] for name in ("four", "plain"))
+    assert np.array_equal(four, plain) and four.any()
+    series = read_volume(tmp_path / "in" / "patient" / "series")
+    result = read_volume(tmp_path / "none" / "patient.nii.gz")
+    assert result.shape == series.shape and np.allclose(result.affine, series.affine, atol=1e-4)
+
+
+def test_confidence_from_calibration_to_agreement(
+    root: Path, tiny_raw: Any, tiny_store: Store, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    predict = [
+        "--split",
+        "paper",
+        "-d",
+        "tiny",
+        "--strategy",
+        "ensemble",
+        "--confidence",
+        "--root",
+        str(root),
+    ]
+    assert predict_main(predict) == 1
+    assert "confidence.json does not exist: make it with iris_calibrate -m run" in capsys.readouterr().err
+    # one validation case of three classes is too little; its row is kept
+    calibrate = ["-m", "run", "--root", str(root), "--strategies"]
+    assert calibrate_main([*calibrate, "bank"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"on 8 or more masks of at least two validation cases; got \d of 1", error)
+    (made,) = (root / "results" / "run" / ROWS).rglob("*.json")
+    assert made.name == "tiny__bank_k0_draw0__s1_a.json"
+    for values in json.loads(made.read_text(encoding="utf-8"))["classes"].values():
+        assert 0 <= values["dice"] <= 1 and {"windows", "cycle", "volume", "references"} <= set(
+            values["signs"]
+        )
+    # Rows that are there are not made again: those of fold 1, which has two validation cases, are written here.
+    for case in ("s2_a", "s2_b"):
+        for draw in (0, 1):
+            row = {
+                name: {"signs": {"windows": 0.2 + 0.3 * i, "certainty": 0.6}, "dice": 0.1 + 0.3 * i}
+                for i, name in enumerate(("left", "right", "core"))
+            }
+            content = {"schema_version": 1, "classes": row}
+            (made.parent / f"tiny__one-shot_k1_draw{draw}__{case}.json").write_text(json.dumps(content))
+    state = root / "results" / "run" / "checkpoint" / "state.json"
+    trained = json.loads(state.read_text(encoding="utf-8"))
+    trained["state"]["settings"]["split"] = "1"
+    state.write_text(json.dumps(trained))
+    assert calibrate_main([*calibrate, "one-shot"]) == 0
+    said = capsys.readouterr().out
+    assert "predicted against true Dice of 12 masks in 2 cases: Pearson 1.00, Spearman 1.00" in said
+    model = load_model(root / "results" / "run")
+    calibration = load_calibration(root / "results" / "run", model.model_hash)
+    assert set(calibration.volumes_ml["tiny"]) == {
+        "left",
+        "right",
+        "core",
+    }
+    out = tmp_path / "out"
+    options = ["-o", str(out), "--review-below", "0.99"]
+    assert predict_main([*predict[:1], "1", *predict[2:], *options]) == 0
+    told = capsys.readouterr().out
+    with (out / "confidence.csv").open(encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert {row["case"] for row in table} == {"s3_a"}
+    assert {row["class"] for row in table} <= {"left", "right", "core"}
+    shown = [row for row in table if row["windows"]]
+    assert shown and all(
+        row["references"] and row["likeness"] and row["cycle"] and row["volume"] for row in shown
+    )
+    assert (
+        f"{sum(row['review'] == 'yes' for row in table)} of {len(table)} masks are marked for review in"
+        in told
+    )
+    assert evaluate_main(["-p", str(out), "-d", "tiny", "--root", str(root)]) == 0
+    assert "Confidence, predicted against true Dice of" in capsys.readouterr().out
+    agreement = json.loads((out / "evaluation__confidence.json").read_text(encoding="utf-8"))
+    assert agreement["cases"] == 1 and agreement["masks"] == len(table)
+
+
+def test_confidence_from_references_and_task_files(
+    root: Path, task: TaskEmbedding, tiny_raw: Any, tmp_path: Path, capsys: Any
+) -> None:
+    assert (
+        predict_main(
+            [
+                "-i",
+                str(scan_of(tiny_raw)),
+                "-o",
+                str(tmp_path / "x"),
+                "--review-below",
+                "0.5",
+                "--root",
+                str(root),
+            ]
+        )
+        == 1
+    )
+    assert "--review-below is about --confidence: give both or none" in capsys.readouterr().err
+
+
+def test_calibration_is_for_datasets_the_model_knows(root: Path, capsys: Any) -> None:
+    assert calibrate_main(["-m", "run", "--root", str(root), "-d", "liver"]) == 1
+    assert "on datasets that the model was trained on (tiny); got liver" in capsys.readouterr().err

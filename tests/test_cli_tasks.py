@@ -1,0 +1,162 @@
+"""Task files on the command line: tuned, listed, merged, refused; every strategy of iris_predict; iris_advise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scans import load, save
+from test_cli_predict import write_run
+
+from iris_pipeline.cli.advise import advise_main
+from iris_pipeline.cli.predict import predict_main
+from iris_pipeline.cli.tasks import encode_main, tasks_main
+from iris_pipeline.task import load_task
+from preprocessing.store import Store
+
+
+@pytest.fixture(scope="module")
+def root(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    (root / "preprocessed").symlink_to(tiny_store.folder.parent)
+    write_run(root / "results" / "run", tiny_store, 0, "2026-01-01 10:00:00")
+    write_run(root / "results" / "other", tiny_store, 1, "2025-01-01 10:00:00")
+    return root
+
+
+def references(folder: Path, raw: Path, cases: list[str]) -> Path:
+    """A folder of references with named classes."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+        for case in cases:
+            shutil.copy(raw / f"{kind}Tr" / f"{case}.nii.gz", folder / kind / f"{case}.nii.gz")
+    (folder / "classes.json").write_text(json.dumps({"left": 1, "right": 2, "core": 5}))
+    return folder
+
+
+@pytest.fixture
+def refs(tiny_raw: Any, tmp_path: Path) -> Path:
+    return references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s4_a"])
+
+
+@pytest.fixture
+def scan(tiny_raw: Any) -> str:
+    return str(tiny_raw.dataset / "imagesTr" / "s3_a.nii.gz")
+
+
+def test_equal_references_give_equal_bytes_unless_dated(root: Path, refs: Path, tmp_path: Path) -> None:
+    arguments = ["-r", str(refs), "--root", str(root)]
+    for name in "ab":
+        assert encode_main([*arguments, "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert encode_main([*arguments, "-o", str(tmp_path / "c"), "--dated"]) == 0
+    assert load_task(tmp_path / "c").created.startswith("20")
+
+
+def test_a_tuned_task_is_stored_listed_and_used(
+    root: Path, refs: Path, scan: str, tmp_path: Path, capsys: Any
+) -> None:
+    file = tmp_path / "tuned.task"
+    arguments = ["-r", str(refs), "-o", str(file), "--root", str(root), "--strategy", "tuning"]
+    assert encode_main([*arguments, "--steps", "3", "--learning-rate", "0.03"]) == 0
+    assert "Tuned: 3 steps at 0.03, loss " in capsys.readouterr().out
+    task = load_task(file)
+    assert task.made_by == "tuning" and task.tuned[0].steps == 3
+    assert task.tuned[0].loss < task.tuned[0].loss_before
+    assert tasks_main(["show", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "left, right, core from 2 references at " in said and ", tuning, model " in said
+    assert "    1  left: 2 references\n" in said and "    5  core: 1 reference\n" in said
+    assert "  tuned: 3 steps at 0.03, loss " in said and " on the held-out reference\n" in said
+    assert predict_main(["-t", str(file), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]) == 0
+    assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
+
+
+def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:
+    files = {}
+    for name, case in (("one", "s1_a"), ("two", "s3_a")):
+        folder = references(tmp_path / name, tiny_raw.dataset, [case])
+        files[name] = tmp_path / f"{name}.task"
+        like = ["--like", str(files["one"])] if name == "two" else []
+        assert encode_main(["-r", str(folder), "-o", str(files[name]), "--root", str(root), *like]) == 0
+    merged = tmp_path / "both.task"
+    command = ["merge", *map(str, files.values()), "-o", str(merged)]
+    assert tasks_main(command) == 0
+    assert "Task: left, right, core from 2 references at " in capsys.readouterr().out
+    one, two, both = load_task(files["one"]), load_task(files["two"]), load_task(merged)
+    assert both.classes == one.classes == {"left": 1, "right": 2, "core": 5}
+    for level, a, b in zip(both.tokens, one.tokens, two.tokens, strict=True):
+        assert torch.allclose(level, (a + b) / 2, atol=1e-6)
+    first = merged.read_bytes()
+    assert tasks_main(command) == 0 and merged.read_bytes() == first
+
+    # the same reference twice, another model's task, another grid: one sentence each
+    assert tasks_main(["merge", str(files["one"]), str(merged), "-o", str(tmp_path / "x")]) == 1
+    assert "they share a reference image" in capsys.readouterr().err
+    foreign = str(tmp_path / "foreign.task")
+    encode = ["-r", str(tmp_path / "two"), "--root", str(root)]
+    assert encode_main([*encode, "-o", foreign, "-m", "other"]) == 0
+    assert tasks_main(["merge", str(files["one"]), foreign, "-o", str(tmp_path / "x")]) == 1
+    assert "Tasks can be merged only if they share model, spacing" in capsys.readouterr().err
+    assert tasks_main([foreign, "-m", "run", "--root", str(root)]) == 1
+    assert "serves only the model that encoded it" in capsys.readouterr().err
+    like = ["--like", foreign, "-o", str(tmp_path / "x"), "-m", "run"]
+    assert encode_main([*encode, *like]) == 1
+    assert "serves only the model that encoded it" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval", "tuning"])
+def test_strategies_with_given_references(
+    root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any
+) -> None:
+    arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
+    assert predict_main([*arguments, "--strategy", strategy, "--steps", "2"]) == 0
+    assert "Task: left, right, core from 2 references at " in capsys.readouterr().out
+    assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
+    # the same scan among the references is refused, whatever is retrieved
+    image, affine = load(refs / "images" / "s1_a.nii.gz")
+    own = save(tmp_path / "renamed.nii.gz", image, affine)
+    arguments[3], arguments[5] = str(own), str(tmp_path / "refused")
+    assert predict_main([*arguments, "--strategy", strategy, "--steps", "2"]) == 1
+    assert "A reference is never its own query" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval", "tuning"])
+def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, strategy: str) -> None:
+    arguments = ["--split", "paper", "-d", "tiny", "--root", str(root), "--raw", str(tiny_raw.root)]
+    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", "--steps", "2", "--top", "1"]
+    assert predict_main(arguments) == 0
+    out = root / "results" / "run" / "predictions" / "tiny" / f"{strategy}_k2_draw3"
+    parts = tiny_store.manifest.splits["paper"]
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{i}.nii.gz" for i in parts["test"]]
+    made_from = json.loads((out / "predict.json").read_text(encoding="utf-8"))["made_from"]
+    assert (made_from["strategy"], made_from["references"], made_from["seed"]) == (strategy, 2, 3)
+    settings = made_from.get("settings", {})
+    assert settings.get("top") == (1 if strategy == "object-retrieval" else None)
+    assert settings.get("steps") == (2 if strategy == "tuning" else None)
+    used = json.loads((out / "references.json").read_text(encoding="utf-8"))
+    subjects = {entry.id: entry.subject for entry in tiny_store.manifest.cases}
+    for query, drawn in used.items():
+        assert set(drawn) <= set(parts["train"]) and len(drawn) >= min(2, len(parts["train"]))
+        assert subjects[query] not in {subjects[name] for name in drawn}
+
+
+def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:
+    folder = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s3_a", "s4_a"])
+    out = tmp_path / "advice"
+    assert advise_main(["-r", str(folder), "-o", str(out), "--root", str(root), "--overlap", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "3 references, 9 trials; each reference is encoded once." in said
+    assert "left: " in said and "core: " in said
+    assert sorted(p.name for p in out.iterdir()) == ["advice.csv", "advice.md", "advice.png", "trials.json"]
+    rows = (out / "advice.csv").read_text(encoding="utf-8").splitlines()
+    # left and right in all nine; core is in two, once alone and once with s4_a
+    assert len(rows) == 1 + 9 + 9 + 4 + 1 and rows[-1].startswith("# Made by `iris_advise -r ")
+    alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
+    assert advise_main(["-r", str(alone), "-o", str(out), "--root", str(root)]) == 1
+    assert "needs two or more; got 1 of 1: give more references" in capsys.readouterr().err

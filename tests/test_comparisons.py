@@ -1,0 +1,193 @@
+"""Strategies, numbers of references, ablations and pairs of rows: which rows meet, and their values by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from iris_pipeline.comparisons import (
+    ablation_tables,
+    comparison_table,
+    find_row,
+    only_difference,
+    references_table,
+    strategies_table,
+)
+from iris_pipeline.rows import Origin, Row
+from iris_pipeline.run_facts import RunFacts, run_facts
+from iris_pipeline.tables import frame_of
+from preprocessing.errors import EvaluationError
+
+
+def rows(
+    dice: float,
+    run: str = "night",
+    dataset: str = "toy",
+    strategy: str = "one-shot",
+    references: int | None = None,
+    draw: int | None = None,
+    base: str = "",
+) -> list[Row]:
+    """Six subjects with Dice around `dice`."""
+    where = Origin(run, dataset, "paper/test", strategy, references, draw, base)
+    return [Row(where, f"c{n}", f"s{n}", "liver", dice + 0.01 * (n - 2.5), 10, 10) for n in range(6)]
+
+
+def test_strategies_stand_side_by_side() -> None:
+    frame = frame_of(
+        [
+            *(*rows(0.8), *rows(0.7, strategy="bank"), *rows(0.6, strategy="object-retrieval")),
+            *rows(0.5, dataset="other"),
+            *rows(0.1, run="baseline", strategy="everything-foreground"),
+        ]
+    )
+    table = strategies_table(frame)
+    assert table is not None
+    assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "object-retrieval", "bank"]
+    assert len(table.frame) == 1, "other has one strategy only"
+    assert "night · bank · paper/test: 6 of 6 case-class pairs scored." in table.notes
+    cell = table.frame.iloc[0]["one-shot"]
+    assert cell.startswith("0.800 [0.78") and cell.endswith("]")
+    assert strategies_table(frame_of(rows(0.8))) is None
+
+
+def test_a_strategys_draws_share_a_cell() -> None:
+    drawn = [
+        *rows(0.5, strategy="tuning", references=3, draw=0),
+        *rows(0.5, strategy="tuning_k3_draw0", references=3, draw=0, base="tuning"),  # the same draw again
+        *rows(0.7, strategy="tuning_k3_draw1", references=3, draw=1, base="tuning"),
+        *rows(0.9, strategy="tuning_k5_draw0", references=5, draw=0, base="tuning"),
+        *rows(0.4, strategy="one-shot", references=1, draw=0),
+    ]
+    table = strategies_table(frame_of(drawn))
+    assert table is not None
+    assert list(table.frame.columns)[3:] == ["one-shot", "tuning, k = 3", "tuning, k = 5"]
+    line = table.frame.iloc[0]
+    assert line["tuning, k = 3"] == "0.600 ± 0.141 (2)" and line["tuning, k = 5"].startswith("0.900 [")
+
+
+def test_mean_and_spread_over_draws() -> None:
+    drawn = [
+        *rows(0.5, strategy="one-shot", references=1, draw=0),
+        *rows(0.7, strategy="one-shot_draw1", references=1, draw=1, base="one-shot"),
+        *rows(0.8, strategy="ensemble_k3_draw0", references=3, draw=0, base="ensemble"),
+        *rows(0.6, strategy="bank"),
+    ]
+    table = references_table(frame_of(drawn))
+    assert table is not None
+    assert list(table.frame.columns) == ["run", "split", "dataset", "strategy", "k = 1", "k = 3"]
+    # sd of 0.5 and 0.7 with n - 1: 0.1 * sqrt(2)
+    assert list(table.frame.iloc[0]) == [
+        "night",
+        "paper/test",
+        "toy",
+        "ensemble",
+        "0.600 ± 0.141 (2)",
+        "0.800 (1)",
+    ]
+    assert len(table.frame) == 1, "the bank draws nothing"
+    assert references_table(frame_of(rows(0.5, references=1, draw=0))) is None
+
+
+def facts(name: str, datasets: tuple[str, ...] = ("toy",), **settings: str) -> RunFacts:
+    common = {"size": "small", "seed": "0", "network context_tokens": "10"} | settings
+    return RunFacts(name, datasets, common | {"training datasets": ", ".join(datasets)})
+
+
+def test_runs_that_differ_in_one_thing() -> None:
+    plain, tokens = facts("plain"), facts("tokens", **{"network context_tokens": "2"})
+    both = facts("both", size="tiny", **{"network context_tokens": "2"})
+    assert only_difference(plain, tokens) == "network context_tokens"
+    assert only_difference(tokens, both) == "size"
+    assert only_difference(plain, both) is None and only_difference(plain, plain) is None
+    old = RunFacts("old", ("toy",), {"size": "small", "seed": "0", "training datasets": "toy"})
+    assert only_difference(old, tokens) is None
+    assert only_difference(old, facts("plain", seed="1")) is None, "what else differs was not recorded"
+
+
+def test_ablations_are_found_and_laid_out() -> None:
+    runs = [
+        facts("m10"),
+        facts("m2", **{"network context_tokens": "2"}),
+        facts("m0", **{"network context_tokens": "0"}),
+        facts("two sets", datasets=("other", "toy")),
+    ]
+    frame = frame_of(
+        [
+            row
+            for run, dice in (("m10", 0.8), ("m2", 0.7), ("m0", 0.6), ("two sets", 0.9))
+            for row in rows(dice, run)
+        ]
+        + rows(0.3, "two sets", "other")
+        + rows(0.5, "unknown")
+    )
+    tables = {table.name: table for table in ablation_tables(frame, {one.name: one for one in runs})}
+    assert sorted(tables) == ["ablation_network_context_tokens", "ablation_training_datasets"]
+    tokens = tables["ablation_network_context_tokens"].frame
+    assert list(tokens["network context_tokens"]) == ["0", "2", "10"], "numbers in their own order"
+    assert list(tokens["run"]) == ["m0", "m2", "m10"]
+    assert list(tokens["mean of shared"]) == ["0.600", "0.700", "0.800"]
+    sets = tables["ablation_training_datasets"].frame
+    assert list(sets["training datasets"]) == ["1 (toy)", "2 (other, toy)"]
+    assert list(sets["other"]) == ["", "0.300"] and list(sets["mean of shared"]) == ["0.800", "0.900"]
+
+
+def test_a_comparison_names_rows_and_tests_them() -> None:
+    better = [*rows(0.8), *rows(0.9, dataset="other")]
+    worse = [*rows(0.7, strategy="bank"), *rows(0.6, strategy="bank", dataset="other")]
+    frame = frame_of([*better, *worse, *rows(0.2, "day")])
+    table = comparison_table(frame, [["night/one-shot", "night/bank"], ["night/bank", "day"]])
+    assert list(table.frame["dataset"]) == ["other", "toy", "all", "toy"]
+    assert list(table.frame["difference"]) == ["+0.300", "+0.100", "+0.200", "+0.500"]
+    assert list(table.frame["subjects"]) == ["6", "6", "12", "6"]
+    assert table.frame.iloc[0]["p"] == f"{2 / 2**6:.2g}"
+    assert set(find_row(frame, "day")["run"]) == {"day"}
+    with pytest.raises(EvaluationError, match="'night' fits 2 of day/one-shot/paper/test, night/one-shot"):
+        find_row(frame, "night")
+    with pytest.raises(EvaluationError, match="'evening' fits none of"):
+        find_row(frame, "evening")
+    apart = frame_of([*rows(0.8), *rows(0.7, "day", "elsewhere")])
+    with pytest.raises(EvaluationError, match="night has toy and day elsewhere: predict and evaluate"):
+        comparison_table(apart, [["night", "day"]])
+
+
+def test_facts_of_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "night"
+    (folder / "checkpoint").mkdir(parents=True)
+    record = {
+        "datasets": ["toy", "hearts"],
+        "settings": {"size": "tiny", "workers": 4, "weights": {"toy": 2.0}, "minutes": None},
+        "command": "iris_train paper --start-from before --name night",
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "checkpoint" / "state.json").write_text(json.dumps({"config": {"context_tokens": 10}}))
+    found = run_facts(folder)
+    assert found == RunFacts(
+        "night",
+        ("toy", "hearts"),
+        {
+            "size": "tiny",
+            "weights": '{"toy": 2.0}',
+            "minutes": "null",
+            "network context_tokens": "10",
+            "training datasets": "hearts, toy",
+            "start from": "before",
+        },
+    )
+    record |= {"config": {"context_tokens": 2}, "command": "iris_train paper --start-from=early"}
+    (folder / "run.json").write_text(json.dumps(record))
+    own = run_facts(folder)
+    assert own is not None
+    assert (own.settings["network context_tokens"], own.settings["start from"]) == ("2", "early")
+    assert run_facts(tmp_path / "nothing") is None
+    (folder / "run.json").write_text("[1]")
+    assert run_facts(folder) is None
+
+
+def test_rows_without_draws_are_no_numbers() -> None:
+    frame = frame_of(rows(0.5))
+    assert frame["references"].isna().all() and isinstance(frame, pd.DataFrame)
+    assert references_table(frame) is None

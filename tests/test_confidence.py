@@ -1,0 +1,202 @@
+"""Signs -> predicted Dice: by hand, against scikit-learn, and on cases that the fit has not seen."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.linear_model import Ridge
+
+from iris_pipeline.confidence import (
+    COLUMNS,
+    PENALTIES,
+    SIGNS,
+    Agreement,
+    Calibration,
+    Judgement,
+    agreement,
+    calibration_path,
+    compare_with_truth,
+    fit,
+    judge,
+    load_calibration,
+    read_judgements,
+    save_calibration,
+    write_judgements,
+)
+from preprocessing.errors import CheckpointError, PredictionError
+
+HASH = "0123456789abcdef"
+NONE = Agreement(
+    masks=0, cases=0, pearson=None, spearman=None, mean_absolute_error=0, poor=0, poor_flagged=0, flagged=0
+)
+
+
+def by_hand(**changes: Any) -> Calibration:
+    """Dice = 0.6 + 0.1 (windows - 0.8) / 0.2 + 0.2 (cycle - 0.5) / 0.1."""
+    values = {
+        "model_hash": HASH,
+        "signs": ("windows", "cycle"),
+        "means": (0.8, 0.5),
+        "scales": (0.2, 0.1),
+        "weights": (0.1, 0.2),
+        "intercept": 0.6,
+        "penalty": 1.0,
+        "agreement": NONE,
+        "made_from": {},
+    }
+    return Calibration(**(values | changes))
+
+
+def some_masks(
+    cases: int, noise: float = 0.0, seed: int = 0
+) -> tuple[list[dict[str, float]], list[float], list[str]]:
+    """Three masks a case whose Dice is a line through two signs; others are chance, some are not known."""
+    rng = np.random.default_rng(seed)
+    signs, dice, names = [], [], []
+    for i in range(3 * cases):
+        row = {name: float(rng.uniform(0.3, 1)) for name in SIGNS}
+        dice.append(float(np.clip(0.5 * row["windows"] + 0.4 * row["cycle"] + noise * rng.normal(), 0, 1)))
+        if i % 4 == 0:
+            del row["references"]
+        signs.append(row)
+        names.append(f"case {i // 3}")
+    return signs, dice, names
+
+
+def test_the_predicted_dice_by_hand() -> None:
+    calibration = by_hand()
+    assert calibration.predict({"windows": 0.8, "cycle": 0.5}) == pytest.approx(0.6)
+    assert calibration.predict({"windows": 0.6, "cycle": 0.6}) == pytest.approx(0.6 - 0.1 + 0.2)
+    assert calibration.predict({"cycle": 0.6}) == pytest.approx(0.8), "an unknown sign is its mean"
+    assert calibration.predict({"cycle": math.nan, "certainty": 0.1}) == pytest.approx(0.6)
+    assert calibration.predict({"windows": 1.0, "cycle": 1.0}) == 1.0
+    assert calibration.predict({"windows": 0.0, "cycle": 0.0}) == 0.0
+
+
+def test_an_empty_mask_is_to_be_reviewed() -> None:
+    signs: dict[str, dict[str, float]] = {"liver": {"windows": 0.8, "cycle": 0.5}, "spleen": {}}
+    found = judge(by_hand(), "a", signs, {"liver": 100, "spleen": 0}, review_below=0.6)
+    assert [(j.class_name, j.predicted_dice, j.review) for j in found] == [
+        ("liver", pytest.approx(0.6), False),
+        ("spleen", 0.0, True),
+    ]
+
+
+def test_the_fit_is_the_ridge_of_scikit_learn() -> None:
+    signs, dice, cases = some_masks(12, noise=0.05)
+    calibration = fit(signs, dice, cases, model_hash=HASH, made_from={"datasets": "x"})
+    table = np.array([[row.get(name, np.nan) for name in SIGNS] for row in signs])
+    means, scales = np.nanmean(table, axis=0), np.nanstd(table, axis=0)
+    scaled = np.nan_to_num((table - means) / scales)
+    expected = Ridge(alpha=calibration.penalty, positive=True, tol=1e-9).fit(scaled, dice)
+    assert np.allclose(calibration.weights, expected.coef_, atol=1e-4) and np.allclose(
+        calibration.means, means
+    )
+    for row, value in zip(signs, expected.predict(scaled).clip(0, 1), strict=True):
+        assert calibration.predict(row) == pytest.approx(value, abs=1e-3)
+    assert calibration.penalty in PENALTIES and min(calibration.weights) >= 0
+    strongest = sorted(zip(calibration.weights, calibration.signs, strict=True))[-2:]
+    assert {name for _, name in strongest} == {"windows", "cycle"}
+
+
+def test_what_is_said_of_unseen_cases_is_honest() -> None:
+    signs, dice, cases = some_masks(20)
+    assert fit(signs, dice, cases, model_hash=HASH, made_from={}).agreement.pearson > 0.99  # type: ignore[operator]
+    # Dice that have nothing to do with the signs, but are the same in all masks of a case: rows of one case must
+    # not be told by one another
+    rng = np.random.default_rng(3)
+    of_case = {
+        name: (rng.uniform(), {s: float(rng.uniform()) for s in SIGNS}) for name in dict.fromkeys(cases)
+    }
+    found = fit(
+        [of_case[name][1] for name in cases],
+        [of_case[name][0] for name in cases],
+        cases,
+        model_hash=HASH,
+        made_from={},
+    )
+    assert found.agreement.pearson is None or found.agreement.pearson < 0.4
+    assert (found.agreement.masks, found.agreement.cases) == (60, 20)
+
+
+@pytest.mark.parametrize("count", [7, 0])
+def test_too_few_masks(count: int) -> None:
+    signs, dice, cases = some_masks(5)
+    with pytest.raises(
+        PredictionError, match=rf"on 8 or more masks of at least two validation cases; got {count} of"
+    ):
+        fit(signs[:count], dice[:count], cases[:count], model_hash=HASH, made_from={})
+    with pytest.raises(PredictionError, match="got 15 of 1: name more datasets"):
+        fit(signs, dice, ["one"] * 15, model_hash=HASH, made_from={})
+
+
+def test_agreement_against_scipy_and_by_hand() -> None:
+    said, true = [0.9, 0.6, 0.65, 0.2], [0.8, 0.75, 0.5, 0.1]
+    found = agreement(said, true, ["a", "a", "b", "c"])
+    assert found.pearson == pytest.approx(stats.pearsonr(said, true)[0])
+    assert found.spearman == pytest.approx(0.8), "ranks 4 2 3 1 and 4 3 2 1: 1 - 6 * 2 / (4 * 15)"
+    assert found.mean_absolute_error == pytest.approx((0.1 + 0.15 + 0.15 + 0.1) / 4)
+    assert (found.masks, found.cases, found.poor, found.poor_flagged, found.flagged) == (4, 3, 2, 2, 3)
+    assert found.sentence() == (
+        "predicted against true Dice of 4 masks in 3 cases: Pearson 0.91, Spearman 0.80, mean error 0.125; below 0.7 "
+        "are 2, of which 2 are marked for review, with 1 better ones"
+    )
+    assert agreement([0.5, 0.5, 0.5], true[:3], "abc").pearson is None, (
+        "without spread there is no correlation"
+    )
+    with pytest.raises(PredictionError, match="one mask or more; none has both"):
+        agreement([], [], [])
+
+
+def test_only_masks_with_a_true_dice_are_compared() -> None:
+    judgements = [
+        Judgement(case, "liver", said, said < 0.7, {}) for case, said in (("a", 0.9), ("b", 0.5), ("c", 0.4))
+    ]
+    found = compare_with_truth(
+        judgements, {("a", "liver"): 0.8, ("b", "liver"): math.nan, ("c", "spleen"): 0.3}
+    )
+    assert (found.masks, found.mean_absolute_error) == (1, pytest.approx(0.1))
+
+
+def test_a_calibration_lies_with_the_model_and_is_plain_json(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint" / "state.json").write_text("{}")
+    path = save_calibration(tmp_path / "run", by_hand(volumes_ml={"x": {"liver": 1500.0}}))
+    assert path == tmp_path / "run" / "checkpoint" / "confidence.json"
+    assert calibration_path(path.parent) == path
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["weights"] == [0.1, 0.2] and content["schema_version"] == 1
+    assert load_calibration(tmp_path / "run", HASH) == by_hand(volumes_ml={"x": {"liver": 1500.0}})
+    with pytest.raises(
+        CheckpointError, match=f"was calibrated for model {HASH}, this one is other: run iris_calibrate"
+    ):
+        load_calibration(tmp_path / "run", "other")
+    with pytest.raises(CheckpointError, match=r"does not exist: make it with iris_calibrate -m none"):
+        load_calibration(tmp_path / "none", HASH)
+
+
+def test_judgements_come_back_from_their_file(tmp_path: Path) -> None:
+    judgements = [
+        Judgement("b", "liver", 0.8125, False, {"windows": 0.5, "volume": 1.0}),
+        Judgement("a", "left, upper", 0.0, True, {}),
+    ]
+    write_judgements(tmp_path / "confidence.csv", judgements)
+    lines = (tmp_path / "confidence.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        ",".join(COLUMNS),
+        'a,"left, upper",0.0000,yes,,,,,,',
+        "b,liver,0.8125,no,0.5000,,,,,1.0000",
+    ]
+    assert read_judgements(tmp_path / "confidence.csv") == judgements[::-1]
+    assert read_judgements(tmp_path / "none.csv") == []
+    (tmp_path / "confidence.csv").write_text("case,class\na,b\n")
+    with pytest.raises(
+        PredictionError, match=r"should have the columns case, class, predicted_dice, review, windows"
+    ):
+        read_judgements(tmp_path / "confidence.csv")

@@ -1,0 +1,127 @@
+"""Signs of trouble: perfect ones where the model cannot err, and lower ones where answers differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scans import affine_of, paint, volume
+from stub_model import GreyModel, loaded_with, make_task
+
+from iris_pipeline.disagreement import _grown, gather_signs
+from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.sliding_window import InferenceOptions, label_volume, segment_slabs
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.errors import TaskError
+from preprocessing.normalise import Normalisation, normalise
+
+BLOCKS = {1: np.s_[4:14, 6:18, 8:22], 2: np.s_[12:20, 24:36, 12:30]}
+SHAPE = (24, 40, 34)
+
+
+def scene() -> tuple[Any, GreyModel, TaskEmbedding, np.ndarray]:
+    """A scan of two blocks, the model that finds them by their grey, and the task."""
+    image, labels = paint(SHAPE, BLOCKS)
+    scores = normalise(image, Normalisation.for_modality("MR"))
+    means = [float(scores[labels == value].mean()) for value in (1, 2)]
+    task = make_task(means, ("ball", "doll"), class_values=(1, 2))
+    return (
+        volume(image, affine_of("PSR", (1.0, 1.0, 1.0))),
+        GreyModel(0.5 * abs(means[0] - means[1])),
+        task,
+        labels,
+    )
+
+
+def signs_of(
+    image: Any, model: GreyModel, tasks: list[TaskEmbedding], **more: Any
+) -> dict[str, dict[str, float]]:
+    loaded = loaded_with(model)
+    result = segment_scan(loaded, tasks, image, wanted=Wanted(certainty=True))
+    return gather_signs(loaded, tasks, image, result, InferenceOptions(), **more)
+
+
+def test_where_nothing_is_in_doubt_all_signs_are_good() -> None:
+    image, model, task, labels = scene()
+    expected = {
+        "ball": np.count_nonzero(labels == 1) / 1000,
+        "doll": 2 * np.count_nonzero(labels == 2) / 1000,
+    }
+    signs = signs_of(image, model, [task], witnesses=lambda _: [task, task, task], volumes_ml=expected)
+    for name in ("ball", "doll"):
+        assert signs[name]["windows"] == signs[name]["references"] == signs[name]["cycle"] == 1.0
+        assert signs[name]["likeness"] == pytest.approx(1.0, abs=1e-5)
+        assert signs[name]["certainty"] > 0.99
+    assert signs["ball"]["volume"] == pytest.approx(1.0)
+    assert signs["doll"]["volume"] == pytest.approx(0.5)
+
+
+def test_references_that_disagree_are_seen_class_by_class() -> None:
+    image, model, task, _ = scene()
+    means = task.tokens[0][0, :, 0, 0].tolist()
+    # the second witness takes the first class's grey for the second class; the third knows the first class only
+    other = make_task([means[0] + 9, means[0]], ("ball", "doll"), class_values=(7, 9))
+    single = make_task([means[0]], ("ball",))
+    signs = signs_of(image, model, [task], witnesses=lambda _: [task, other, single])
+    # ball: task = single (1), other finds nothing (0, 0); doll: task against other, which found the ball
+    assert signs["ball"]["references"] == pytest.approx(1 / 3)
+    assert signs["doll"]["references"] == 0.0
+    alone = signs_of(image, model, [task], witnesses=lambda _: [task])
+    assert "references" not in alone["ball"], "one reference cannot disagree with itself"
+    with pytest.raises(TaskError, match="Witnesses of a task share its model, spacing"):
+        signs_of(
+            image,
+            model,
+            [task],
+            witnesses=lambda _: [make_task([0.0], ("ball",), spacing_mm=(2.0, 2.0, 2.0))],
+        )
+
+
+def test_an_empty_mask_has_no_signs() -> None:
+    image, model, task, _ = scene()
+    nothing = make_task([task.tokens[0][0, 0, 0, 0].item(), 99.0], ("ball", "doll"))
+    signs = signs_of(image, model, [nothing], volumes_ml={"doll": 3.0})
+    assert signs["doll"] == {} and signs["ball"]["cycle"] == 1.0
+    assert signs_of(image, model, [make_task([99.0], ("doll",))]) == {"doll": {}}
+
+
+def test_tasks_of_two_grids_are_judged_each_on_its_own() -> None:
+    image, model, task, _ = scene()
+    means = task.tokens[0][0, :, 0, 0].tolist()
+    tasks = [
+        make_task(means[:1], ("ball",)),
+        make_task(means[1:], ("doll",), class_values=(2,), patch_size=(16, 16, 32)),
+    ]
+    asked = []
+
+    def witnesses(given: TaskEmbedding) -> list[TaskEmbedding]:
+        asked.append(given.patch_size)
+        return [given, given]
+
+    signs = signs_of(image, model, tasks, witnesses=witnesses)
+    assert asked == [(16, 16, 16), (16, 16, 32)]
+    assert all(signs[name]["references"] == signs[name]["cycle"] == 1.0 for name in ("ball", "doll"))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((slice(20, 30), slice(0, 5), slice(90, 100)), (slice(16, 34), slice(0, 16), slice(82, 100))),
+        ((slice(50, 52), slice(2, 60), slice(0, 100)), (slice(43, 59), slice(0, 66), slice(0, 100))),
+    ],
+)
+def test_the_region_has_a_margin_and_holds_a_window(found: Any, expected: Any) -> None:
+    assert _grown(found, (100, 100, 100), (16, 16, 16)) == expected
+    small = _grown((slice(1, 3), slice(0, 8), slice(2, 4)), (4, 9, 40), (16, 16, 16))
+    assert small == (slice(0, 4), slice(0, 9), slice(0, 16)), "never more than there is"
+
+
+def test_label_volume_is_the_argmax_of_all_probabilities() -> None:
+    image = np.random.default_rng(0).normal(size=(30, 17, 25)).astype(np.float32)
+    task = make_task([0.4, -0.9, 0.4], class_values=(9, 3, 5))
+    slabs = segment_slabs(GreyModel(), image, task, InferenceOptions())
+    scores = np.concatenate([slab.numpy().copy() for _, slab in slabs], axis=1)
+    expected = np.where(scores.max(0) > 0.5, np.array([9, 3, 5])[scores.argmax(0)], 0)
+    found = label_volume(GreyModel(), image, task, InferenceOptions())
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)

@@ -1,0 +1,170 @@
+"""The export for nnU-Net read back: grids, renumbered labels, splits, and what happens when it is run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from iris_pipeline.cli.evaluate import evaluate_main
+from iris_pipeline.cli.export import export_nnunet_main
+from iris_pipeline.nnunet_export import (
+    RECORD,
+    consecutive_values,
+    dataset_json,
+    export_dataset,
+    nnunet_splits,
+)
+from iris_pipeline.tables import read_rows
+from preprocessing.adapters import find_cases
+from preprocessing.errors import ExportError
+from preprocessing.spec import load_spec
+from preprocessing.store import Store
+from preprocessing.volume import Volume, read_volume, write_volume
+
+FOLDER = "Dataset501_tiny"
+
+
+@pytest.fixture
+def place(tiny_raw, tiny_store: Store, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+    (tmp_path / "raw").symlink_to(tiny_raw.root)
+    (tmp_path / "preprocessed").symlink_to(tiny_store.folder.parent)
+    return tmp_path
+
+
+def export(place: Path, store: Store, **options: object):  # type: ignore[no-untyped-def]
+    cases = find_cases(place / "raw" / "tiny", store.manifest.spec)
+    return export_dataset(store, cases, place / "out", workers=1, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_read_back(place: Path, tiny_store: Store) -> None:
+    done = export(place, tiny_store)
+    paper = tiny_store.manifest.splits["paper"]
+    assert (done.dataset, done.written, done.skipped) == (FOLDER, 5, 0)
+    assert done.values == {"left": 1, "right": 2, "core": 3}
+    raw = place / "out" / "nnUNet_raw" / FOLDER
+    training = sorted(paper["train"] + paper["validation"])
+    assert sorted(path.name for path in (raw / "imagesTr").iterdir()) == [
+        f"{c}_0000.nii.gz" for c in training
+    ]
+    assert sorted(path.name for path in (raw / "labelsTr").iterdir()) == [f"{c}.nii.gz" for c in training]
+    assert [path.name for path in (raw / "imagesTs").iterdir()] == [f"{c}_0000.nii.gz" for c in paper["test"]]
+    for case in training:
+        source = place / "raw" / "tiny"
+        assert (raw / "imagesTr" / f"{case}_0000.nii.gz").read_bytes() == (
+            source / "imagesTr" / f"{case}.nii.gz"
+        ).read_bytes()
+        image = nib.load(raw / "imagesTr" / f"{case}_0000.nii.gz")
+        labels = nib.load(raw / "labelsTr" / f"{case}.nii.gz")
+        ours = np.asarray(nib.load(source / "labelsTr" / f"{case}.nii.gz").dataobj)
+        theirs = np.asarray(labels.dataobj)
+        assert theirs.dtype == np.uint8 and set(np.unique(theirs)) <= {0, 1, 2, 3}
+        assert np.array_equal(theirs, np.select([ours == 1, ours == 2, ours == 5], [1, 2, 3], 0))
+        assert np.array_equal(labels.affine, image.affine)
+    described = json.loads((raw / "dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "left": 1, "right": 2, "core": 3}
+    assert described["channel_names"] == {"0": "MRI"} and described["file_ending"] == ".nii.gz"
+    assert described["numTraining"] == len(training) == len(list((raw / "labelsTr").iterdir()))
+    splits = json.loads((place / "out" / "nnUNet_preprocessed" / FOLDER / "splits_final.json").read_text())
+    assert splits == nnunet_splits(tiny_store.manifest.splits)
+    assert len(splits) == 6 and splits[0] == {"train": paper["train"], "val": paper["validation"]}
+    for fold, part in enumerate(splits[1:]):
+        ours = tiny_store.manifest.splits[str(fold)]
+        assert part == {"train": ours["train"], "val": ours["validation"]}
+        assert not set(part["train"] + part["val"]) & set(paper["test"])
+    assert not [path for path in raw.rglob("*") if "part" in path.name or "tmp" in path.name]
+
+
+def test_a_run_that_was_broken_off_is_finished(place: Path, tiny_store: Store) -> None:
+    done = export(place, tiny_store)
+    case = tiny_store.manifest.splits["paper"]["train"][0]
+    (done.raw / "labelsTr" / f"{case}.nii.gz").unlink()
+    (done.raw / "dataset.json").unlink()
+    kept = done.raw / "labelsTr" / f"{tiny_store.manifest.splits['paper']['train'][1]}.nii.gz"
+    before = kept.stat().st_mtime_ns
+    again = export(place, tiny_store)
+    assert (again.written, again.skipped, again.dataset) == (1, 4, FOLDER)
+    assert (done.raw / "dataset.json").is_file() and kept.stat().st_mtime_ns == before
+    assert export(place, tiny_store, overwrite=True).written == 5
+
+
+def test_an_export_of_something_else_is_not_mixed_with(place: Path, tiny_store: Store) -> None:
+    done = export(place, tiny_store)
+    record = json.loads((done.raw / RECORD).read_text())
+    record["made_from"]["splits"] = "another"
+    (done.raw / RECORD).write_text(json.dumps(record))
+    with pytest.raises(ExportError, match="was made from other scans, classes or splits.*--overwrite"):
+        export(place, tiny_store)
+    assert export(place, tiny_store, overwrite=True).written == 5
+
+
+def test_numbers(place: Path, tiny_store: Store) -> None:
+    (place / "out" / "nnUNet_raw" / "Dataset501_hearts").mkdir(parents=True)
+    (place / "out" / "nnUNet_preprocessed" / "Dataset502_lungs").mkdir(parents=True)
+    assert export(place, tiny_store).dataset == "Dataset503_tiny"
+    assert export(place, tiny_store).dataset == "Dataset503_tiny", "its own number is found again"
+    assert export(place, tiny_store, number=7).dataset == "Dataset007_tiny"
+    with pytest.raises(ExportError, match="501 is that of hearts: give another --number"):
+        export(place, tiny_store, number=501)
+    with pytest.raises(ExportError, match="1000 is none of them"):
+        export(place, tiny_store, number=1000)
+
+
+def test_other_formats_become_nifti_on_their_own_grid(place: Path, tiny_store: Store) -> None:
+    raw = place / "own" / "tiny"
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+        for path in (place / "raw" / "tiny" / folder).iterdir():
+            (raw / folder / path.name).symlink_to(path)
+    case = tiny_store.manifest.splits["paper"]["train"][0]
+    (raw / "imagesTr" / f"{case}.nii.gz").unlink()
+    volume = read_volume(place / "raw" / "tiny" / "imagesTr" / f"{case}.nii.gz")
+    write_volume(raw / "imagesTr" / f"{case}.nii", Volume(volume.array[None][0], volume.affine))
+    cases = find_cases(raw, tiny_store.manifest.spec)
+    done = export_dataset(tiny_store, cases, place / "out", workers=1, progress=False)
+    back = read_volume(done.raw / "imagesTr" / f"{case}_0000.nii.gz")
+    assert np.array_equal(back.array, volume.array)
+    np.testing.assert_allclose(back.affine, volume.affine, atol=1e-5)
+
+
+def test_what_cannot_be_exported(place: Path, tiny_store: Store) -> None:
+    cases = find_cases(place / "raw" / "tiny", tiny_store.manifest.spec)
+    gone = tiny_store.manifest.splits["paper"]["test"][0]
+    with pytest.raises(ExportError, match=f"The raw scan or label of {gone} is not there"):
+        export_dataset(tiny_store, [case for case in cases if case.id != gone], place / "out", progress=False)
+    held_out = {name: {"train": [], "validation": [], "test": []} for name in tiny_store.manifest.splits}
+    manifest = tiny_store.manifest.model_copy(update={"splits": held_out, "role": "held-out"})
+    with pytest.raises(ExportError, match=r"tiny \(held-out\) has no train case"):
+        export_dataset(Store(tiny_store.folder, manifest), cases, place / "out", progress=False)
+
+
+def test_values_and_description() -> None:
+    assert consecutive_values({"b": 9, "a": 200, "c": 1}) == {"c": 1, "b": 2, "a": 3}
+    described = dataset_json(load_spec("openkbp"), {"brainstem": 1}, 12)
+    assert described["channel_names"] == {"0": "CT"} and described["licence"]
+
+
+def test_there_and_back_by_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nnU-Net's predictions carry its own label values and its dataset.json: both are undone by name."""
+    root = ["--root", str(place)]
+    assert export_nnunet_main(["-d", "tiny", "--workers", "1", *root]) == 0
+    said = capsys.readouterr().out
+    assert "Dataset501_tiny: " in said and "Labels: 1 left, 2 right, 3 core" in said
+    raw = place / "nnunet" / "nnUNet_raw" / FOLDER
+    predictions = place / "nnunet" / "predictions"
+    predictions.mkdir()
+    for path in (raw / "labelsTs").iterdir():
+        (predictions / path.name).write_bytes(path.read_bytes())
+    arguments = ["--method", "nnU-Net", "-p", str(predictions), "-d", "tiny", *root]
+    assert evaluate_main(arguments) == 1
+    assert "need their class names" in capsys.readouterr().err
+    assert evaluate_main([*arguments, "--classes", str(raw / "dataset.json")]) == 0
+    (predictions / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
+    assert evaluate_main(arguments) == 0
+    assert "| nnU-Net  | paper/test | other-tool " in capsys.readouterr().out
+    frame = read_rows(place / "results" / "nnU-Net" / "evaluation" / "tiny__other-tool.csv")
+    assert set(frame["class"]) == {"left", "right", "core"} and frame["dice"].dropna().eq(1.0).all()
+    assert set(frame["run"]) == {"nnU-Net"} and set(frame["split"]) == {"paper/test"}

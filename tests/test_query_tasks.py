@@ -1,0 +1,136 @@
+"""Strategies by name: what each makes of the same references, and how often the encoder runs for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blobs import CLASSES, PLAN, blob_reference, draw_blobs
+from scans import volume
+from stub_model import make_task, tiny_model
+
+from iris_pipeline.pool import EmbeddingCache, embed
+from iris_pipeline.predict import InferenceOptions, predict_case
+from iris_pipeline.query_tasks import ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
+from iris_pipeline.references import image_hash
+from iris_pipeline.strategies import one_shot
+from iris_pipeline.tuning import TuningSettings
+from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+
+OPTIONS = InferenceOptions(overlap=0.0)
+TUNING = TuningSettings(steps=2, check_every=2, judges=1)
+
+
+def pool_of(loaded: Any, seeds: range | list[int], **changes: Any) -> tuple[list, dict]:
+    references = {f"r{s}": blob_reference(s, image_hash=image_hash(query_of(s)), **changes) for s in seeds}
+    return [embed(loaded, r, PLAN, with_image=True) for r in references.values()], references
+
+
+def query_of(seed: int) -> Any:
+    """A scan on its own grid, 1 mm."""
+    return volume(draw_blobs(seed)[0], np.eye(4))
+
+
+def make(strategy: str, loaded: Any, pool: list, references: dict, **changes: Any) -> Any:
+    return task_for_query(
+        strategy,
+        loaded,
+        pool,
+        list(CLASSES),
+        OPTIONS,
+        prepare=references.__getitem__,
+        tuning=TUNING,
+        **changes,
+    )
+
+
+def test_an_ensemble_of_equal_references_is_the_one_shot() -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1])
+    alone = one_shot(loaded.model, references["r1"], PLAN, model_hash=loaded.model_hash)
+    copies = [replace(pool[0], id=f"copy{i}") for i in range(4)]
+    for strategy in ("one-shot", "ensemble", "image-retrieval", "object-retrieval"):
+        task = make(strategy, loaded, copies, references)(query_of(5))
+        assert task.classes == alone.classes and task.made_by == strategy
+        for found, expected in zip(task.tokens, alone.tokens, strict=True):
+            assert torch.allclose(found, expected, atol=1e-6), strategy
+
+
+def test_every_strategy_makes_a_task_for_a_query() -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1, 2, 3])
+    query, made = query_of(9), {}
+    for strategy in REFERENCE_STRATEGIES:
+        task_of = make(strategy, loaded, pool if strategy != "one-shot" else pool[:1], references)
+        made[strategy] = task_of(query)
+        assert made[strategy].classes == CLASSES and made[strategy].made_by == strategy
+        assert (task_of(query_of(10)) is made[strategy]) == (strategy in ONE_TASK)
+        assert predict_case(loaded, made[strategy], query, OPTIONS).shape == query.shape
+    tokens = [task.tokens[0] for task in made.values()]
+    assert not any(torch.equal(a, b) for i, a in enumerate(tokens) for b in tokens[:i])
+    assert made["tuning"].tuned and not made["ensemble"].tuned
+    for strategy, task in made.items():
+        with pytest.raises(ReferenceCaseError, match="never its own query"):
+            predict_case(loaded, task, query_of(1), OPTIONS)
+        if strategy != "one-shot":  # whoever was in the pool had a say, chosen or not
+            with pytest.raises(ReferenceCaseError, match="never its own query"):
+                predict_case(loaded, task, query_of(3), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "each_reference", "each_query"),
+    # the query fills one window: its segmentation encodes it once; retrieval looks at it once, or segments it
+    # roughly and encodes the rough mask
+    [("ensemble", 1, 1), ("image-retrieval", 2, 2), ("object-retrieval", 1, 3)],
+)
+def test_k_references_and_m_queries_cost_k_plus_m(
+    strategy: str, each_reference: int, each_query: int
+) -> None:
+    for k, m in ((1, 1), (3, 1), (1, 4), (3, 4)):
+        loaded, cache = tiny_model(), EmbeddingCache()
+        loaded.model.decoder.classifier[-1].bias.data[-1] = 2.0  # marks everything: no rough mask is empty
+        references = {f"r{seed}": blob_reference(seed) for seed in range(k)}
+        for _ in range(2):  # the second time nothing is encoded anew
+            pool = [
+                embed(loaded, r, PLAN, cache, with_image=strategy == "image-retrieval")
+                for r in references.values()
+            ]
+        assert len(loaded.model.encoded) == k * each_reference
+        task_of = make(strategy, loaded, pool, references)
+        for seed in range(20, 20 + m):
+            predict_case(loaded, task_of(query_of(seed)), query_of(seed), OPTIONS)
+        assert len(loaded.model.encoded) == k * each_reference + m * each_query
+
+
+def test_classes_come_in_the_order_asked_for() -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1, 2])
+    for strategy in ("ensemble", "image-retrieval", "object-retrieval"):
+        task_of = task_for_query(
+            strategy, loaded, pool, ["kite", "disc", "ball"], OPTIONS, prepare=references.__getitem__
+        )
+        assert task_of(query_of(3)).class_names == ("disc", "ball")
+
+
+def test_the_start_of_object_retrieval_is_filled_up() -> None:
+    start = make_task([1.0, 2.0], ("b", "other"), class_values=(2, 9), made_by="bank", references=0)
+    mean = make_task([5.0, 6.0, 7.0], ("a", "b", "c"))
+    filled = fill(start, mean)
+    assert filled.classes == {"a": 1, "b": 2, "c": 3}
+    assert filled.tokens[0].flatten().tolist() == [5.0, 1.0, 7.0]
+    with pytest.raises(TaskError, match="one model, spacing, patch size and intensities"):
+        fill(start, replace(mean, spacing_mm=(2.0, 2.0, 2.0)))
+
+
+def test_names_that_are_no_strategy_here() -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1])
+    with pytest.raises(PredictionError, match=r"one of one-shot, ensemble, .*, tuning where .*; got 'bank'"):
+        make("bank", loaded, pool, references)
+    with pytest.raises(
+        PredictionError, match="One task for all queries is made by .*; got 'image-retrieval'"
+    ):
+        pooled_task("image-retrieval", loaded, pool, list(CLASSES), OPTIONS, prepare=references.__getitem__)

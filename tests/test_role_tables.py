@@ -1,0 +1,144 @@
+"""Tables 1 and 2 in our columns, and the table of all measures: who stands where, and the numbers by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from iris_pipeline.measure_tables import measures_by_class, measures_table
+from iris_pipeline.role_tables import HELD_OUT, IN_DISTRIBUTION, novelty, role_table
+from iris_pipeline.rows import Origin, Row
+from iris_pipeline.run_facts import RunFacts
+from iris_pipeline.tables import frame_of
+from preprocessing.spec import DatasetSpec
+
+NAN = float("nan")
+
+
+def spec(
+    name: str, modality: str = "MR", role: str = "upstream", classes: str = "liver", **more: object
+) -> DatasetSpec:
+    return DatasetSpec.model_validate(
+        {"name": name, "title": name, "modality": modality, "role": role, "source": "x", "licence": "y"}
+        | {"classes": {each: number for number, each in enumerate(classes.split(), 1)}}
+        | more
+    )
+
+
+SPECS = {
+    "trunk": spec("trunk", classes="liver spleen", paper_column="CHAOS"),
+    "heart": spec("heart", classes="ventricle"),
+    "trunk_ct": spec("trunk_ct", "CT", "held-out"),
+    "lung": spec("lung", "CT", "held-out", "lung"),
+}
+FACTS = {"all": RunFacts("all", ("trunk", "heart"), {}), "one": RunFacts("one", ("trunk",), {})}
+
+
+def rows(run: str, dataset: str, dice: float, strategy: str = "one-shot") -> list[Row]:
+    where = Origin(run, dataset, "paper/test", strategy)
+    return [Row(where, f"c{n}", f"s{n // 2}", "liver", dice + 0.01 * (n - 5.5), 10, 9) for n in range(12)]
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return frame_of(
+        [
+            *(row for name, dice in (("trunk", 0.8), ("heart", 0.6)) for row in rows("all", name, dice)),
+            *rows("all", "trunk_ct", 0.5),
+            *rows("one", "trunk", 0.7),
+            *rows("one", "heart", 0.2),
+            *rows("nnU-Net", "trunk", 0.9, "other-tool"),
+            *rows("nnU-Net", "trunk_ct", 0.1, "other-tool"),
+            *rows("baseline", "trunk", 0.06, "everything-foreground"),
+        ]
+    )
+
+
+def test_trained_on_or_not_is_decided_run_by_run(frame: pd.DataFrame) -> None:
+    first = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
+    assert first is not None
+    lines = first.frame.set_index(["run", "strategy"])
+    assert list(first.frame.columns) == ["run", "split", "strategy", "heart", "trunk", "mean", "95 % CI"]
+    assert list(lines.loc[("all", "one-shot")])[1:4] == ["60.00", "80.00", "70.00"]
+    assert lines.loc[("all", "one-shot"), "95 % CI"].startswith("[6")
+    assert list(lines.loc[("one", "one-shot")])[1:] == ["", "70.00", "", ""], "no mean hides a gap"
+    assert list(lines.loc[("nnU-Net", "other-tool")])[1:4] == ["", "90.00", ""]
+    assert lines.loc[("baseline", "everything is foreground"), "trunk"] == "6.00"
+    second = role_table(HELD_OUT, frame, FACTS, SPECS)
+    assert second is not None
+    # For `all` the liver is known from MR only; for `one` the heart is new.
+    columns = ["heart (new classes)", "trunk_ct (new modality)"]
+    assert list(second.frame.columns)[3:5] == columns
+    lines = second.frame.set_index("run")
+    assert list(lines.loc["one", columns]) == ["20.00", ""] and list(lines.loc["all", columns]) == [
+        "",
+        "50.00",
+    ]
+    assert lines.loc["nnU-Net", columns[1]] == "10.00"
+    assert "baseline" not in lines.index
+    assert role_table(HELD_OUT, frame_of(rows("all", "trunk", 0.5)), FACTS, SPECS) is None
+
+
+def test_the_papers_figures_stand_in_their_own_column_only(frame: pd.DataFrame) -> None:
+    table = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
+    assert table is not None
+    theirs = table.frame[table.frame["run"] == "paper"]
+    assert list(theirs["strategy"]) == ["Iris", "nnUNet"]
+    assert list(theirs["trunk"]) == ["91.85", "91.13"] and set(theirs["heart"]) == set(theirs["mean"]) == {""}
+    assert any("the paper's own figures" in note for note in table.notes)
+    assert "Cases of subjects: heart 12 of 6, trunk 12 of 6." in table.notes
+    plain = {name: each.model_copy(update={"paper_column": None}) for name, each in SPECS.items()}
+    table = role_table(IN_DISTRIBUTION, frame, FACTS, plain)
+    assert table is not None and "paper" not in set(table.frame["run"])
+
+
+def test_what_is_new_about_a_dataset() -> None:
+    trained = [SPECS["trunk"], SPECS["heart"]]
+    assert novelty(SPECS["trunk_ct"], trained) == "new modality"
+    assert novelty(SPECS["lung"], trained) == "new classes"
+    assert novelty(spec("other", "MR", "held-out", "Liver ventricle"), trained) == "new domain"
+    assert novelty(spec("other", "MR", "held-out", "liver kidney"), trained) == "some new classes"
+
+
+def measured(strategy: str, nsd: float | None, error: float) -> list[Row]:
+    where = Origin("all", "trunk", "paper/test", strategy)
+    found = []
+    for case, sign in (("a", 1), ("b", -1)):
+        values = {
+            "iou": 0.5,
+            "tolerance_mm": 2.0,
+            "hd95_mm": 4.0 + sign,
+            "volume_error_percent": sign * error,
+        }
+        values |= {"lesion_f1": 0.5, "lesions_truth": 2, "lesions_found": 1, "lesions_predicted": 4}
+        values |= {"lesions_confirmed": 3} | ({} if nsd is None else {"nsd": nsd})
+        found.append(Row(where, case, case, "liver", 0.7, 10, 9, values if nsd is not None else {}))
+    return [*found, Row(where, "a", "a", "spleen", NAN, 0, 0, {"tolerance_mm": 3.0})]
+
+
+def test_all_measures_of_a_dataset() -> None:
+    table = measures_table(frame_of(measured("bank", 0.9, 8.0)), "trunk")
+    assert table is not None and table.name == "trunk_measures"
+    line = table.frame.iloc[0]
+    assert (line["Dice"], line["IoU"], line["NSD"], line["HD95 (mm)"]) == ("0.700", "0.500", "0.900", "4.00")
+    assert (line["volume error (%)"], line["absolute volume error (%)"]) == ("0.0", "8.0")
+    assert line["lesion F1"] == "0.500" and "ASSD (mm)" not in table.frame
+    notes = " ".join(table.notes)
+    assert "NSD at tolerances in mm: liver 2, spleen 3." in notes
+    assert "all · bank: 2 of 4 lesions found, 6 of 8 marks confirmed" in notes
+    assert "2 of 3 case-class pairs scored, 1 in neither truth nor mask (left out)" in notes
+    assert measures_table(frame_of(measured("bank", None, 8.0)), "trunk") is None, (
+        "Dice alone: the first schema"
+    )
+
+
+def test_every_class_as_a_list() -> None:
+    table = measures_by_class(frame_of(measured("bank", 0.9, 8.0)))
+    assert not table.on_page
+    lines = table.frame.set_index(["class", "measure"])
+    assert lines.loc[("liver", "hd95_mm"), ["n", "subjects", "mean"]].tolist() == [2, 2, "4"]
+    assert (
+        lines.loc[("liver", "hd95_mm"), "sd"] == f"{2**0.5:.6g}"
+        and lines.loc[("liver", "nsd"), "ci_low"] == ""
+    )
+    assert "spleen" not in lines.index.get_level_values("class")

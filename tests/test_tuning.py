@@ -1,0 +1,181 @@
+"""Tuning: tokens go downhill on references alone, a held-out reference says how far, the model stays as it is."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from blobs import CLASSES, PLAN, blob_reference
+from stub_model import tiny_model
+
+from iris_pipeline import tuning
+from iris_pipeline.losses import episode_loss
+from iris_pipeline.pool import embed
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.tuning import TuningSettings, crop_start, held_out_subject, tune
+from preprocessing.errors import TaskError
+
+QUICK = TuningSettings(steps=8, learning_rate=0.05, check_every=4, judges=2)
+
+
+def tasks_of(loaded, references: list[PreparedReference]) -> list[TaskEmbedding]:
+    return [embed(loaded, reference, PLAN).task for reference in references]
+
+
+def loss_on(loaded, task: TaskEmbedding, reference: PreparedReference) -> float:
+    """The training loss on the whole reference, which is one patch."""
+    masks = np.stack([reference.labels == value for value in task.class_values])
+    with torch.inference_mode():
+        logits = loaded.model.segment(torch.from_numpy(reference.image)[None, None], task.tokens)
+        return float(episode_loss(logits, torch.from_numpy(masks).float()[None]).total)
+
+
+def test_the_loss_falls_and_the_model_stays() -> None:
+    loaded = tiny_model()
+    references = [blob_reference(seed) for seed in (1, 2)]
+    tasks = tasks_of(loaded, references)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    task = tune(loaded, references, tasks, settings=QUICK)
+    (record,) = task.tuned
+    assert record.judged_by == "held-out reference" and 0 < record.steps <= 8
+    assert record.loss < record.loss_before - 0.01
+    untuned = ensemble(tasks)
+    for reference in [*references, blob_reference(7)]:
+        assert loss_on(loaded, task, reference) < loss_on(loaded, untuned, reference) - 0.01
+    assert all(torch.equal(before[name], t) for name, t in loaded.model.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in loaded.model.parameters())
+    assert (task.made_by, task.references, task.classes) == ("tuning", 2, CLASSES)
+    assert task.reference_hashes == ("hash1", "hash2")
+    assert not any(level.requires_grad for level in task.tokens)
+
+
+def test_one_reference_is_judged_by_augmented_copies() -> None:
+    loaded, reference = tiny_model(), blob_reference(1)
+    tasks = tasks_of(loaded, [reference])
+    task = tune(loaded, [reference], tasks, settings=QUICK)
+    assert task.tuned[0].judged_by == "augmented reference"
+    assert task.tuned[0].loss < task.tuned[0].loss_before
+    assert loss_on(loaded, task, reference) < loss_on(loaded, tasks[0], reference)
+    # two scans of one person cannot judge one another either
+    twice = [reference, blob_reference(2, subject="person 1")]
+    assert tune(loaded, twice, tasks_of(loaded, twice), settings=QUICK).tuned[0].judged_by == (
+        "augmented reference"
+    )
+
+
+def test_equal_references_and_seed_give_equal_tokens() -> None:
+    loaded, references = tiny_model(), [blob_reference(1)]
+    tasks, short = tasks_of(loaded, references), replace(QUICK, steps=4, judges=1)
+    first, again = (tune(loaded, references, tasks, settings=short) for _ in range(2))
+    other = tune(loaded, references, tasks, settings=replace(short, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(first.tokens, again.tokens, strict=True))
+    assert not torch.equal(first.tokens[0], other.tokens[0])
+
+
+def with_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """The judge says these numbers, look by look."""
+    said = iter(losses)
+    monkeypatch.setattr(tuning._Tutor, "loss", lambda *_: next(said))
+
+
+def test_tuning_that_does_not_help_leaves_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    references = [blob_reference(seed) for seed in (1, 2)]
+    tasks = tasks_of(loaded, references)
+    # the look before, two looks that are no better; the descent of all references takes no step, and one look
+    with_losses(monkeypatch, [0.5, 0.5, 0.6, float("nan")])
+    task = tune(loaded, references, tasks, settings=replace(QUICK, steps=8, check_every=1))
+    assert (task.tuned[0].steps, task.tuned[0].loss_before, task.tuned[0].loss) == (0, 0.5, 0.5)
+    untuned = ensemble(tasks)
+    assert all(torch.equal(a, b) for a, b in zip(task.tokens, untuned.tokens, strict=True))
+
+
+def test_tuning_stops_and_goes_back_when_the_judged_loss_falls_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, reference = tiny_model(), blob_reference(1)
+    tasks = tasks_of(loaded, [reference])
+    settings = replace(QUICK, steps=100, check_every=2, patience=2)
+    kept = tune(loaded, [reference], tasks, settings=replace(settings, steps=4, check_every=4)).tokens
+    loaded.model.encoded.clear()
+    with_losses(monkeypatch, [0.9, 0.8, 0.7, 0.75, 0.7])
+    task = tune(loaded, [reference], tasks, settings=settings)
+    assert len(loaded.model.encoded) == 8, "two looks without a better loss end it, two steps each"
+    assert (task.tuned[0].steps, task.tuned[0].loss_before, task.tuned[0].loss) == (4, 0.9, 0.7)
+    assert all(torch.equal(a, b) for a, b in zip(task.tokens, kept, strict=True))
+
+
+def test_no_function_of_tuning_takes_a_query() -> None:
+    functions = [
+        f for _, f in inspect.getmembers(tuning, inspect.isfunction) if f.__module__ == tuning.__name__
+    ]
+    methods = [f for _, f in inspect.getmembers(tuning._Tutor, inspect.isfunction)]
+    names = {name for function in functions + methods for name in inspect.signature(function).parameters}
+    assert {"references", "tasks"} <= names
+    assert not {name for name in names if "query" in name or "truth" in name or "case" in name}
+    assert list(inspect.signature(tune).parameters) == [
+        "loaded",
+        "references",
+        "tasks",
+        "options",
+        "settings",
+        "progress",
+    ]
+
+
+def test_a_class_that_a_reference_lacks_is_neither_right_nor_wrong_there() -> None:
+    loaded = tiny_model()
+    full, ball_only = blob_reference(1), blob_reference(2, classes={"ball": 1})
+    references = [full, ball_only]
+    tutor = tuning._Tutor(loaded, ensemble(tasks_of(loaded, references)), InferenceOptions(), QUICK)
+    for reference, valid in ((full, [1.0, 1.0]), (ball_only, [1.0, 0.0])):
+        example = tutor.example(reference, np.random.default_rng(0), augmented=False)
+        assert example.valid.tolist() == [valid]
+        assert float(example.masks[0, 1].sum()) == ((reference.labels == 4).sum() if valid[1] else 0)
+    task = tune(loaded, references, tasks_of(loaded, references), settings=replace(QUICK, steps=4))
+    assert task.classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("subjects", "classes", "judge"),
+    [
+        (["a"], ["xy"], None),
+        (["a", "a"], ["xy", "x"], None),
+        (["a", "b"], ["x", "y"], None),
+        (["a", "b"], ["xy", "xy"], "b"),
+        (["a", "b", "c"], ["xy", "xy", "x"], "b"),  # with c held out nobody would judge y
+        (["a", "b", "a"], ["x", "xy", "y"], "b"),
+    ],
+)
+def test_who_is_held_out(subjects: list[str], classes: list[str], judge: str | None) -> None:
+    assert held_out_subject(subjects, classes) == judge
+
+
+def test_crops_roam_over_a_class_and_sometimes_over_the_volume() -> None:
+    rng = np.random.default_rng(0)
+    boxes = {"a": ((50, 60), (20, 30), (40, 44))}
+    starts = np.array([crop_start(rng, boxes, (100, 90, 80), (32, 16, 16)) for _ in range(400)])
+    low, high = np.array([50, 20, 40]), np.array([60, 30, 44])
+    ends = starts + np.array((32, 16, 16))
+    whole = np.all((starts <= low) & (ends >= high), axis=1)
+    assert 0.7 < whole.mean() < 0.85, "three quarters hold the class, which fits the patch"
+    assert (starts >= 0).all() and (ends <= (100, 90, 80)).all()
+    assert starts[~whole].std(0).min() > 10
+    assert crop_start(rng, {}, (10, 90, 80), (32, 16, 16))[0] == -11, "a smaller volume lies in the middle"
+
+
+def test_settings_and_references_that_cannot_be() -> None:
+    loaded, reference = tiny_model(), blob_reference(1)
+    with pytest.raises(TaskError, match="needs references and the task of each; got 0 and 0 tasks"):
+        tune(loaded, [], [])
+    with pytest.raises(TaskError, match="needs references and the task of each; got 1 and 2 tasks"):
+        tune(loaded, [reference], tasks_of(loaded, [reference]) * 2)
+    with pytest.raises(TaskError, match=r"counts of 1 or more and a learning rate above 0; got .*\(0, 1, "):
+        TuningSettings(steps=0)
+    with pytest.raises(TaskError, match="and -1"):
+        TuningSettings(learning_rate=-1)
