@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from iris_pipeline.class_scores import MEASURES
 from iris_pipeline.report_parts import (
     case_table,
     class_table,
