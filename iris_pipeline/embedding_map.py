@@ -88,13 +88,14 @@ class Agreement:
 class EmbeddingMap:
     """All that the page shows. points: one row a vector: kind ("case", "bank"), dataset, class, case, group, place,
     tsne_x, tsne_y, pca_x, pca_y; `place` is the row of `nearest`, which has NEAREST_COLUMNS. pca_share: variance
-    that the two components hold.
+    that the two components hold. classes, cases: by all tokens. by_tokens: (which tokens, of classes, of cases).
     """
 
     points: pd.DataFrame
     nearest: pd.DataFrame
     classes: Agreement
     cases: Agreement
+    by_tokens: tuple[tuple[str, Agreement, Agreement], ...]
     pca_share: tuple[float, float]
     notes: tuple[str, ...]
 
@@ -109,14 +110,30 @@ def embedding_map(made: Embeddings, seed: int = 0) -> EmbeddingMap:
     tsne, pca, share = _tsne(_unit(flat), seed), *_pca(flat, seed)
     for name, plane in (("tsne", tsne), ("pca", pca)):
         points[f"{name}_x"], points[f"{name}_y"] = plane[:, 0], plane[:, 1]
-    of_cases = [index for index, row in enumerate(made.rows) if row.case]
+    by_tokens = [("all tokens", *_agreements(made.rows, made.vectors))]
+    if made.layout:
+        by_tokens.append(("foreground token", *_agreements(made.rows, made.tokens(foreground=True))))
+        by_tokens.append(("context tokens", *_agreements(made.rows, made.tokens(foreground=False))))
     return EmbeddingMap(
         points=points,
         nearest=nearest,
-        classes=agreement("classes", centres, np.stack([centre.vector for centre in centres]) - shift),
-        cases=agreement("cases", [made.rows[i] for i in of_cases], flat[of_cases]),
+        classes=by_tokens[0][1],
+        cases=by_tokens[0][2],
+        by_tokens=tuple(by_tokens),
         pca_share=share,
         notes=(RULE, *made.notes),
+    )
+
+
+def _agreements(rows: Sequence[EmbeddingRow], vectors: np.ndarray) -> tuple[Agreement, Agreement]:
+    """Of class centres and of single cases, both about the mean of the centres."""
+    centres = class_centres(Embeddings(tuple(rows), vectors, {}))
+    places = np.stack([centre.vector for centre in centres])
+    shift = places.mean(axis=0)
+    of_cases = [index for index, row in enumerate(rows) if row.case]
+    return (
+        agreement("classes", centres, places - shift),
+        agreement("cases", [rows[index] for index in of_cases], vectors[of_cases] - shift),
     )
 
 
@@ -191,7 +208,11 @@ def agreement(what: str, rows: Sequence[Centre | EmbeddingRow], vectors: np.ndar
 
 def write_nearest(path: Path, found: EmbeddingMap, made_by: str) -> None:
     """The neighbours as CSV; what they mean and the command follow as lines that begin with #."""
-    notes = (found.classes.sentence, found.cases.sentence, *found.notes, made_by)
+    told = [
+        f"By the {name}: {classes.right} of {classes.asked} classes, {cases.right} of {cases.asked} cases."
+        for name, classes, cases in found.by_tokens
+    ]
+    notes = (found.classes.sentence, found.cases.sentence, *told, *found.notes, made_by)
     table = found.nearest.to_csv(index=False, lineterminator="\n", float_format="%.4f")
     write_text(path, table + "".join(f"# {note}\n" for note in notes))
 

@@ -49,16 +49,30 @@ class EmbeddingRow:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """rows and their vectors [N,F] float32. key: what they were made from. notes: what was left out and why."""
+    """rows and their vectors [N,F] float32. key: what they were made from. notes: what was left out and why.
+
+    layout: (m+1, C_l) of each level, in the order of a vector's parts; () where it is not known.
+    """
 
     rows: tuple[EmbeddingRow, ...]
     vectors: np.ndarray
     key: dict[str, Any]
     notes: tuple[str, ...] = ()
+    layout: tuple[tuple[int, int], ...] = ()
 
     @property
     def model_hash(self) -> str:
         return str(self.key["model"])
+
+    def tokens(self, foreground: bool) -> np.ndarray:
+        """The foreground tokens alone, or the context tokens alone: [N,F'], each level's part of length 1."""
+        parts, start = [], 0
+        for tokens, channels in self.layout:
+            level = self.vectors[:, start : start + tokens * channels]
+            part = level[:, :channels] if foreground else level[:, channels:]
+            parts.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12))
+            start += tokens * channels
+        return np.concatenate(parts, axis=1)
 
 
 def run_embeddings(
@@ -111,12 +125,14 @@ def compute_embeddings(
     rows: list[EmbeddingRow] = []
     vectors: list[np.ndarray] = []
     notes: list[str] = []
+    layout: tuple[tuple[int, int], ...] = ()
     for dataset, spec in loaded.specs.items():
         for name in spec["classes"]:
             if bank_key(dataset, name) in loaded.bank:
                 tokens = loaded.bank.get([bank_key(dataset, name)])
                 rows.append(EmbeddingRow(dataset, str(spec.get("title", dataset)), name, "", True))
                 vectors.append(vector_of([level[0, 0] for level in tokens]))
+                layout = _layout(tokens)
     drawn = [
         (store, case) for store in stores.values() for case in draw_cases(loaded, store, cases, seed, notes)
     ]
@@ -135,6 +151,7 @@ def compute_embeddings(
         except IrisError as error:
             notes.append(f"{dataset}: {error}")
             continue
+        layout = _layout(task.tokens)
         for index, name in enumerate(task.class_names):
             rows.append(EmbeddingRow(dataset, store.manifest.title, name, case, dataset in loaded.plans))
             vectors.append(vector_of([level[0, index] for level in task.tokens]))
@@ -142,7 +159,7 @@ def compute_embeddings(
         raise EvaluationError(
             "No class could be embedded: the memory bank is empty and no store has a case: train first."
         )
-    return Embeddings(tuple(rows), np.stack(vectors), _key(loaded, stores, cases, seed), tuple(notes))
+    return Embeddings(tuple(rows), np.stack(vectors), _key(loaded, stores, cases, seed), tuple(notes), layout)
 
 
 def draw_cases(loaded: LoadedModel, store: Store, count: int, seed: int, notes: list[str]) -> list[str]:
@@ -182,6 +199,7 @@ def write_embeddings(path: Path, made: Embeddings) -> None:
         "schema_version": SCHEMA_VERSION,
         "key": made.key,
         "notes": list(made.notes),
+        "layout": [list(level) for level in made.layout],
         "rows": [asdict(row) for row in made.rows],
     }
     metadata = {_METADATA_KEY: json.dumps(content, ensure_ascii=False)}
@@ -198,12 +216,18 @@ def read_embeddings(path: Path) -> Embeddings:
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
             rows = tuple(EmbeddingRow(**row) for row in content["rows"])
-            return Embeddings(rows, vectors, content["key"], tuple(content["notes"]))
+            layout = tuple((int(tokens), int(channels)) for tokens, channels in content["layout"])
+            return Embeddings(rows, vectors, content["key"], tuple(content["notes"]), layout)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} is no file of embeddings ({error}): {remedy}.") from None
     raise EvaluationError(
         f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: {remedy}."
     )
+
+
+def _layout(tokens: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """(m+1, C_l) of each level [1,K,m+1,C_l]."""
+    return tuple((int(level.shape[2]), int(level.shape[3])) for level in tokens)
 
 
 def _readable_stores(preprocessed: Path) -> tuple[dict[str, Store], list[str]]:

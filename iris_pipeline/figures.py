@@ -50,16 +50,17 @@ class Box:
         return Box(float(inside.min()), first, median, third, float(inside.max()))
 
 
-def box_plot(rows: pd.DataFrame, by: str, described: str) -> Markup:
+def box_plot(rows: pd.DataFrame, by: str, strategies: Sequence[str], described: str) -> Markup:
     """Dice as boxes along 0..1: a line for each value of column `by` and each strategy, a dot for each row.
 
-    rows need the columns `by`, strategy, case, dice; those without a Dice are left out. "" where none is left.
+    rows need the columns `by`, strategy, case, dice; those without a Dice are left out. "" where none is left. A
+    strategy's place in `strategies` is its colour, so that it has one colour in all plots of a page.
     """
-    scored = rows.dropna(subset=["dice"])
+    scored = rows[rows["strategy"].isin(list(strategies))].dropna(subset=["dice"])
     if scored.empty:
         return Markup("")
     names = [str(name) for name in dict.fromkeys(scored[by])]
-    strategies = [str(name) for name in dict.fromkeys(scored["strategy"])]
+    there = set(scored["strategy"])
     left = min(230.0, 16.0 + 8.3 * max(len(name) for name in names))
     lines, y = [], 8.0
 
@@ -69,10 +70,12 @@ def box_plot(rows: pd.DataFrame, by: str, described: str) -> Markup:
     for name in names:
         top = y
         for number, strategy in enumerate(strategies):
+            if strategy not in there:
+                continue
             part = scored[(scored[by] == name) & (scored["strategy"] == strategy)]
             if len(part):
                 lines.append(_box(part, number, y + ROW / 2, x))
-            y += ROW * 0.8 if len(strategies) > 1 else ROW
+            y += ROW * 0.8 if len(there) > 1 else ROW
         lines.append(
             f'<text x="{left - 8}" y="{(top + y) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
         )

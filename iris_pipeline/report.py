@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from iris_pipeline.embedding_map import EmbeddingMap, embedding_map
 from iris_pipeline.embeddings import CASES_PER_DATASET, run_embeddings
-from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec
+from iris_pipeline.evaluate import dataset_spec
 from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
 from iris_pipeline.intake import WORDS, Intake, intake_of
 from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
 from iris_pipeline.pages import page_environment
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.report_parts import (
+    LARGEST_PLOT,
     RANKS,
     DatasetPart,
     dataset_part,
@@ -34,8 +35,9 @@ from iris_pipeline.report_parts import (
     ordered_strategies,
     pick_cases,
     read_view,
-    score_text,
+    told_score,
 )
+from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_table, read_run
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import write_text
@@ -80,7 +82,11 @@ def write_report(
     datasets = sorted(set(rows["dataset"]))
     pixels = picture_pixels(len(datasets) * len(RANKS) * len(PLANES))
     bar = tqdm(datasets, desc="pictures", unit="dataset", disable=not progress, dynamic_ncols=True)
-    parts = [dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels) for name in bar]
+    plotted = ordered_strategies(rows[rows["run"] != BASELINE_RUN])[:LARGEST_PLOT]
+    parts = [
+        dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels, plotted)
+        for name in bar
+    ]
     left_out = [f"No pictures of {part.name}: {part.problem}" for part in parts if part.problem]
     intakes: list[Intake] = []
     for name in dict.fromkeys([*datasets, *_stored(root.preprocessed)]):
@@ -127,7 +133,7 @@ def write_picture(
         )
     spec = dataset_spec(dataset, root.preprocessed)
     view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
-    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {score_text(scores.mean())}"
+    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {told_score(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".part.{out.name}")
@@ -147,7 +153,7 @@ def render(
 ) -> str:
     """The page's HTML. embedded: the map, or one sentence why there is none."""
     ours = rows[rows["run"] != BASELINE_RUN]
-    strategies = ordered_strategies(ours)
+    strategies = ordered_strategies(ours)[:LARGEST_PLOT]
     return (
         page_environment()
         .get_template(PAGE)
@@ -188,9 +194,8 @@ def _stored(preprocessed: Path) -> list[str]:
 def _overview_boxes(rows: pd.DataFrame, strategies: Sequence[str]) -> Markup:
     """Box plots of the cases' mean Dice: a line a dataset and strategy."""
     means = rows.groupby(["dataset", "strategy", "case"], sort=False)["dice"].mean().reset_index()
-    ordered = pd.concat([means[means["strategy"] == name] for name in strategies])
     return box_plot(
-        ordered.sort_values("dataset", kind="stable"), "dataset", "Box plot of each dataset's Dice"
+        means.sort_values("dataset", kind="stable"), "dataset", strategies, "Box plot of each dataset's Dice"
     )
 
 

@@ -13,12 +13,15 @@ import pandas as pd
 from markupsafe import Markup
 
 from iris_pipeline import paper
-from iris_pipeline.evaluate import BASELINE_RUN, dataset_spec, image_files, with_values
+from iris_pipeline.evaluate import dataset_spec, image_files, with_values
 from iris_pipeline.figures import box_plot
 from iris_pipeline.layers import plane_layers
+from iris_pipeline.measure_tables import COLUMNS, measures_table, with_absolute
 from iris_pipeline.overlays import PLANES, CaseView, view_case
 from iris_pipeline.provenance import without_machine
-from iris_pipeline.tables import ROW_KEY, STRATEGY_ORDER, Table, class_means, dataset_table
+from iris_pipeline.rows import BASELINE_RUN
+from iris_pipeline.table_format import Table
+from iris_pipeline.tables import class_means, dataset_table, strategy_place
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import IrisError, RawDataError
@@ -27,16 +30,8 @@ from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, read_labels
 
 RANKS = ("best", "median", "worst")
-# Columns of an evaluation that are no metric: who and where, and the counts behind the empty-mask rule.
-_NOT_METRICS = {"dataset", "case", "subject", "class", "truth_voxels", "predicted_voxels", *ROW_KEY}
-_METRIC_NAMES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "nsd": "NSD",
-    "hd95_mm": "HD95 (mm)",
-    "assd_mm": "ASSD (mm)",
-    "volume_error_ml": "volume error (ml)",
-}
+LARGEST_PLOT = 6
+"""Strategies in a box plot: with more, boxes cannot be told apart."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,7 @@ class DatasetPart:
     role: str
     remarks: str
     table: Table
+    measures: Table | None
     strategy: str
     classes: Table
     boxes: Markup
@@ -77,9 +73,15 @@ class DatasetPart:
 
 
 def dataset_part(
-    run: Path, rows: pd.DataFrame, name: str, root: Root, strategy: str | None, pixels: int
+    run: Path,
+    rows: pd.DataFrame,
+    name: str,
+    root: Root,
+    strategy: str | None,
+    pixels: int,
+    plotted: Sequence[str],
 ) -> DatasetPart:
-    """A dataset whose scans cannot be had still gets its tables. rows: those of this dataset."""
+    """A dataset whose scans cannot be had still gets its tables. rows: its own; plotted: strategies of the plots."""
     ours = rows[rows["run"] != BASELINE_RUN]
     chosen = strategy if strategy is not None else first_strategy(ours)
     shown = ours[ours["strategy"] == chosen]
@@ -103,42 +105,34 @@ def dataset_part(
         role=role,
         remarks=remarks,
         table=dataset_table(rows, name, column),
+        measures=measures_table(rows, name),
         strategy=chosen,
         classes=class_table(shown, name),
-        boxes=box_plot(_in_order(ours), "class", f"Box plot of the Dice of each class of {title}"),
+        boxes=box_plot(ours, "class", plotted, f"Box plot of the Dice of each class of {title}"),
         all_cases=case_table(shown, name),
         cases=tuple(cases),
         problem=problem,
     )
 
 
-def metric_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns that are metrics, Dice first: all numbers that are neither names nor counts."""
-    numbers = rows.select_dtypes("number").columns
-    return [str(name) for name in numbers if name not in _NOT_METRICS]
-
-
-def metric_name(column: str) -> str:
-    """What a metric is called on the page."""
-    if column in _METRIC_NAMES:
-        return _METRIC_NAMES[column]
-    stem, _, unit = column.rpartition("_")
-    return f"{stem.replace('_', ' ')} ({unit})" if unit in ("mm", "ml") else column.replace("_", " ")
-
-
 def class_table(rows: pd.DataFrame, dataset: str) -> Table:
-    """Rows: classes; columns: scored cases, Dice's mean, spread and range, the means of all other metrics."""
-    metrics = metric_columns(rows)
+    """Rows: classes; columns: scored cases, Dice's mean, spread and range, the means of all other measures."""
+    rows = with_absolute(rows)
+    others = {name: shown for name, shown in COLUMNS.items() if name != "dice" and rows[name].notna().any()}
     lines = []
     for name, part in rows.groupby("class", sort=False):
         dice = part["dice"].dropna()
         line = {"class": str(name), "cases": str(len(dice))}
-        line |= {"Dice": score_text(dice.mean()), "sd": score_text(dice.std() if len(dice) > 1 else None)}
-        line |= {"median": score_text(dice.median()), "lowest": score_text(dice.min())}
-        line |= {"highest": score_text(dice.max())}
-        line |= {metric_name(m): score_text(part[m].mean()) for m in metrics if m != "dice"}
+        line |= {"Dice": told_score(dice.mean()), "sd": told_score(dice.std() if len(dice) > 1 else None)}
+        line |= {"median": told_score(dice.median()), "lowest": told_score(dice.min())}
+        line |= {"highest": told_score(dice.max())}
+        for measure, (heading, digits) in others.items():
+            mean = part[measure].mean()
+            line |= {heading: "" if pd.isna(mean) else f"{mean:.{digits}f}"}
         lines.append(line)
-    note = "Over the scored cases; sd is the sample's. Other metrics are means over the cases that have them."
+    note = (
+        "Over the scored cases; sd is the sample's. Other measures are means over the cases that have them."
+    )
     return Table(f"{dataset}_classes", "Classes", pd.DataFrame(lines).fillna(""), (note,))
 
 
@@ -193,9 +187,8 @@ def pick_cases(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def ordered_strategies(rows: pd.DataFrame) -> list[str]:
-    """The strategies that are there, in STRATEGY_ORDER, unknown ones behind them."""
-    there = sorted(set(rows["strategy"]))
-    return [name for name in STRATEGY_ORDER if name in there] + [n for n in there if n not in STRATEGY_ORDER]
+    """The strategies that are there, in the order of the tables."""
+    return sorted(set(rows["strategy"]), key=strategy_place)
 
 
 def first_strategy(rows: pd.DataFrame) -> str:
@@ -222,7 +215,7 @@ def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> Cas
     return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
 
 
-def score_text(value: float | None) -> str:
+def told_score(value: float | None) -> str:
     """Three digits behind the point, or that there is no score."""
     return "not scored" if value is None or pd.isna(value) else f"{value:.3f}"
 
@@ -230,7 +223,7 @@ def score_text(value: float | None) -> str:
 def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int, title: str) -> CasePart:
     by_class = rows.set_index("class")["dice"]
     scores = tuple(
-        (number, name, score_text(by_class.get(name)))
+        (number, name, told_score(by_class.get(name)))
         for number, name in enumerate(view.classes, 1)
         if name in by_class
     )
@@ -248,10 +241,4 @@ def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels:
         )
         for plane in PLANES
     )
-    return CasePart(rank, case, score_text(by_class.mean()), scores, pictures)
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the strategies in their order, classes as they come."""
-    parts: Sequence[pd.DataFrame] = [rows[rows["strategy"] == name] for name in ordered_strategies(rows)]
-    return pd.concat(parts) if parts else rows
+    return CasePart(rank, case, told_score(by_class.mean()), scores, pictures)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from iris_pipeline.evaluate import (
-    Origin,
     dataset_spec,
     image_files,
     read_origin,
@@ -27,6 +26,7 @@ from iris_pipeline.evaluate import (
 )
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.overlays import choose_centre, grey_window
+from iris_pipeline.rows import Origin
 from iris_pipeline.tables import EVALUATION, read_rows
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,10 @@ def test_agreement_by_hand() -> None:
     assert found.cases.chance == pytest.approx(3 / 9)
     assert f"{right} ({right / 4:.0%}) lie nearest to it" in found.classes.sentence
     assert "drawn at random, 33% would" in found.classes.sentence
+    assert [name for name, _, _ in found.by_tokens] == ["all tokens"], "no layout, no parts"
+    parts = embedding_map(replace(made(), layout=((3, 1),)))
+    assert [name for name, _, _ in parts.by_tokens] == ["all tokens", "foreground token", "context tokens"]
+    assert parts.by_tokens[0][1:] == (found.classes, found.cases)
     nothing = agreement("classes", class_centres(made())[4:], np.ones((1, 3)))
     assert nothing.sentence.startswith("None of the classes has its anatomy in a second dataset")
     assert agreement("cases", [], np.empty((0, 3))).asked == 0

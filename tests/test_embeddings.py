@@ -14,6 +14,7 @@ from iris_pipeline import embeddings
 from iris_pipeline.checkpoint import LoadedModel, RunState, load_model, save_checkpoint
 from iris_pipeline.embeddings import (
     FILE,
+    Embeddings,
     compute_embeddings,
     draw_cases,
     read_embeddings,
@@ -90,6 +91,16 @@ def test_rows_of_the_bank_and_of_single_references(loaded: LoadedModel, tiny_sto
             made.vectors[index], vector_of([level[0, place] for level in task.tokens])
         )
     assert made.model_hash == loaded.model_hash
+    assert made.layout == ((4, 10), (4, 8)), (
+        "levels 4 and 3 of CONFIG, three context tokens and the foreground's"
+    )
+
+
+def test_foreground_and_context_tokens_apart() -> None:
+    # Two levels: 2 tokens of 2 channels, 3 tokens of 1 channel.
+    made = Embeddings((), np.array([[3, 4, 5, 12, 2, 3, 4]], np.float32), {}, (), ((2, 2), (3, 1)))
+    np.testing.assert_allclose(made.tokens(foreground=True), [[0.6, 0.8, 1.0]], atol=1e-6)
+    np.testing.assert_allclose(made.tokens(foreground=False), [[5 / 13, 12 / 13, 0.6, 0.8]], atol=1e-6)
 
 
 def test_only_cases_of_training_are_drawn_one_a_subject_first(loaded: LoadedModel, tiny_store: Store) -> None:
@@ -116,6 +127,7 @@ def test_a_round_trip_and_damage(loaded: LoadedModel, tiny_store: Store, tmp_pat
     write_embeddings(path, made)
     found = read_embeddings(path)
     assert found.rows == made.rows and found.key == made.key and found.notes == made.notes
+    assert found.layout == made.layout
     np.testing.assert_array_equal(found.vectors, made.vectors)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(EvaluationError, match="is no file of embeddings .*iris_embeddings --overwrite"):

@@ -33,11 +33,12 @@ def rows(**values: list[float]) -> pd.DataFrame:
 
 
 def test_boxes_lie_where_the_values_are() -> None:
-    drawn = str(box_plot(rows(liver=[0.0, 0.5, 1.0, float("nan")], spleen=[0.25, 0.75]), "class", "of <x>"))
+    frame = rows(liver=[0.0, 0.5, 1.0, float("nan")], spleen=[0.25, 0.75])
+    drawn = str(box_plot(frame, "class", ["one-shot", "ensemble", "bank"], "of <x>"))
     tree = ElementTree.fromstring(drawn)
     assert tree.get("aria-label") == "of <x>"
     groups = [g for g in tree.iter("g")]
-    assert [g.get("class") for g in groups] == ["series s0", "series s1"] * 2
+    assert [g.get("class") for g in groups] == ["series s0", "series s2"] * 2, "one colour a strategy"
     left = float(next(line.get("x1", "") for line in tree.iter("line")))  # the line at Dice 0
     right = WIDTH - 14.0
 
@@ -53,7 +54,8 @@ def test_boxes_lie_where_the_values_are() -> None:
     assert not list(groups[2].iter("rect")), "two values make no box"
     median = next(p.get("d", "") for p in groups[2].iter("path") if p.get("class") == "median")
     assert value(float(re.match(r"M(\S+) ", median)[1])) == pytest.approx(0.5, abs=0.001)  # type: ignore[index]
-    assert box_plot(rows(liver=[float("nan")]), "class", "x") == ""
+    assert box_plot(rows(liver=[float("nan")]), "class", ["bank"], "x") == ""
+    assert box_plot(rows(liver=[0.5]), "class", ["ensemble"], "x") == ""
 
 
 def points() -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pytest
 from scans import affine_of, save
 
 from iris_pipeline import view
-from iris_pipeline.evaluate import Origin, Row, write_rows
+from iris_pipeline.rows import Origin, Row, write_rows
 from iris_pipeline.view import (
     case_centre,
     find_predictions,
