@@ -64,7 +64,7 @@ class InferenceOptions:
     together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
     the volume's minimum are background without asking the network. moved: the windows lie elsewhere: a volume
     moves by half a window, one smaller than the window by half of the way to its edge, as training saw it in the
-    middle only.
+    middle only. all_pieces: crumbs of a class that is one piece in every reference stay in the label map.
     """
 
     overlap: float = 0.5
@@ -74,6 +74,7 @@ class InferenceOptions:
     autocast: bool = False
     skip: Skip = "never"
     moved: bool = False
+    all_pieces: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.weighting, self.batch_size)
