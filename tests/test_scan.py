@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scans import affine_of, volume
+from scipy import ndimage
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
@@ -203,3 +204,15 @@ def test_normalisation_of_each_task_is_its_own() -> None:
     assert len(unite([ct, mr])) == 2
     segment_scan(loaded_with(model), unite([ct, mr]), image)
     assert not np.array_equal(model.images[0], model.images[-1])
+
+
+def test_a_class_that_is_one_piece_loses_its_crumbs_unless_all_are_wanted() -> None:
+    image, model = scan(), GreyModel()
+    task = make_task([1.0, -1.0], largest_pieces=(0.95, 0.94))  # the second is not one piece
+    crumbled = segment_scan(loaded_with(model), [task], image, InferenceOptions(all_pieces=True)).labels
+    pieces, count = ndimage.label(crumbled == 1, structure=np.ones((3, 3, 3)))
+    assert count > 1
+    largest = 1 + int(np.bincount(pieces.ravel())[1:].argmax())
+    result = segment_scan(loaded_with(model), [task], image, InferenceOptions(), Wanted(masks=True))
+    assert np.array_equal(result.labels, np.where((pieces > 0) & (pieces != largest), 0, crumbled))
+    assert np.array_equal(result.on_own_grid(result.masks["class_0"]), crumbled == 1), "masks keep all"
