@@ -8,7 +8,6 @@ every picture say so.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -184,6 +183,17 @@ def plane_size_mm(view: CaseView, plane: Plane) -> tuple[float, float]:
     return width, height
 
 
+def deepest_point(mask: np.ndarray) -> tuple[int, int] | None:
+    """(row, column) deepest inside the largest piece of a mask [rows, columns]; None for an empty one."""
+    if not mask.any():
+        return None
+    pieces, _ = ndimage.label(mask)
+    largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+    deep = ndimage.distance_transform_edt(np.pad(pieces == largest, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(deep.argmax()), mask.shape)
+    return int(row), int(column)
+
+
 def draw_plane(axes: Axes, view: CaseView, plane: Plane, numbers: bool = True) -> None:
     """Draw one plane: the scan, the contours, the letters and, with several classes, their numbers."""
     axis = AXIS[plane]
@@ -217,20 +227,6 @@ def draw_plane(axes: Axes, view: CaseView, plane: Plane, numbers: bool = True) -
         text.set_path_effects([patheffects.withStroke(linewidth=2.0, foreground="black")])
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-
-
-def plane_picture(view: CaseView, plane: Plane, pixels: int = 560, quality: int = 82) -> bytes:
-    """One plane as a WebP picture whose longer side has `pixels`."""
-    width, height = plane_size_mm(view, plane)
-    inches = 4.0 / max(width, height)
-    figure = plt.figure(figsize=(max(1.0, width * inches), max(1.0, height * inches)), facecolor="black")
-    draw_plane(figure.add_axes((0.0, 0.0, 1.0, 1.0)), view, plane)
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="webp", dpi=pixels / 4.0, facecolor="black", pil_kwargs={"quality": quality}
-    )
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def case_figure(view: CaseView, title: str = "") -> Figure:
@@ -287,14 +283,11 @@ def _contour(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], style: 
 
 
 def _number(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], number: int) -> None:
-    """The class's number on the largest piece of its truth, at the point deepest inside."""
-    if not mask.any():
+    """The class's number on its truth."""
+    point = deepest_point(mask)
+    if point is None:
         return
-    pieces, _ = ndimage.label(mask)
-    largest = np.bincount(pieces.ravel())[1:].argmax() + 1
-    deep = ndimage.distance_transform_edt(np.pad(pieces == largest, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(deep.argmax()), mask.shape)
-    x = (column + 0.5) * size_mm[0] / mask.shape[1]
-    y = (row + 0.5) * size_mm[1] / mask.shape[0]
+    x = (point[1] + 0.5) * size_mm[0] / mask.shape[1]
+    y = (point[0] + 0.5) * size_mm[1] / mask.shape[0]
     text = axes.text(x, y, str(number), color="white", fontsize=8, ha="center", va="center")
     text.set_path_effects([patheffects.withStroke(linewidth=2.0, foreground="black")])

@@ -1,102 +1,64 @@
-"""One HTML page about one run: what was run, its tables, the training curve, pictures of good and bad cases.
+"""One HTML page about one run: what was run, its tables, its training, pictures of good and bad cases, what the
+model makes of each class, and what became of the raw scans.
 
-The page holds everything itself (styles, curve, pictures) and asks nothing of a network. Arrays are [D,H,W] =
-(z,y,x).
+The page holds everything itself (styles, script, figures, pictures) and asks nothing of a network. Arrays are
+[D,H,W] = (z,y,x).
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-import matplotlib
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from tqdm import tqdm
 
-from iris_pipeline.evaluate import (
-    BASELINE_RUN,
-    dataset_spec,
-    image_files,
-    with_values,
+from iris_pipeline.embedding_map import EmbeddingMap, embedding_map
+from iris_pipeline.embeddings import CASES_PER_DATASET, run_embeddings
+from iris_pipeline.evaluate import dataset_spec
+from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
+from iris_pipeline.intake import WORDS, Intake, intake_of
+from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
+from iris_pipeline.pages import page_environment
+from iris_pipeline.provenance import without_machine
+from iris_pipeline.report_parts import (
+    LARGEST_PLOT,
+    RANKS,
+    DatasetPart,
+    dataset_part,
+    first_strategy,
+    headline,
+    ordered_strategies,
+    pick_cases,
+    read_view,
+    told_score,
 )
-from iris_pipeline.overlays import (
-    CONVENTION,
-    PLANES,
-    PREDICTION,
-    TRUTH,
-    CaseView,
-    case_figure,
-    plane_picture,
-    view_case,
-)
-from iris_pipeline.tables import (
-    PAPER_RUN,
-    STRATEGY_ORDER,
-    Table,
-    collect_rows,
-    dataset_table,
-    overview_table,
-    read_run,
-)
-from preprocessing.adapters import find_cases
-from preprocessing.class_names import read_class_names
-from preprocessing.errors import EvaluationError, IrisError, RawDataError
+from iris_pipeline.rows import BASELINE_RUN
+from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_table, read_run
+from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import write_text
 from preprocessing.paths import Root
-from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from preprocessing.store import MANIFEST
 
 PAGE = "report.html"
 LARGEST_PAGE_BYTES = 10_000_000
 PICTURE_PIXELS = 560
 # Measured on noisy MR, the costliest: bytes of a pixel as WebP at quality 82, in base64.
 BYTES_A_PIXEL = 0.5
-RANKS = ("best", "median", "worst")
-_INK = "#123457"  # stands for the page's own text colour inside the curve
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One plane of one case. uri: the picture itself, as a data address."""
+class MapPart:
+    """The embeddings on the page. legend: (group, its number, its marker)."""
 
-    plane: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class CasePart:
-    """One case on the page. scores: (number in the picture, class, Dice as text)."""
-
-    rank: str
-    case: str
-    mean: str
-    scores: tuple[tuple[int, str, str], ...]
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class DatasetPart:
-    """One dataset on the page. problem: why there are no pictures, one sentence, or ""."""
-
-    name: str
-    title: str
-    modality: str
-    remarks: str
-    table: Table
-    strategy: str
-    cases: tuple[CasePart, ...]
-    problem: str
+    found: EmbeddingMap
+    tsne: Markup
+    pca: Markup
+    legend: tuple[tuple[str, int, Markup], ...]
 
 
 def write_report(
@@ -106,21 +68,39 @@ def write_report(
     *,
     out: Path | None = None,
     strategy: str | None = None,
+    embedded_cases: int = CASES_PER_DATASET,
     progress: bool = True,
 ) -> tuple[Path, list[str]]:
     """Write the page of the run in folder `run`, by default as report.html inside.
 
-    Returns the page and sentences about what it had to leave out. root.raw has the scans for the pictures;
-    without them the page tells so and goes without. strategy: the one that is pictured, by default the first
-    of one-shot, ensemble, ... that a dataset has. Raises EvaluationError if nothing of the run was evaluated,
-    or the page would be above 10 MB.
+    Returns the page and sentences about what it had to leave out. root.raw has the scans for the pictures,
+    root.preprocessed the stores for intake and embeddings; what is not there the page goes without and tells
+    so. strategy: the one that is pictured, by default the first of one-shot, ensemble, ... that a dataset has.
+    Raises EvaluationError if nothing of the run was evaluated, or the page would be above 10 MB.
     """
     rows = collect_rows(run.parent, [run.name])
     datasets = sorted(set(rows["dataset"]))
     pixels = picture_pixels(len(datasets) * len(RANKS) * len(PLANES))
     bar = tqdm(datasets, desc="pictures", unit="dataset", disable=not progress, dynamic_ncols=True)
-    parts = [_dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels) for name in bar]
-    html = render(run, rows, parts, made_by)
+    plotted = ordered_strategies(rows[rows["run"] != BASELINE_RUN])[:LARGEST_PLOT]
+    parts = [
+        dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels, plotted)
+        for name in bar
+    ]
+    left_out = [f"No pictures of {part.name}: {part.problem}" for part in parts if part.problem]
+    intakes: list[Intake] = []
+    for name in dict.fromkeys([*datasets, *_stored(root.preprocessed)]):
+        try:
+            intakes.append(intake_of(root.preprocessed / name))
+        except IrisError as error:
+            left_out.append(f"No intake of {name}: {error}")
+    embedded: MapPart | str
+    try:
+        embedded = _map_part(run, root, embedded_cases, progress)
+    except IrisError as error:
+        embedded = without_machine(str(error))
+        left_out.append(f"No map of embeddings: {error}")
+    html = render(run, rows, parts, intakes, embedded, made_by)
     if len(html.encode()) > LARGEST_PAGE_BYTES:
         raise EvaluationError(
             f"A page holds at most {LARGEST_PAGE_BYTES / 1e6:.0f} MB; this one has "
@@ -128,7 +108,7 @@ def write_report(
         )
     path = out or run / PAGE
     write_text(path, html)
-    return path, [f"No pictures of {part.name}: {part.problem}" for part in parts if part.problem]
+    return path, left_out
 
 
 def write_picture(
@@ -141,7 +121,7 @@ def write_picture(
     """
     rows = collect_rows(run.parent, [run.name])
     rows = rows[(rows["dataset"] == dataset) & (rows["run"] != BASELINE_RUN)]
-    chosen = strategy or _first_strategy(rows)
+    chosen = strategy or first_strategy(rows)
     rows = rows[rows["strategy"] == chosen]
     ranked = {rank: name for rank, name in pick_cases(rows)}
     case = case or ranked.get("median") or ranked.get("best")
@@ -152,8 +132,8 @@ def write_picture(
             f"'{chosen}', case '{case}': run iris_evaluate, or choose others."
         )
     spec = dataset_spec(dataset, root.preprocessed)
-    view = _view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
-    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {_text(scores.mean())}"
+    view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
+    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {told_score(scores.mean())}"
     figure = case_figure(view, title)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".part.{out.name}")
@@ -163,33 +143,42 @@ def write_picture(
     return title
 
 
-def render(run: Path, rows: pd.DataFrame, parts: Sequence[DatasetPart], made_by: str) -> str:
-    """The page's HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("iris_pipeline"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+def render(
+    run: Path,
+    rows: pd.DataFrame,
+    parts: Sequence[DatasetPart],
+    intakes: Sequence[Intake],
+    embedded: MapPart | str,
+    made_by: str,
+) -> str:
+    """The page's HTML. embedded: the map, or one sentence why there is none."""
+    ours = rows[rows["run"] != BASELINE_RUN]
+    strategies = ordered_strategies(ours)[:LARGEST_PLOT]
+    return (
+        page_environment()
+        .get_template(PAGE)
+        .render(
+            run=run.name,
+            facts=read_run(run),
+            headline=headline(rows),
+            overview=overview_table(rows) if len(parts) > 1 else None,
+            overview_boxes=_overview_boxes(ours, strategies) if len(parts) > 1 else "",
+            strategies=strategies,
+            parts=parts,
+            intakes=intakes,
+            words=WORDS,
+            curve=training_curve(run),
+            map=None if isinstance(embedded, str) else embedded,
+            map_problem=embedded if isinstance(embedded, str) else "",
+            convention=CONVENTION,
+            truth=TRUTH,
+            prediction=PREDICTION,
+            quiet_runs=(BASELINE_RUN, PAPER_RUN),
+            row_key=ROW_KEY,
+            series=SERIES,
+            made_by=made_by,
+        )
     )
-    environment.filters["with_code"] = with_code
-    return environment.get_template(PAGE).render(
-        run=run.name,
-        facts=read_run(run),
-        overview=overview_table(rows) if len(parts) > 1 else None,
-        parts=parts,
-        curve=training_curve(run),
-        convention=CONVENTION,
-        truth=TRUTH,
-        prediction=PREDICTION,
-        quiet_runs=(BASELINE_RUN, PAPER_RUN),
-        made_by=made_by,
-    )
-
-
-def with_code(text: str) -> Markup:
-    """Text for HTML, escaped, where what stands between backquotes is set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def picture_pixels(pictures: int) -> int:
@@ -198,138 +187,25 @@ def picture_pixels(pictures: int) -> int:
     return max(120, min(PICTURE_PIXELS, int(math.sqrt(each))))
 
 
-def pick_cases(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(rank, case) of the best, median and worst case by mean Dice over the scored classes, none twice.
-
-    Of an even number of cases the better one of the middle is the median. Cases without a score cannot be
-    ranked.
-    """
-    means = rows.groupby("case")["dice"].mean().dropna()
-    # Equal scores in the order of the names, so that the page is the same each time.
-    order = list(means.sort_index().sort_values(ascending=False, kind="stable").index)
-    if not order:
-        return []
-    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
-    chosen: dict[str, str] = {}
-    for rank in ("best", "worst", "median"):
-        case = str(order[places[rank]])
-        if case not in chosen.values():
-            chosen[rank] = case
-    return [(rank, chosen[rank]) for rank in RANKS if rank in chosen]
+def _stored(preprocessed: Path) -> list[str]:
+    return sorted(path.parent.name for path in preprocessed.glob(f"*/{MANIFEST}"))
 
 
-def training_curve(run: Path) -> str:
-    """Loss and validation Dice as an SVG in the page's own text colour; "" where there is no train.csv."""
-    try:
-        steps = pd.read_csv(run / "train.csv")
-    except (OSError, ValueError):
-        return ""
-    losses = steps.dropna(subset=["loss"])
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": run.name, "font.size": 11}):
-        figure, left = plt.subplots(figsize=(7.5, 4.0), layout="constrained")
-        left.plot(losses["iteration"], losses["loss"], color="#8a8f98", linewidth=1.2, label="training loss")
-        left.set(xlabel="iteration", ylabel="Dice + cross-entropy loss", ylim=(0, None))
-        right = left.twinx()
-        for name, points in _validation(run, steps):
-            right.plot(points["iteration"], points["dice"], marker="o", markersize=3, label=name)
-        right.set(ylabel="validation Dice", ylim=(0, 1))
-        handles = [handle for axes in (left, right) for handle in axes.get_legend_handles_labels()[0]]
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-        for text in legend.get_texts():
-            text.set_color(_INK)
-        for axes in (left, right):
-            axes.tick_params(colors=_INK)
-            axes.xaxis.label.set_color(_INK)
-            axes.yaxis.label.set_color(_INK)
-            for spine in axes.spines.values():
-                spine.set_color(_INK)
-        text = io.StringIO()
-        figure.savefig(
-            text,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
-        plt.close(figure)
-    drawing = text.getvalue()
-    return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
-
-
-def _validation(run: Path, steps: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Validation Dice over iterations: per dataset from validation.csv, else the mean from train.csv."""
-    try:
-        scores = pd.read_csv(run / "validation.csv")
-    except (OSError, ValueError):
-        scores = pd.DataFrame()
-    if not scores.empty:
-        return [(str(name), points) for name, points in scores.groupby("dataset", sort=False)]
-    if "validation_dice" not in steps:
-        return []
-    points = steps.dropna(subset=["validation_dice"]).rename(columns={"validation_dice": "dice"})
-    return [("validation Dice", points)] if len(points) else []
-
-
-def _dataset_part(
-    run: Path, rows: pd.DataFrame, name: str, root: Root, strategy: str | None, pixels: int
-) -> DatasetPart:
-    """A dataset whose scans cannot be had still gets its table."""
-    ours = rows[rows["run"] != BASELINE_RUN]
-    chosen = strategy if strategy is not None else _first_strategy(ours)
-    title, modality, remarks, column, problem = name, "", "", None, ""
-    cases: list[CasePart] = []
-    try:
-        spec = dataset_spec(name, root.preprocessed)
-        title, modality, remarks, column = spec.title, spec.modality, spec.remarks, spec.paper_column
-        shown = ours[ours["strategy"] == chosen]
-        for rank, case in pick_cases(shown):
-            view = _view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
-            cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels))
-        if not cases:
-            problem = f"the strategy '{chosen}' has no scored case here."
-    except (IrisError, OSError) as error:
-        problem = str(error)
-    table = dataset_table(rows, name, column)
-    return DatasetPart(name, title, modality, remarks, table, chosen, tuple(cases), problem)
-
-
-def _first_strategy(rows: pd.DataFrame) -> str:
-    there = sorted(set(rows["strategy"]))
-    return next((name for name in STRATEGY_ORDER if name in there), there[0] if there else "")
-
-
-def _view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> CaseView:
-    """Read scan, truth and prediction of a case and bring them together."""
-    found = {item.id: item for item in find_cases(raw, spec)}
-    if case not in found or found[case].labels is None:
-        raise RawDataError(
-            f"The scan or the label of case '{case}' is not under {raw}: put it there, or give --raw."
-        )
-    files = {case_id_of(path): path for path in image_files(predictions)} if predictions.is_dir() else {}
-    if case not in files:
-        raise RawDataError(f"The prediction of case '{case}' is not in {predictions}: predict it again.")
-    labels = found[case].labels
-    assert labels is not None
-    classes = read_class_names(predictions) or spec.classes
-    predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
-    named = {name: value for name, value in spec.classes.items() if name in classes}
-    image = found[case].image.read_image()
-    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
-
-
-def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int) -> CasePart:
-    by_class = rows.set_index("class")["dice"]
-    scores = tuple(
-        (number, name, _text(by_class.get(name)))
-        for number, name in enumerate(view.classes, 1)
-        if name in by_class
+def _overview_boxes(rows: pd.DataFrame, strategies: Sequence[str]) -> Markup:
+    """Box plots of the cases' mean Dice: a line a dataset and strategy."""
+    means = rows.groupby(["dataset", "strategy", "case"], sort=False)["dice"].mean().reset_index()
+    return box_plot(
+        means.sort_values("dataset", kind="stable"), "dataset", strategies, "Box plot of each dataset's Dice"
     )
-    pictures = tuple(Picture(plane, _uri(plane_picture(view, plane, pixels))) for plane in PLANES)
-    return CasePart(rank, case, _text(by_class.mean()), scores, pictures)
 
 
-def _uri(picture: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(picture).decode("ascii")
-
-
-def _text(value: float | None) -> str:
-    return "not scored" if value is None or pd.isna(value) else f"{value:.3f}"
+def _map_part(run: Path, root: Root, cases: int, progress: bool) -> MapPart:
+    found = embedding_map(run_embeddings(run, root.preprocessed, cases=cases, progress=progress))
+    order = group_order(found.points["group"])
+    legend = tuple((name, number % SERIES, Markup(marker(number, 8, 8, 5))) for name, number in order.items())
+    return MapPart(
+        found,
+        map_plot(found.points, "tsne", "Map of task embeddings by t-SNE, coloured by anatomy"),
+        map_plot(found.points, "pca", "Map of task embeddings by principal components, coloured by anatomy"),
+        legend,
+    )

@@ -61,5 +61,9 @@ class EvaluationError(IrisError):
     """Predictions and truth cannot be compared."""
 
 
+class BrowserError(IrisError):
+    """A page cannot be shown or pictured: no browser, no viewer, or a browser that gave up."""
+
+
 class ExportError(IrisError):
     """A dataset cannot be written in another tool's form."""

@@ -19,9 +19,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary name, then rename: a reader never meets half a file."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scans import save
 
-from iris_pipeline.cli.evaluate import evaluate_main, report_main
+from iris_pipeline.cli.evaluate import evaluate_main
+from iris_pipeline.cli.report import report_main
 from iris_pipeline.cli.tables import tables_main
 from iris_pipeline.tables import read_rows
 from preprocessing.store import Store

@@ -176,7 +176,8 @@ def test_every_dependency_is_pinned_to_what_it_asks_for() -> None:
     from packaging.requirements import Requirement
 
     project = PYPROJECT["project"]
-    wanted = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    wanted = [Requirement(line) for line in project["dependencies"] + extras]
     pinned = pins()
     for requirement in wanted:
         release = pinned.get(requirement_name(requirement.name))

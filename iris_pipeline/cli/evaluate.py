@@ -1,16 +1,14 @@
-"""iris_evaluate: predictions against truth. iris_report: a run's page."""
+"""iris_evaluate: predictions against truth."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.cli._common import run
 from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
@@ -20,13 +18,13 @@ from iris_pipeline.evaluate import (
     TruthCase,
     dataset_spec,
     evaluate_folder,
+    measure_options,
     method_origin,
     read_origin,
     truth_cases,
 )
 from iris_pipeline.measure_tables import measures_table
 from iris_pipeline.provenance import made_by
-from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.rows import write_rows
 from iris_pipeline.table_format import to_markdown
 from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
@@ -145,7 +143,7 @@ def _evaluate_one(
         truths,
         origin,
         classes=_named_values(arguments.classes),
-        measures=MeasureOptions.of(spec) if spec is not None else None,
+        measures=measure_options(spec),
         truth_classes=truth_classes,
         partly_labelled=spec is not None and spec.partly_labelled,
         workers=min(arguments.workers, max(1, len(truths) // 4)),
@@ -250,58 +248,3 @@ def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
     for case, reason in evaluation.failures.items():
         print(f"{case}: {reason}", file=sys.stderr)
     print(f"Written: {out}")
-
-
-def report_main(argv: list[str] | None = None) -> int:
-    """`iris_report RUN`: one HTML page about a run, pictures included."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="iris_report",
-        description="One HTML page about a run: tables, training curve, pictures of its cases.",
-    )
-    parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
-    parser.add_argument(
-        "-o", metavar="FILE", help="the page to write (default: report.html in the run's folder)"
-    )
-    parser.add_argument(
-        "--strategy", metavar="NAME", help="the one that is pictured (default: one-shot if it is there)"
-    )
-    parser.add_argument(
-        "--picture", metavar="FILE", help="instead of a page: one case of -d as a picture (.png, .pdf)"
-    )
-    parser.add_argument("-d", metavar="DATASET", help="of --picture")
-    parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
-    parser.add_argument("--root", help=ROOT_HELP)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
-    arguments = parser.parse_args(argv)
-    return run(lambda: _report_command(arguments, made_by("iris_report", argv)))
-
-
-def _report_command(arguments: argparse.Namespace, line: str) -> int:
-    root = Root.resolve(arguments.root, arguments.raw)
-    folder = _run_folder(arguments.run, root)
-    if arguments.picture:
-        if not arguments.d:
-            raise EvaluationError("A picture shows a case of one dataset: name it with -d.")
-        picture = Path(arguments.picture)
-        title = write_picture(
-            folder, root, arguments.d, picture, strategy=arguments.strategy, case=arguments.case
-        )
-        print(f"Written: {picture} ({title})")
-        return 0
-    out = Path(arguments.o) if arguments.o else None
-    path, left_out = write_report(folder, root, line, out=out, strategy=arguments.strategy)
-    for sentence in left_out:
-        print(sentence, file=sys.stderr)
-    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
-
-
-def _run_folder(name: str, root: Root) -> Path:
-    """A run under results/ by name, or the folder itself."""
-    candidates: Sequence[Path] = (root.results / name, Path(name).expanduser())
-    for folder in candidates:
-        if (folder / EVALUATION).is_dir():
-            return folder if folder.name else folder.resolve()  # "." has no name
-    known = ", ".join(sorted(path.parent.name for path in root.results.glob(f"*/{EVALUATION}"))) or "none"
-    raise EvaluationError(f"'{name}' is no evaluated run; under {root.results} there are: {known}.")

@@ -1,0 +1,141 @@
+"""iris_report: one page about a run, or a picture of a case. iris_embeddings: what a model makes of each class."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from iris_pipeline.browser import Screen, picture_page
+from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.embedding_map import FILE as NEAREST_FILE
+from iris_pipeline.embedding_map import embedding_map, write_nearest
+from iris_pipeline.embeddings import CASES_PER_DATASET, FILE, run_embeddings
+from iris_pipeline.provenance import made_by
+from iris_pipeline.report import write_picture, write_report
+from iris_pipeline.tables import EVALUATION
+from preprocessing.errors import EvaluationError
+from preprocessing.paths import Root
+
+ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
+SCREENS = {"desktop": Screen(1280, 900), "phone": Screen(390, 844, scale=2.0, phone=True)}
+
+
+def report_main(argv: list[str] | None = None) -> int:
+    """`iris_report RUN`: one HTML page about a run, pictures included."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_report",
+        description="One HTML page about a run: tables, figures, pictures of its cases, the map of its tasks.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
+    parser.add_argument(
+        "-o", metavar="FILE", help="the page to write (default: report.html in the run's folder)"
+    )
+    parser.add_argument(
+        "--strategy", metavar="NAME", help="the one that is pictured (default: one-shot if it is there)"
+    )
+    parser.add_argument(
+        "--screenshot", metavar="FILE", help="a picture of the page too (.png); needs Chromium or Chrome"
+    )
+    parser.add_argument("--screen", choices=list(SCREENS), default="desktop", help="of --screenshot")
+    parser.add_argument("--dark", action="store_true", help="--screenshot as readers of dark pages see it")
+    parser.add_argument(
+        "--at",
+        metavar="ID",
+        default="",
+        help="of --screenshot: begin at this part, e.g. a dataset, embeddings",
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", help="instead of a page: one case of -d as a picture (.png, .pdf)"
+    )
+    parser.add_argument("-d", metavar="DATASET", help="of --picture")
+    parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
+    parser.add_argument("--root", help=ROOT_HELP)
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    arguments = parser.parse_args(argv)
+    return run(lambda: _report_command(arguments, made_by("iris_report", argv)))
+
+
+def _report_command(arguments: argparse.Namespace, line: str) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    folder = _run_folder(arguments.run, root)
+    if arguments.picture:
+        if not arguments.d:
+            raise EvaluationError("A picture shows a case of one dataset: name it with -d.")
+        picture = Path(arguments.picture)
+        title = write_picture(
+            folder, root, arguments.d, picture, strategy=arguments.strategy, case=arguments.case
+        )
+        print(f"Written: {picture} ({title})")
+        return 0
+    out = Path(arguments.o) if arguments.o else None
+    path, left_out = write_report(folder, root, line, out=out, strategy=arguments.strategy)
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if arguments.screenshot:
+        screenshot = Path(arguments.screenshot)
+        chosen = SCREENS[arguments.screen]
+        screen = Screen(chosen.width, chosen.height, chosen.scale, arguments.dark, chosen.phone)
+        picture_page(path, screenshot, screen, part=arguments.at)
+        print(f"Written: {screenshot}")
+    return 0
+
+
+def embeddings_main(argv: list[str] | None = None) -> int:
+    """`iris_embeddings RUN`: task embeddings of every class, and each one's nearest in another dataset."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="iris_embeddings",
+        description="What a model makes of every class: does the same organ of two datasets lie together?",
+    )
+    parser.add_argument("run", metavar="RUN", help="a trained run under results/, or its folder")
+    parser.add_argument(
+        "--cases",
+        type=at_least_one,
+        default=CASES_PER_DATASET,
+        metavar="N",
+        help="references of each dataset (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
+    parser.add_argument("--overwrite", action="store_true", help="encode again what is there")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--root", help=ROOT_HELP)
+    arguments = parser.parse_args(argv)
+    return run(lambda: _embeddings_command(arguments, made_by("iris_embeddings", argv)))
+
+
+def _embeddings_command(arguments: argparse.Namespace, line: str) -> int:
+    root = Root.resolve(arguments.root)
+    named = root.results / arguments.run
+    folder = named if named.is_dir() else Path(arguments.run).expanduser()
+    made = run_embeddings(
+        folder,
+        root.preprocessed,
+        cases=arguments.cases,
+        seed=arguments.seed,
+        device=choose_device(arguments.device),
+        overwrite=arguments.overwrite,
+    )
+    found = embedding_map(made, arguments.seed)
+    write_nearest(folder / NEAREST_FILE, found, line)
+    for row in found.nearest.to_dict("records"):
+        near = ""
+        if isinstance(row["nearest class"], str):
+            near = f" -> {row['nearest class']} ({row['nearest dataset']}), cosine {row['cosine']:.3f}, "
+            near += f"anatomy: {row['relation']}"
+        print(f"{row['class']} ({row['dataset']}){near}")
+    for sentence in (found.classes.sentence, found.cases.sentence, *found.notes):
+        print(sentence)
+    print(f"Written: {folder / NEAREST_FILE}; vectors in {folder / FILE}")
+    return 0
+
+
+def _run_folder(name: str, root: Root) -> Path:
+    """A run under results/ by name, or the folder itself."""
+    for folder in (root.results / name, Path(name).expanduser()):
+        if (folder / EVALUATION).is_dir():
+            return folder if folder.name else folder.resolve()  # "." has no name
+    known = ", ".join(sorted(path.parent.name for path in root.results.glob(f"*/{EVALUATION}"))) or "none"
+    raise EvaluationError(f"'{name}' is no evaluated run; under {root.results} there are: {known}.")

@@ -1,0 +1,244 @@
+"""The parts of a report's page: a dataset's tables, box plot and pictured cases, and the figures at the top.
+
+Metrics are read by the names of their columns: an evaluation that has more of them shows more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from iris_pipeline import paper
+from iris_pipeline.evaluate import dataset_spec, image_files, with_values
+from iris_pipeline.figures import box_plot
+from iris_pipeline.layers import plane_layers
+from iris_pipeline.measure_tables import COLUMNS, measures_table, with_absolute
+from iris_pipeline.overlays import PLANES, CaseView, view_case
+from iris_pipeline.provenance import without_machine
+from iris_pipeline.rows import BASELINE_RUN
+from iris_pipeline.table_format import Table
+from iris_pipeline.tables import class_means, dataset_table, strategy_place
+from preprocessing.adapters import find_cases
+from preprocessing.class_names import read_class_names
+from preprocessing.errors import IrisError, RawDataError
+from preprocessing.paths import Root
+from preprocessing.spec import DatasetSpec
+from preprocessing.volume import case_id_of, read_labels
+
+RANKS = ("best", "median", "worst")
+LARGEST_PLOT = 6
+"""Strategies in a box plot: with more, boxes cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plane of one case, drawn."""
+
+    plane: str
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class CasePart:
+    """One case on the page. scores: (number in the picture, class, Dice as text)."""
+
+    rank: str
+    case: str
+    mean: str
+    scores: tuple[tuple[int, str, str], ...]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """One dataset on the page. problem: why there are no pictures, one sentence, or ""."""
+
+    name: str
+    title: str
+    modality: str
+    role: str
+    remarks: str
+    table: Table
+    measures: Table | None
+    strategy: str
+    classes: Table
+    boxes: Markup
+    all_cases: Table
+    cases: tuple[CasePart, ...]
+    problem: str
+
+
+def dataset_part(
+    run: Path,
+    rows: pd.DataFrame,
+    name: str,
+    root: Root,
+    strategy: str | None,
+    pixels: int,
+    plotted: Sequence[str],
+) -> DatasetPart:
+    """A dataset whose scans cannot be had still gets its tables. rows: its own; plotted: strategies of the plots."""
+    ours = rows[rows["run"] != BASELINE_RUN]
+    chosen = strategy if strategy is not None else first_strategy(ours)
+    shown = ours[ours["strategy"] == chosen]
+    title, modality, role, remarks, column, problem = name, "", "", "", None, ""
+    cases: list[CasePart] = []
+    try:
+        spec = dataset_spec(name, root.preprocessed)
+        title, modality, role = spec.title, spec.modality, spec.role
+        remarks, column = spec.remarks, paper.whole_column(spec)
+        for rank, case in pick_cases(shown):
+            view = read_view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
+            cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels, title))
+        if not cases:
+            problem = f"the strategy '{chosen}' has no scored case here."
+    except (IrisError, OSError) as error:
+        problem = without_machine(str(error))
+    return DatasetPart(
+        name=name,
+        title=title,
+        modality=modality,
+        role=role,
+        remarks=remarks,
+        table=dataset_table(rows, name, column),
+        measures=measures_table(rows, name),
+        strategy=chosen,
+        classes=class_table(shown, name),
+        boxes=box_plot(ours, "class", plotted, f"Box plot of the Dice of each class of {title}"),
+        all_cases=case_table(shown, name),
+        cases=tuple(cases),
+        problem=problem,
+    )
+
+
+def class_table(rows: pd.DataFrame, dataset: str) -> Table:
+    """Rows: classes; columns: scored cases, Dice's mean, spread and range, the means of all other measures."""
+    rows = with_absolute(rows)
+    others = {name: shown for name, shown in COLUMNS.items() if name != "dice" and rows[name].notna().any()}
+    lines = []
+    for name, part in rows.groupby("class", sort=False):
+        dice = part["dice"].dropna()
+        line = {"class": str(name), "cases": str(len(dice))}
+        line |= {"Dice": told_score(dice.mean()), "sd": told_score(dice.std() if len(dice) > 1 else None)}
+        line |= {"median": told_score(dice.median()), "lowest": told_score(dice.min())}
+        line |= {"highest": told_score(dice.max())}
+        for measure, (heading, digits) in others.items():
+            mean = part[measure].mean()
+            line |= {heading: "" if pd.isna(mean) else f"{mean:.{digits}f}"}
+        lines.append(line)
+    note = (
+        "Over the scored cases; sd is the sample's. Other measures are means over the cases that have them."
+    )
+    return Table(f"{dataset}_classes", "Classes", pd.DataFrame(lines).fillna(""), (note,))
+
+
+def case_table(rows: pd.DataFrame, dataset: str) -> Table:
+    """Rows: cases, worst first; columns: the Dice of each class, their mean."""
+    wide = rows.pivot_table(
+        index="case", columns="class", values="dice", aggfunc="mean", sort=False, dropna=False
+    )
+    wide = wide.assign(mean=wide.mean(axis=1)).sort_values("mean", kind="stable")
+    frame = wide.map(lambda value: "" if pd.isna(value) else f"{value:.3f}").reset_index()
+    frame.columns.name = None
+    return Table(f"{dataset}_cases", "All cases", frame, ())
+
+
+def headline(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(figure, what it is) for the top of the page: sizes first, then the mean Dice of each whole strategy."""
+    ours = rows[rows["run"] != BASELINE_RUN]
+    datasets = ours["dataset"].nunique()
+    cases = len(ours[["dataset", "case"]].drop_duplicates())
+    classes = len(ours[["dataset", "class"]].drop_duplicates())
+    told = [
+        (str(datasets), "dataset" if datasets == 1 else "datasets"),
+        (str(cases), "scans segmented"),
+        (str(classes), "class" if classes == 1 else "classes"),
+    ]
+    for strategy in ordered_strategies(ours):
+        part = ours[ours["strategy"] == strategy]
+        means = [class_means(group).mean() for _, group in part.groupby("dataset")]
+        if len(means) == datasets and not any(pd.isna(mean) for mean in means):
+            told.append((f"{sum(means) / len(means):.3f}", f"mean Dice, {strategy}"))
+    return told
+
+
+def pick_cases(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(rank, case) of the best, median and worst case by mean Dice over the scored classes, none twice.
+
+    Of an even number of cases the better one of the middle is the median. Cases without a score cannot be
+    ranked.
+    """
+    means = rows.groupby("case")["dice"].mean().dropna()
+    # Equal scores in the order of the names, so that the page is the same each time.
+    order = list(means.sort_index().sort_values(ascending=False, kind="stable").index)
+    if not order:
+        return []
+    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
+    chosen: dict[str, str] = {}
+    for rank in ("best", "worst", "median"):
+        case = str(order[places[rank]])
+        if case not in chosen.values():
+            chosen[rank] = case
+    return [(rank, chosen[rank]) for rank in RANKS if rank in chosen]
+
+
+def ordered_strategies(rows: pd.DataFrame) -> list[str]:
+    """The strategies that are there, in the order of the tables."""
+    return sorted(set(rows["strategy"]), key=strategy_place)
+
+
+def first_strategy(rows: pd.DataFrame) -> str:
+    """The one that is pictured if nobody says which; "" without any."""
+    return next(iter(ordered_strategies(rows)), "")
+
+
+def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> CaseView:
+    """Read scan, truth and prediction of a case and bring them together; RawDataError where one is not there."""
+    found = {item.id: item for item in find_cases(raw, spec)}
+    if case not in found or found[case].labels is None:
+        raise RawDataError(
+            f"The scan or the label of case '{case}' is not under {raw}: put it there, or give --raw."
+        )
+    files = {case_id_of(path): path for path in image_files(predictions)} if predictions.is_dir() else {}
+    if case not in files:
+        raise RawDataError(f"The prediction of case '{case}' is not in {predictions}: predict it again.")
+    labels = found[case].labels
+    assert labels is not None
+    classes = read_class_names(predictions) or spec.classes
+    predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
+    named = {name: value for name, value in spec.classes.items() if name in classes}
+    image = found[case].image.read_image()
+    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
+
+
+def told_score(value: float | None) -> str:
+    """Three digits behind the point, or that there is no score."""
+    return "not scored" if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def _case_part(rank: str, case: str, rows: pd.DataFrame, view: CaseView, pixels: int, title: str) -> CasePart:
+    by_class = rows.set_index("class")["dice"]
+    scores = tuple(
+        (number, name, told_score(by_class.get(name)))
+        for number, name in enumerate(view.classes, 1)
+        if name in by_class
+    )
+    told = "; ".join(f"{name} Dice {dice}" for _, name, dice in scores)
+    pictures = tuple(
+        Picture(
+            plane,
+            plane_layers(
+                view,
+                plane,
+                pixels,
+                f"{plane.capitalize()} plane of {title}, case {case}, with the outlines of truth and prediction: "
+                f"{told}",
+            ),
+        )
+        for plane in PLANES
+    )
+    return CasePart(rank, case, told_score(by_class.mean()), scores, pictures)
