@@ -14,7 +14,7 @@ from iris_pipeline.provenance import without_machine
 from preprocessing.errors import StoreError
 from preprocessing.files import load_json
 from preprocessing.fingerprint import FILE, Fingerprint, Verdict
-from preprocessing.store import Store
+from preprocessing.store import Manifest, Store
 
 WORDS: tuple[Verdict, ...] = ("ok", "repaired", "refused")
 
@@ -39,13 +39,19 @@ class Intake:
 
 
 def intake_of(folder: Path) -> Intake:
-    """The intake of the store in `folder`; StoreError where there is none, or its fingerprint is gone."""
+    """The intake of the store in `folder`; StoreError where there is none.
+
+    Spacings come from the fingerprint; without one that this version reads, the grids are shapes alone.
+    """
     store = Store.open(folder)
     manifest = store.manifest
-    print_ = load_json(
-        folder / FILE, Fingerprint, StoreError, f"run iris_plan_and_preprocess -d {folder.name}"
-    )
-    verdicts: dict[str, tuple[Verdict, str]] = {case.id: (case.verdict, case.why) for case in print_.cases}
+    try:
+        found = load_json(folder / FILE, Fingerprint, StoreError, "")
+    except StoreError:
+        found = None
+    verdicts: dict[str, tuple[Verdict, str]] = {}
+    if found is not None:
+        verdicts = {case.id: (case.verdict, case.why) for case in found.cases}
     # What was refused later, while it was prepared, only the manifest knows.
     verdicts |= {case.id: (case.verdict, case.why) for case in manifest.cases}
     verdicts |= {case: ("refused", why) for case, why in manifest.refused.items()}
@@ -60,18 +66,19 @@ def intake_of(folder: Path) -> Intake:
         said=tuple(
             (case, verdict, without_machine(why)) for case, (verdict, why) in sorted(verdicts.items()) if why
         ),
-        grids=_grids(print_),
+        grids=_grids(manifest, found),
         parts=", ".join(f"{name} {len(ids)}" for name, ids in split.items()) if split else "",
         reasons=manifest.plan.reasons,
     )
 
 
-def _grids(found: Fingerprint) -> str:
-    if not found.accepted:
-        return ""
-    shapes = _range([case.shape for case in found.accepted], "d")
-    spacings = _range([case.spacing_mm for case in found.accepted], ".3g")
-    return f"{shapes} voxels of {spacings} mm"
+def _grids(manifest: Manifest, found: Fingerprint | None) -> str:
+    if found is None or not found.accepted:
+        shapes = [case.native_shape for case in manifest.cases]
+        return f"{_range(shapes, 'd')} voxels in the files" if shapes else ""
+    shape = _range([case.shape for case in found.accepted], "d")
+    spacing = _range([case.spacing_mm for case in found.accepted], ".3g")
+    return f"{shape} voxels of {spacing} mm"
 
 
 def _range(triples: Iterable[tuple[float, ...]], form: str) -> str:
