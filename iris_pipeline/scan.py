@@ -24,7 +24,7 @@ from preprocessing.geometry import Reorientation
 from preprocessing.volume import Volume
 
 THRESHOLD = 0.5
-SLAB_BYTES = 3 * 2**29  # 1.5 GiB: of the float32 probabilities that are held at a time
+SLAB_BYTES = 2**30  # of the float32 probabilities that are held at a time
 
 
 @dataclass(frozen=True)
