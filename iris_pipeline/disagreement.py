@@ -80,7 +80,7 @@ def _compared(
     box = _grown(found, prepared.image.shape, task.patch_size)
     scan, mask = prepared.image[box], prepared.labels[box]
     rough = replace(options, overlap=0.0)
-    moved = label_volume(loaded.model, scan, task, replace(rough, placement="high"))
+    moved = label_volume(loaded.model, scan, task, replace(rough, moved=True))
     signs = {"windows": _dice(mask, moved, task.classes)}
     answers = []
     for witness in witnesses(task)[:MOST_REFERENCES]:

@@ -23,7 +23,7 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source
-from preprocessing.spec import DatasetSpec, load_spec
+from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
 
@@ -187,6 +187,20 @@ def dataset_spec(name: str, preprocessed: Path) -> DatasetSpec:
     """The specification a store was made with, else the package's of that name; SpecError without both."""
     folder = preprocessed / name
     return Store.open(folder).manifest.spec if (folder / MANIFEST).is_file() else load_spec(name)
+
+
+def measure_options(spec: DatasetSpec | None) -> MeasureOptions:
+    """How a dataset is measured: as its specification says, the defaults without one.
+
+    A store keeps the specification it was made with. Where that one says nothing of measures, the package's of the
+    same name and classes is asked, so that a tolerance of today is used without making the store anew.
+    """
+    if spec is None:
+        return MeasureOptions()
+    silent = spec.tolerance_mm == DEFAULT_TOLERANCE_MM and not spec.lesions
+    if silent and spec.name in list_specs() and load_spec(spec.name).classes == spec.classes:
+        spec = load_spec(spec.name)
+    return MeasureOptions.of(spec)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from iris_pipeline import paper
-from iris_pipeline.tables import PAPER_METHODS, PAPER_RULE, PAPER_RUN, Table, paper_table
+from iris_pipeline.table_format import Table
+from iris_pipeline.tables import PAPER_METHODS, PAPER_RULE, PAPER_RUN, paper_table
 from preprocessing.errors import SpecError
 from preprocessing.spec import DatasetSpec
 

@@ -148,6 +148,7 @@ def predict_cases(
         "weighting": options.weighting,
         "classes": dict(classes),
         **({} if options.skip == "never" else {"skip": options.skip}),
+        **({"all_pieces": True} if options.all_pieces else {}),
         **made_from,
     }
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
@@ -254,8 +255,9 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
 
 
 def digest(task: TaskEmbedding) -> str:
-    """16 hex digits over names, tokens, grid and intensities of a task."""
+    """16 hex digits over names, tokens, grid and intensities of a task, and which classes are one piece."""
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
+    text += f" {task.one_piece()}"
     summed = hashlib.sha256(text.encode())
     for level in task.tokens:
         summed.update(level.float().cpu().contiguous().numpy().tobytes())

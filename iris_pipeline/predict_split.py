@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
+from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import STRATEGIES, TaskForQuery, task_for_query
@@ -104,6 +105,7 @@ def predict_split(
     raw = {case.id: case for case in cases}
     if experiment.strategy == "bank":
         task = bank(loaded, store.manifest.dataset)
+        task = replace(task, largest_pieces=stored_pieces(store, split, task.class_names))
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     elif store.manifest.role == "held-out":
         # Who is not scored (see splits.make_splits) may still show the task.
@@ -125,6 +127,19 @@ def predict_split(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float, ...]:
+    """`TaskEmbedding.largest_pieces` of classes over all training cases of a split; the bank itself keeps none."""
+    least = dict.fromkeys(names, 1.0)
+    seen = set()
+    for case_id in store.manifest.splits[split]["train"]:
+        for name, found in store.entry(case_id).classes.items():
+            if name in least and found.voxels:
+                labels = store.labels(case_id, found.bbox)
+                least[name] = min(least[name], largest_share(labels, store.manifest.classes[name]))
+                seen.add(name)
+    return tuple(least[name] if name in seen else 0.0 for name in names)
 
 
 def note_references(out: Path) -> Note:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
+from iris_pipeline import paper
 from iris_pipeline.evaluate import dataset_spec, image_files, with_values
 from iris_pipeline.figures import box_plot
 from iris_pipeline.layers import plane_layers
@@ -89,7 +90,7 @@ def dataset_part(
     try:
         spec = dataset_spec(name, root.preprocessed)
         title, modality, role = spec.title, spec.modality, spec.role
-        remarks, column = spec.remarks, spec.paper_column
+        remarks, column = spec.remarks, paper.whole_column(spec)
         for rank, case in pick_cases(shown):
             view = read_view(run / "predictions" / name / chosen, case, spec, spec.raw_folder(root.raw))
             cases.append(_case_part(rank, case, shown[shown["case"] == case], view, pixels, title))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from iris_pipeline import paper
 from iris_pipeline.comparisons import (
     ablation_tables,
     comparison_table,
@@ -37,7 +38,9 @@ def all_tables(
     names = list(dict.fromkeys(rows["run"]))
     facts = {name: found for name in names if (found := run_facts(root.results / name))}
     specs = _specs(root, rows, facts)
-    columns = {name: spec.paper_column for name, spec in specs.items() if spec.paper_column is not None}
+    columns = {
+        name: column for name, spec in specs.items() if (column := paper.whole_column(spec)) is not None
+    }
     by_dataset = with_paper_tables(result_tables(rows, columns), rows, specs)
     overview = [table for table in by_dataset if table.name == "overview"]
     forms = [table for table in by_dataset if table.name.startswith("paper_")]

@@ -19,7 +19,7 @@ from iris_pipeline.pool import Embedded, image_vector, unit_vector
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.task import TaskEmbedding, least_pieces
 from preprocessing.errors import ReferenceCaseError, TaskError
 
 
@@ -137,7 +137,16 @@ def class_vector(task: TaskEmbedding, name: str) -> Tensor:
 def _of_pool(task: TaskEmbedding, pool: Sequence[Embedded], references: int, made_by: str) -> TaskEmbedding:
     """The whole pool took part in the choice, so none of it may be the query: all hashes are kept."""
     hashes = tuple(dict.fromkeys(h for reference in pool for h in reference.task.reference_hashes))
-    return replace(task, references=references, class_references=(), reference_hashes=hashes, made_by=made_by)
+    shown = [name for name in task.class_names if any(name in r.task.class_names for r in pool)]
+    least = dict(zip(shown, least_pieces([r.task for r in pool], shown), strict=True))
+    return replace(
+        task,
+        references=references,
+        class_references=(),
+        largest_pieces=tuple(least.get(name, 0.0) for name in task.class_names),
+        reference_hashes=hashes,
+        made_by=made_by,
+    )
 
 
 def _cosine(first: Tensor | None, second: Tensor) -> float:

@@ -74,7 +74,7 @@ def role_table(
         )
         notes += count_note(key, pd.concat(found.values()))
     theirs = _paper_rows(
-        number, {headings[name]: specs[name].paper_column for name in datasets if name in specs}
+        number, {headings[name]: paper.whole_column(specs[name]) for name in datasets if name in specs}
     )
     if theirs:
         notes.append(PAPER_RULE)

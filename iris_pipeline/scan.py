@@ -14,6 +14,7 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
+from iris_pipeline.pieces import keep_largest
 from iris_pipeline.references import image_hash
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
@@ -113,8 +114,9 @@ def segment_scan(
     """Every class of the tasks (of different classes and values, see `unite`) in one scan; a pass a task.
 
     A voxel of the label map takes the class of its highest probability above 0.5, the first one of equals; 0
-    where there is none. TaskError if a task is of another model, ReferenceCaseError if the image is one of
-    the tasks' own references.
+    where there is none. A class that is one piece in every reference keeps its largest piece only (`pieces.py`;
+    masks and probabilities keep all). TaskError if a task is of another model, ReferenceCaseError if the image is
+    one of the tasks' own references.
     """
     options, wanted = options or InferenceOptions(), wanted or Wanted()
     for task in tasks:
@@ -144,6 +146,8 @@ def segment_scan(
             image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
         )
         _pass(loaded, task, prepared, options, progress, slab_bytes, take)
+    if not options.all_pieces:
+        keep_largest(labels, [task.classes[name] for task in tasks for name in task.one_piece()])
     classes = {name: value for task in tasks for name, value in task.classes.items()}
     certainty = _certainty(labels, best, classes) if wanted.certainty and best is not None else {}
     return replace(result, labels=turn.undo(labels), certainty=certainty)

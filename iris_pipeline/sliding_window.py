@@ -27,7 +27,6 @@ GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
 SAME = 1e-5  # grey values (in standard deviations) that are no farther apart are equal: resampling rounds
 AIR = 0.1  # standard deviations above a volume's minimum: noise of the air round a patient stays below
 Skip = Literal["never", "air"]
-Placement = Literal["middle", "low", "high"]
 
 
 class Segmenter(Protocol):
@@ -63,9 +62,9 @@ class InferenceOptions:
 
     overlap: share of a window that its neighbour covers too (0.5 is the paper's). batch_size: windows run
     together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
-    the volume's minimum are background without asking the network. placement: where a volume smaller than the
-    window lies in it, "middle" as in training; under "high" a larger one is moved by half a window, so that
-    every window cuts it elsewhere.
+    the volume's minimum are background without asking the network. moved: the windows lie elsewhere: a volume
+    moves by half a window, one smaller than the window by half of the way to its edge, as training saw it in the
+    middle only. all_pieces: crumbs of a class that is one piece in every reference stay in the label map.
     """
 
     overlap: float = 0.5
@@ -74,16 +73,13 @@ class InferenceOptions:
     device: str = "cpu"
     autocast: bool = False
     skip: Skip = "never"
-    placement: Placement = "middle"
+    moved: bool = False
+    all_pieces: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.weighting, self.batch_size)
         if self.skip not in get_args(Skip):
             raise ModelError(f"Windows to skip are {' or '.join(get_args(Skip))}; got {self.skip!r}.")
-        if self.placement not in get_args(Placement):
-            raise ModelError(
-                f"A volume lies {', '.join(get_args(Placement))} in its windows; got {self.placement!r}."
-            )
 
 
 def segment_volume(
@@ -154,7 +150,7 @@ def segment_slabs(
         )
     device = torch.device(options.device)
     window = task.patch_size
-    padded, inner = _pad_to_window(image, window, options.placement)
+    padded, inner = _pad_to_window(image, window, options.moved)
     minimum = float(padded.min())
     starts = [window_starts(n, w, options.overlap) for n, w in zip(padded.shape, window, strict=True)]
     weights = [
@@ -209,7 +205,7 @@ def window_bar(
     """A progress bar that counts the windows of a volume [D,H,W], cut into these rows."""
     total = 0
     for part in rows:
-        padded, inner = _padding(shape, window, options.placement)
+        padded, inner = _padding(shape, window, options.moved)
         starts = [window_starts(n, w, options.overlap) for n, w in zip(padded, window, strict=True)]
         low, high, _ = part.indices(shape[1]) if part else (0, shape[1], 1)
         reached = slice(inner[1].start + low, inner[1].start + high)
@@ -279,24 +275,23 @@ def _reaching(starts: Sequence[int], edge: int, part: slice) -> list[tuple[int, 
 
 
 def _padding(
-    shape: Sequence[int], window: Sequence[int], placement: Placement
+    shape: Sequence[int], window: Sequence[int], moved: bool
 ) -> tuple[tuple[int, ...], tuple[slice, ...]]:
     """Shape of the padded volume, and where the original lies in it."""
     missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
-    if placement == "high":
-        before = [m or w // 2 for m, w in zip(missing, window, strict=True)]
-    else:  # "middle" is where the crops of training lie
-        before = [m - m // 2 if placement == "middle" else 0 for m in missing]
+    before = [m - m // 2 for m in missing]  # as the crops of training lie
+    if moved:
+        before = [b + m // 4 if m else w // 2 for b, m, w in zip(before, missing, window, strict=True)]
     inner = tuple(slice(b, b + n) for n, b in zip(shape, before, strict=True))
     return tuple(max(w, part.stop) for w, part in zip(window, inner, strict=True)), inner
 
 
 def _pad_to_window(
-    image: np.ndarray, window: Sequence[int], placement: Placement
+    image: np.ndarray, window: Sequence[int], moved: bool
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
     """The image as float32, padded as `_padding` says with its minimum; and where the original lies in it."""
     image = np.ascontiguousarray(image, dtype=np.float32)
-    shape, inner = _padding(image.shape, window, placement)
+    shape, inner = _padding(image.shape, window, moved)
     if shape != image.shape:
         margins = [(part.start, n - part.stop) for n, part in zip(shape, inner, strict=True)]
         image = np.pad(image, margins, constant_values=image.min())

@@ -19,8 +19,9 @@ from torch import Tensor
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
+from iris_pipeline.pieces import largest_share
 from iris_pipeline.sliding_window import window_starts
-from iris_pipeline.task import TaskEmbedding, same_footing
+from iris_pipeline.task import TaskEmbedding, least_pieces, same_footing
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
@@ -120,6 +121,10 @@ def one_shot(
         made_by="one-shot",
         reference_hashes=(reference.image_hash,) if reference.image_hash else (),
         class_values=tuple(reference.classes[name] for name in boxes),
+        largest_pieces=tuple(
+            largest_share(reference.labels[tuple(slice(*edge) for edge in box)], reference.classes[name])
+            for name, box in boxes.items()
+        ),
     )
 
 
@@ -162,6 +167,7 @@ def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
             sum(t.class_references[t.class_names.index(name)] for t in tasks if name in t.class_names)
             for name in classes
         ),
+        largest_pieces=least_pieces(tasks, list(classes)),
         made_by="ensemble",
         reference_hashes=tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes)),
     )

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from iris_pipeline.model import TaskTokens
+from iris_pipeline.pieces import ONE_PIECE
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 
@@ -56,6 +57,8 @@ class TaskEmbedding:
     normalisation, intensity_offset, modality: intensities of the references; the offset is added before
     clipping.
     references: how many labelled references it was made from (0: the memory bank).
+    largest_pieces: per class the least share of its voxels that one connected piece holds, over its references
+    (`pieces.py`); 0 where it is not known; () means that of none.
     class_references: how many of them show each class; () means all of them. Merging weighs by these.
     model_hash: the weights it belongs to; tokens of one model mean nothing to another.
     made_by: the strategy. created: ISO time, or "" so that equal references give equal bytes.
@@ -80,6 +83,7 @@ class TaskEmbedding:
     class_values: tuple[int, ...] = ()
     class_references: tuple[int, ...] = ()
     tuned: tuple[Tuned, ...] = ()
+    largest_pieces: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -102,6 +106,13 @@ class TaskEmbedding:
                 f"Each class of a task needs a value of its own in 1..255; {', '.join(self.class_names)} got "
                 f"{list(values)}."
             )
+        if not self.largest_pieces:
+            object.__setattr__(self, "largest_pieces", (0.0,) * len(self.class_names))
+        if len(self.largest_pieces) != len(self.class_names):
+            raise TaskError(
+                f"A task knows the largest piece of each of its {len(self.class_names)} classes or of none; got "
+                f"{list(self.largest_pieces)}."
+            )
         if not self.class_references:
             object.__setattr__(self, "class_references", (self.references,) * len(self.class_names))
         if len(self.class_references) != len(self.class_names) or min(self.class_references) < 0:
@@ -114,6 +125,14 @@ class TaskEmbedding:
     def classes(self) -> dict[str, int]:
         """Class name -> value in label maps."""
         return dict(zip(self.class_names, self.class_values, strict=True))
+
+    def one_piece(self) -> list[str]:
+        """The classes that are one piece in every reference."""
+        return [
+            name
+            for name, share in zip(self.class_names, self.largest_pieces, strict=True)
+            if share >= ONE_PIECE
+        ]
 
     def select(self, names: Sequence[str]) -> TaskEmbedding:
         """The same task with only these classes, in this order; TaskError names one that it lacks."""
@@ -129,6 +148,7 @@ class TaskEmbedding:
             class_names=tuple(names),
             class_values=tuple(self.class_values[row] for row in rows),
             class_references=tuple(self.class_references[row] for row in rows),
+            largest_pieces=tuple(self.largest_pieces[row] for row in rows),
             tokens=tuple(level[:, rows] for level in self.tokens),
         )
 
@@ -149,6 +169,14 @@ def same_footing(first: TaskEmbedding, other: TaskEmbedding) -> bool:
         return task.model_hash, task.spacing_mm, task.patch_size, task.normalisation, task.intensity_offset
 
     return footing(first) == footing(other)
+
+
+def least_pieces(tasks: Sequence[TaskEmbedding], names: Sequence[str]) -> tuple[float, ...]:
+    """For each class the least of the tasks' `largest_pieces` that have it."""
+    return tuple(
+        min(t.largest_pieces[t.class_names.index(name)] for t in tasks if name in t.class_names)
+        for name in names
+    )
 
 
 def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
@@ -182,6 +210,7 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         class_names=tuple(values),
         class_values=tuple(values.values()) if len(set(values.values())) == len(values) else (),
         class_references=tuple(count for _, count in means.values()),
+        largest_pieces=least_pieces(tasks, list(values)),
         tokens=tuple(torch.stack(level)[None] for level in zip(*(m for m, _ in means.values()), strict=True)),
         references=len(hashes) if counted else sum(task.references for task in tasks),
         made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
@@ -249,6 +278,7 @@ class _Metadata(BaseModel):
     reference_hashes: tuple[str, ...]
     class_references: tuple[int, ...]
     tuned: tuple[Tuned, ...]
+    largest_pieces: tuple[float, ...]
 
 
 def save_task(path: Path | str, task: TaskEmbedding) -> None:

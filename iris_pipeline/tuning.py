@@ -36,7 +36,7 @@ class TuningSettings:
     """
 
     steps: int = 60
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     crops: int = 1
     check_every: int = 10
     patience: int = 2

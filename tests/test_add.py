@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from raw_scenes import write_dicom
 from test_check import snapshot
 
 from iris_pipeline.cli import add
@@ -92,6 +93,7 @@ def test_from_a_folder_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [entry.id for entry in store.manifest.cases] == ["s0000", "s0001", "s0002", "s0003"]
     assert store.manifest.classes == {"kidney_left": 1, "kidney_right": 2, "spleen": 3}
     assert "spleen" not in store.entry("s0001").classes
+    assert store.manifest.spec.raw_folder(root / "raw") == folder, "evaluation and pictures find the scans"
     assert snapshot(folder) == before
 
 
@@ -108,6 +110,24 @@ def test_the_name_is_known_everywhere(tmp_path: Path, capsys: pytest.CaptureFixt
     assert rows["mine"] == ["upstream", "CT", "3", "4", "-"]
     with pytest.raises(SpecError, match=r"Unknown dataset 'mime': known are .*mine.*; did you mean 'mine'\?"):
         choose_specs(["mime"], raw)
+
+
+def test_dicom_series_with_a_mask_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "study"
+    for case in ("P1", "P2", "P3"):
+        array = np.abs(grey(ord(case[1]), 0, 900))
+        write_dicom(
+            folder / case / "T1", array, np.diag([2.0, 2.0, 3.0, 1.0]), [f"IM-{z}" for z in range(1, 13)]
+        )
+        save(folder / case / "tumour.nii.gz", box(slice(3, 9)))
+    assert add_main([str(folder), "--root", str(tmp_path / "root"), "--yes", *FEW]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "  images    {case}/T1" in told and "  masks     {case}/tumour.nii.gz" in told
+    assert (
+        "  modality  MR  ('T1' says so)" in told
+        and "  classes   tumour=1  (the name of the mask files)" in told
+    )
+    assert "study: 3 ok, 0 repaired, 0 refused" in told
 
 
 def test_refused_cases_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +274,18 @@ def test_enter_keeps_the_guesses_and_no_writes_nothing(
         "kidney_right": 2,
         "spleen": 3,
     }
+
+
+def test_the_end_of_the_answers_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(add.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ended)
+    assert add_main([str(pairs(tmp_path / "study")), "--root", str(tmp_path / "root"), *FEW]) == 1
+    assert capsys.readouterr().out.endswith("Nothing was written.\n") and not (tmp_path / "root").exists()
 
 
 def test_wrong_options_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ from iris_pipeline.cli.tasks import encode_main, tasks_main
 from iris_pipeline.task import load_task
 from preprocessing.store import Store
 
+COARSE = ["--overlap", "0"]  # fewer windows, so that the tests take less time
+
 
 @pytest.fixture(scope="module")
 def root(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,7 +74,8 @@ def test_a_tuned_task_is_stored_listed_and_used(
     assert "left, right, core from 2 references at " in said and ", tuning, model " in said
     assert "    1  left: 2 references\n" in said and "    5  core: 1 reference\n" in said
     assert "  tuned: 3 steps at 0.03, loss " in said and " on the held-out reference\n" in said
-    assert predict_main(["-t", str(file), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]) == 0
+    predict = ["-t", str(file), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
+    assert predict_main(predict) == 0
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
 
 
@@ -114,7 +117,7 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
 def test_strategies_with_given_references(
     root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any
 ) -> None:
-    arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
+    arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
     assert predict_main([*arguments, "--strategy", strategy, "--steps", "2"]) == 0
     assert "Task: left, right, core from 2 references at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
@@ -129,7 +132,7 @@ def test_strategies_with_given_references(
 @pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval", "tuning"])
 def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, strategy: str) -> None:
     arguments = ["--split", "paper", "-d", "tiny", "--root", str(root), "--raw", str(tiny_raw.root)]
-    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", "--steps", "2", "--top", "1"]
+    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", "--steps", "2", "--top", "1", *COARSE]
     assert predict_main(arguments) == 0
     out = root / "results" / "run" / "predictions" / "tiny" / f"{strategy}_k2_draw3"
     parts = tiny_store.manifest.splits["paper"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scans import save
 
+from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.evaluate import (
     TruthCase,
     compare,
@@ -17,6 +18,7 @@ from iris_pipeline.evaluate import (
     evaluate_folder,
     everything_foreground,
     image_files,
+    measure_options,
     read_origin,
     truth_cases,
     with_values,
@@ -280,6 +282,19 @@ def test_rows_as_text(tmp_path: Path) -> None:
         "# Made by `x`.\n"
     )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.csv"]
+
+
+def test_measures_follow_the_newest_word_on_them() -> None:
+    newest = load_spec("sts_pet")
+    before = newest.model_copy(update={"lesions": ()})  # a store made before the key was there
+    assert measure_options(before).lesions == measure_options(newest).lesions == ("soft-tissue sarcoma",)
+    own = before.model_copy(update={"tolerance_mm": 4.0})
+    assert (
+        measure_options(own).tolerances_mm == {"soft-tissue sarcoma": 4.0}
+        and not measure_options(own).lesions
+    )
+    renamed = before.model_copy(update={"classes": {"tumour": 1}})
+    assert measure_options(renamed).lesions == () and measure_options(None) == MeasureOptions()
 
 
 def test_specification_of_a_dataset(tiny_store: Store, tmp_path: Path) -> None:

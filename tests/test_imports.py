@@ -79,6 +79,7 @@ ORDER = (
     "iris_pipeline.model.mask_decoder",
     "iris_pipeline.model.iris",
     "iris_pipeline.model",
+    "iris_pipeline.pieces",
     "iris_pipeline.task",
     "iris_pipeline.losses",
     "iris_pipeline.memory_bank",

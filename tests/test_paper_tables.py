@@ -10,7 +10,7 @@ import pytest
 
 from iris_pipeline import paper
 from iris_pipeline.paper_tables import columns_table, of_reported_classes, paper_tables, with_paper_tables
-from iris_pipeline.tables import Table
+from iris_pipeline.table_format import Table
 from preprocessing.errors import EvaluationError, SpecError
 from preprocessing.spec import DatasetSpec, list_specs, load_spec
 
@@ -120,6 +120,13 @@ def test_each_column_of_the_paper_has_one_dataset_in_the_package() -> None:
     columns = Counter(load_spec(name).paper_column for name in list_specs())
     del columns[None]
     assert columns == Counter([*paper.columns_of(1), *paper.columns_of(2)])
+
+
+def test_a_figure_for_some_classes_stands_beside_no_mean_over_all() -> None:
+    assert (
+        load_spec("kits19").paper_column == "KiTS Tumor" and paper.whole_column(load_spec("kits19")) is None
+    )
+    assert paper.whole_column(load_spec("amos_ct")) == "AMOS CT"
 
 
 def test_the_forms_replace_those_of_the_other_tables() -> None:

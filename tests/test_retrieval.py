@@ -19,8 +19,8 @@ from iris_pipeline.retrieval import (
     image_retrieval,
     object_retrieval,
     retrieve_classes,
-    rough_labels,
 )
+from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
 from preprocessing.errors import ReferenceCaseError, TaskError
 
@@ -103,7 +103,7 @@ def test_the_query_is_encoded_under_its_own_rough_mask() -> None:
     query = np.zeros((20, 16, 24), np.float32)
     query[2:6, 3:9, 10:20] = 3.2  # as grey as the start task's 3.0, to within the width
     start = make_task([3.0], ("a",))
-    rough = rough_labels(loaded, query, start, OPTIONS)
+    rough = label_volume(loaded.model, query, start, OPTIONS)
     assert np.array_equal(rough, (query > 0).astype(np.uint8))
     # cosines of one channel are signs: 1 for bright references, -1 for dark ones
     task, choices = object_retrieval(
@@ -129,7 +129,7 @@ def test_object_retrieval_of_the_real_network_is_its_parts() -> None:
     pool = [embed(loaded, blob_reference(seed), PLAN) for seed in range(3)]
     start, query = ensemble([r.task for r in pool]), draw_blobs(9)[0]
     choices = object_retrieval(loaded, pool, query, start, OPTIONS)[1]
-    rough = rough_labels(loaded, query, start, OPTIONS)
+    rough = label_volume(loaded.model, query, start, OPTIONS)
     assert rough.any(), "an empty rough mask would show nothing"
     own = one_shot(
         loaded.model,

@@ -142,6 +142,7 @@ def test_a_run_leaves_weights_plans_curve_and_log(tiny_store: Store, tmp_path: P
     loaded = load_model(tmp_path)
     assert loaded.plans == {"tiny": tiny_store.plan}
     assert loaded.specs["tiny"]["classes"] == tiny_store.manifest.classes
+    assert "raw" not in loaded.specs["tiny"], "a model that is given away tells nobody's folders"
     assert loaded.state.settings["iterations"] == 4
     run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert run["status"] == "finished" and run["iterations"] == 4 and set(run["validation"]) == {"tiny"}

@@ -84,7 +84,7 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         help="of the draw of references, and of tuning (default: 0)",
     )
     parser.add_argument("--steps", type=at_least_one, metavar="N", help="of tuning, at most (default: 60)")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="of tuning (default: 0.01)")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="of tuning (default: 0.03)")
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )

@@ -72,6 +72,8 @@ def _add(arguments: argparse.Namespace) -> int:
         role=role,
     )
     speed = {"workers": arguments.workers, "progress": not arguments.quiet}
+    if not arguments.quiet:
+        print(f"Looking for images and masks in {folder} ...", file=sys.stderr)
     survey = survey_folder(folder, arguments.images, arguments.labels, **speed)
     proposal = propose(survey, wishes, root.raw)
     print(_shown(survey, proposal))
@@ -81,9 +83,12 @@ def _add(arguments: argparse.Namespace) -> int:
                 "Nothing was written, since nobody can be asked here: add --yes to take what is shown, or say what "
                 "is wrong with --name, --modality, --classes, --subject-pattern, --images and --labels."
             )
-        wishes = _ask(wishes, proposal)
-        proposal = propose(survey, wishes, root.raw)
-        if input("Write this specification? [Y/n] ").strip().lower() not in ("", "y", "yes"):
+        try:
+            proposal = propose(survey, _ask(wishes, proposal), root.raw)
+            agreed = input("Write this specification? [Y/n] ").strip().lower() in ("", "y", "yes")
+        except EOFError:  # the end of the input (Ctrl-D) is no consent
+            agreed = False
+        if not agreed:
             print("Nothing was written.")
             return 1
     path = write_spec(proposal, folder, root.raw, arguments.overwrite)

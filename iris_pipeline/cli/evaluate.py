@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.cli._common import run
 from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
@@ -19,6 +18,7 @@ from iris_pipeline.evaluate import (
     TruthCase,
     dataset_spec,
     evaluate_folder,
+    measure_options,
     method_origin,
     read_origin,
     truth_cases,
@@ -143,7 +143,7 @@ def _evaluate_one(
         truths,
         origin,
         classes=_named_values(arguments.classes),
-        measures=MeasureOptions.of(spec) if spec is not None else None,
+        measures=measure_options(spec),
         truth_classes=truth_classes,
         partly_labelled=spec is not None and spec.partly_labelled,
         workers=min(arguments.workers, max(1, len(truths) // 4)),

@@ -109,6 +109,11 @@ def predict_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--skip-air", action="store_true", help="windows of nothing but air are background, unasked"
     )
+    parser.add_argument(
+        "--all-pieces",
+        action="store_true",
+        help="keep crumbs of classes that are one piece in every reference (default: their largest piece only)",
+    )
     add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")
     arguments = parser.parse_args(argv)
@@ -127,6 +132,7 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         device=device,
         autocast=autocast_of(arguments.precision, device),
         skip="air" if arguments.skip_air else "never",
+        all_pieces=arguments.all_pieces,
     )
     if arguments.strategy == "bank" and (arguments.t or arguments.r):
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")

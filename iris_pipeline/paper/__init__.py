@@ -13,6 +13,8 @@ from importlib import resources
 
 import pandas as pd
 
+from preprocessing.spec import DatasetSpec
+
 DICE_TABLES = (1, 2)
 NOT_DATASETS = ("method", "group", "average")
 TITLES = {
@@ -41,6 +43,11 @@ def columns_of(number: int) -> list[str]:
 def table_of(column: str) -> int | None:
     """The number of the Dice table that has this dataset column; None where no table has."""
     return next((number for number in DICE_TABLES if column in columns_of(number)), None)
+
+
+def whole_column(spec: DatasetSpec) -> str | None:
+    """The column of a dataset where it counts all its classes, so that a mean over all of them may stand beside it."""
+    return None if spec.paper_classes else spec.paper_column
 
 
 def figure(method: str, column: str) -> float | None:
