@@ -81,8 +81,12 @@ def save_checkpoint(
     plans: dict[str, Plan],
     specs: dict[str, dict[str, Any]],
     optimizer: torch.optim.Optimizer | None = None,
+    half: bool = False,
 ) -> None:
-    """Write a checkpoint; the former one stays valid until the last step and is removed after it."""
+    """Write a checkpoint; the former one stays valid until the last step and is removed after it.
+
+    half: weights as float16, which must hold them exactly (`export_checkpoint`).
+    """
     from iris_pipeline import __version__
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +94,8 @@ def save_checkpoint(
     while (folder / f"weights-{stamp}.safetensors").exists():
         stamp += "+"  # a second save of the same step must not touch the files that state.json names
     files = {"weights": f"weights-{stamp}.safetensors", "bank": f"bank-{stamp}.safetensors"}
-    _save_tensors(folder / files["weights"], {k: v.cpu() for k, v in model.state_dict().items()})
+    weights = {k: v.cpu() for k, v in model.state_dict().items()}
+    _save_tensors(folder / files["weights"], {k: v.half() if half else v for k, v in weights.items()})
     _save_tensors(folder / files["bank"], bank.tensors())
     if optimizer is not None:
         files["optimizer"] = f"optimizer-{stamp}.safetensors"
@@ -116,6 +121,22 @@ def save_checkpoint(
     for old in folder.glob("*-*.safetensors"):
         if old.name not in files.values():
             old.unlink()
+
+
+def export_checkpoint(source: Path, folder: Path) -> str:
+    """A run's model as float16 weights with its bank, to be shared: it predicts, and cannot be resumed.
+
+    Its hash is its own, since rounding changes the weights: tasks are encoded with the one or with the other.
+    Returns the hash. CheckpointError as `load_model`, and where `folder` holds a checkpoint already.
+    """
+    loaded = load_model(source)
+    if (folder / STATE_FILE).exists():
+        raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
+    model = loaded.model.half().float()  # what load_model will find
+    save_checkpoint(
+        folder, model, loaded.bank, loaded.state, plans=loaded.plans, specs=loaded.specs, half=True
+    )
+    return hash_weights(model)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iris_pipeline.checkpoint import RunState, hash_weights, load_model, restore_optimizer, save_checkpoint
+from iris_pipeline.checkpoint import (
+    RunState,
+    export_checkpoint,
+    hash_weights,
+    load_model,
+    restore_optimizer,
+    save_checkpoint,
+)
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.optim import build_lamb
@@ -44,6 +51,23 @@ def write(folder: Path, seed: int = 0, iteration: int = 2) -> tuple[Iris, torch.
         folder, model, bank, state, plans={}, specs={"ct": {"classes": {"liver": 1}}}, optimizer=optimizer
     )
     return model, optimizer, bank
+
+
+def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path) -> None:
+    model, _, bank = write(tmp_path / "run" / "checkpoint")
+    exported = export_checkpoint(tmp_path / "run", tmp_path / "half")
+    loaded = load_model(tmp_path / "half")
+    assert loaded.model_hash == exported != hash_weights(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor.half().float())
+    (weights,) = (tmp_path / "half").glob("weights-*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
+    for a, b in zip(bank.get(bank.keys()), loaded.bank.get(bank.keys()), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(CheckpointError, match=r"half holds a checkpoint already: give another -o, or remove it"):
+        export_checkpoint(tmp_path / "run", tmp_path / "half")
+    with pytest.raises(CheckpointError, match="it can predict but not be resumed"):
+        restore_optimizer(tmp_path / "half", build_lamb(loaded.model, 1e-3, 1e-5))
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -288,7 +288,23 @@ def test_tasks_lists_what_is_known(root: Path, refs: Path, tmp_path: Path, capsy
     assert tasks_main([task_file, "-m", "new", "--root", str(root)]) == 1
 
 
-def test_runs_are_found_by_name_path_or_age(root: Path, tmp_path: Path) -> None:
+def test_without_a_run_the_package_s_own_model_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = tmp_path / "weights" / "ours"
+    shipped.mkdir(parents=True)
+    (shipped / "state.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", tmp_path / "weights")
+    assert find_run(tmp_path / "none", None) == shipped == find_run(tmp_path / "none", "ours")
+    assert "No finished run in" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"-m names a run under .* got 'theirs'"):
+        find_run(tmp_path / "none", "theirs")
+
+
+def test_runs_are_found_by_name_path_or_age(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", tmp_path / "nothing")
     results = root / "results"
     assert find_run(results, None) == results / "new"
     assert find_run(results, "unfinished") == results / "unfinished"

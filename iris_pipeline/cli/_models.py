@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, load_model
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.task import TaskEmbedding, Tuned
@@ -17,6 +18,15 @@ from iris_pipeline.train import native_bfloat16
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, RawDataError
 from preprocessing.paths import Root
+
+
+SHIPPED = Path(str(resources.files("iris_pipeline"))) / "weights"
+
+
+def shipped_model(name: str | None = None) -> Path | None:
+    """The model of that name that comes with the package, or the first one; None where there is none."""
+    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{STATE_FILE}"))
+    return next((folder for folder in folders if name in (None, folder.name)), None)
 
 
 def newest_run(results: Path) -> Path:
@@ -37,12 +47,24 @@ def newest_run(results: Path) -> Path:
 
 
 def find_run(results: Path, model: str | None) -> Path:
-    """The run folder that -m means: a name under results/, a path, or (None) the newest finished run."""
+    """The folder that -m means: a run's name under results/, a path, or the name of a model of the package.
+
+    None: the newest finished run, or, where there is none, the model that comes with the package.
+    """
     if model is None:
-        return newest_run(results)
+        try:
+            return newest_run(results)
+        except CheckpointError:
+            shipped = shipped_model()
+            if shipped is None:
+                raise
+            print(f"No finished run in {results}: using {shipped.name}, which comes with the package.")
+            return shipped
     for folder in (results / model, Path(model).expanduser()):
         if folder.is_dir():
             return folder
+    if (shipped := shipped_model(model)) is not None:
+        return shipped
     known = sorted(path.parent.name for path in results.glob("*/run.json"))
     raise CheckpointError(
         f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder; got "

@@ -1,4 +1,4 @@
-"""iris_export_nnunet: the same cases and the same split for nnU-Net."""
+"""iris_export_nnunet: the same cases and the same split for nnU-Net. iris_export_model: a run's model to share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from iris_pipeline.checkpoint import export_checkpoint
 from iris_pipeline.cli._common import at_least_one, run
+from iris_pipeline.cli._models import find_run
 from iris_pipeline.nnunet_export import export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.parallel import default_workers
@@ -41,6 +43,27 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
     arguments = parser.parse_args(argv)
     return run(lambda: _export_command(arguments))
+
+
+def export_model_main(argv: list[str] | None = None) -> int:
+    """`iris_export_model RUN -o FOLDER`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="iris_export_model",
+        description="A run's model as float16 weights with its memory bank: half as large, predicts, cannot be resumed.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="the new model's folder, for iris_predict -m")
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    arguments = parser.parse_args(argv)
+
+    def command() -> int:
+        source, out = find_run(Root.resolve(arguments.root).results, arguments.run), Path(arguments.o).expanduser()
+        model_hash = export_checkpoint(source, out)
+        size = sum(path.stat().st_size for path in out.iterdir())
+        print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
+        return 0
+
+    return run(command)
 
 
 def _export_command(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
+from iris_pipeline.cli._models import shipped_model
 from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
 from iris_pipeline.synthetic import SyntheticTasks
@@ -186,6 +187,8 @@ def _command(arguments: argparse.Namespace) -> int:
     stores = _trainable_stores(root, arguments.datasets)
     start = root.results / arguments.start_from if arguments.start_from else None
     if start is not None and not (start / "checkpoint").is_dir():
+        start = shipped_model(arguments.start_from)
+    if arguments.start_from and start is None:
         known = sorted(path.parent.name for path in root.results.glob("*/checkpoint"))
         raise CheckpointError(
             f"--start-from names a run under {root.results} ({', '.join(known) or 'there is none'}); "
