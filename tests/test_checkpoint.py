@@ -64,7 +64,9 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     for a, b in zip(bank.get(bank.keys()), loaded.bank.get(bank.keys()), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(CheckpointError, match=r"half holds a checkpoint already: give another -o, or remove it"):
+    with pytest.raises(
+        CheckpointError, match=r"half holds a checkpoint already: give another -o, or remove it"
+    ):
         export_checkpoint(tmp_path / "run", tmp_path / "half")
     with pytest.raises(CheckpointError, match="it can predict but not be resumed"):
         restore_optimizer(tmp_path / "half", build_lamb(loaded.model, 1e-3, 1e-5))

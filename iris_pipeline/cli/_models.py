@@ -19,7 +19,6 @@ from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, RawDataError
 from preprocessing.paths import Root
 
-
 SHIPPED = Path(str(resources.files("iris_pipeline"))) / "weights"
 
 

@@ -49,15 +49,20 @@ def export_model_main(argv: list[str] | None = None) -> int:
     """`iris_export_model RUN -o FOLDER`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="iris_export_model",
-        description="A run's model as float16 weights with its memory bank: half as large, predicts, cannot be resumed.",
+        description="A run's model as float16 weights with its memory bank: half as large; it cannot be resumed.",
     )
     parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
-    parser.add_argument("-o", required=True, metavar="FOLDER", help="the new model's folder, for iris_predict -m")
+    parser.add_argument(
+        "-o", required=True, metavar="FOLDER", help="the new model's folder, for iris_predict -m"
+    )
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
     arguments = parser.parse_args(argv)
 
     def command() -> int:
-        source, out = find_run(Root.resolve(arguments.root).results, arguments.run), Path(arguments.o).expanduser()
+        source, out = (
+            find_run(Root.resolve(arguments.root).results, arguments.run),
+            Path(arguments.o).expanduser(),
+        )
         model_hash = export_checkpoint(source, out)
         size = sum(path.stat().st_size for path in out.iterdir())
         print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
