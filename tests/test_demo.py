@@ -34,11 +34,11 @@ def test_mean_is_over_cases_then_classes_then_datasets_and_without_the_baseline(
 
 
 def test_floor_is_met_by_each_strategy_or_the_demo_fails() -> None:
-    demo.check_floor({"one-shot": 0.5, "bank": 0.6}, 0.5)
-    with pytest.raises(EvaluationError, match=r"at least 0\.50, .*; bank has 0\.499"):
-        demo.check_floor({"one-shot": 0.6, "bank": 0.499}, 0.5)
+    demo.check_floor({"one-shot": 0.5, "bank": 0.6}, 0.5, 9)
+    with pytest.raises(EvaluationError, match=r"at least 0\.50, .*; bank has 0\.499 after 9 training steps"):
+        demo.check_floor({"one-shot": 0.6, "bank": 0.499}, 0.5, 9)
     with pytest.raises(EvaluationError, match="one-shot has nan"):
-        demo.check_floor({"bank": 0.6}, 0.5)
+        demo.check_floor({"bank": 0.6}, 0.5, 9)
 
 
 def test_a_former_demo_is_removed_and_anything_else_is_left_alone(tmp_path: Path) -> None:
