@@ -323,7 +323,7 @@ def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The sentence for a dataset name nobody knows, with the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "give one of these names or the path of a YAML file."
     return f"Unknown dataset '{name}': known are {', '.join(names) or 'none'}; {hint}"
 
