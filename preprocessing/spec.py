@@ -219,7 +219,8 @@ class DatasetSpec(BaseModel):
         So `raw/amos22` serves amos_ct and amos_mr alike. <raw_root>/<name> where there is none of them.
         """
         beside, form = raw_root / self.name, self.raw_files
-        places = () if beside.is_dir() else [raw_root / top for top in form.top]
+        filled = finds_any(self.settled_folder(beside), form.patterns, form.where)
+        places = () if filled else [raw_root / top for top in form.top]  # an empty folder hides no download
         told = beside if self.raw is None or beside.is_dir() else Path(self.raw)
         return next((place for place in places if finds_any(place, form.patterns, form.where)), told)
 

@@ -131,6 +131,15 @@ def test_an_archive_is_found_as_it_unpacks(
     assert [each.name for each in choose_specs(["all"], tmp_path)] == [name]
 
 
+def test_an_empty_folder_of_the_name_hides_no_download(
+    downloads: tuple[Path, dict[str, dict[str, Truth]]], tmp_path: Path
+) -> None:
+    (tmp_path / "RawData").symlink_to(downloads[0] / "Abdomen" / "RawData")
+    (tmp_path / "bcv").mkdir()
+    assert load_spec("bcv").raw_folder(tmp_path) == tmp_path / "RawData"
+    assert load_spec("lits").raw_folder(tmp_path) == tmp_path / "lits"
+
+
 def test_a_known_placeholder_is_told_once(downloads: tuple[Path, dict[str, dict[str, Truth]]]) -> None:
     spec = load_spec("lits")
     report = check_dataset(spec.raw_folder(downloads[0]), spec, workers=1, progress=False).report
