@@ -113,7 +113,7 @@ def check_dataset(
         for case in fingerprint.accepted
     )
     remarks = [*_remarks(spec, fingerprint), *remarks, *same_images(known), *_other_labels(raw, spec)]
-    lost = set(lost_spacings({case.id: case.spacing_mm for case in fingerprint.accepted}))
+    lost = _lost(fingerprint, spec)
     counts = Counter(case.verdict for case in fingerprint.cases)
     report = CheckReport(
         dataset=spec.name,
@@ -162,6 +162,13 @@ def dataset_folder(raw_root: Path, spec: DatasetSpec) -> Path:
         return raw_root if find_cases(raw_root, spec) else folder
     except IrisError:
         return folder
+
+
+def _lost(fingerprint: Fingerprint, spec: DatasetSpec) -> set[str]:
+    """Ids of the cases whose header may have lost its spacing, where no quirk says so already."""
+    if spec.quirks.doubtful_spacing_mm == (1.0, 1.0, 1.0):
+        return set()
+    return set(lost_spacings({case.id: case.spacing_mm for case in fingerprint.accepted}))
 
 
 def _parts(spec: DatasetSpec, fingerprint: Fingerprint) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -7,7 +7,8 @@ Arrays are [D,H,W] = (z,y,x) in the file's own orientation; affines map the voxe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,24 @@ def damaged(path: Path, error: Exception) -> RawDataError:
     return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
 
 
+@contextmanager
+def _itk_silent() -> Iterator[None]:
+    """ITK prints no warnings of its own: what they tell about a series (none, uneven slices) our sentences say."""
+    talks = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(talks)
+
+
 def dicom_files(folder: Path) -> list[str]:
     """The files of the only series of a folder, by their place along the normal of the slices.
 
     RawDataError where there is no series or more than one.
     """
-    talks = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own sentence says that there is none
-    try:
+    with _itk_silent():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(talks)
     if len(series) != 1:
         raise RawDataError(
             f"A DICOM folder holds one series, but {folder} holds {len(series) or 'none'}: give each its own folder."
@@ -71,7 +79,8 @@ def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
-    array, affine = _from_itk(folder, reader.Execute)
+    with _itk_silent():
+        array, affine = _from_itk(folder, reader.Execute)
     if all(reader.HasMetaDataKey(i, DICOM_POSITION) for i in range(len(files))):
         texts = [reader.GetMetaData(i, DICOM_POSITION).split("\\") for i in range(len(files))]
         steps = np.diff(np.array(texts, dtype=float), axis=0)

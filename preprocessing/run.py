@@ -71,8 +71,9 @@ def plan_and_preprocess(
     dataset as it ends.
     """
     verdicts: list[CaseVerdict] = []
-    failures: list[IrisError] = []
-    for spec in _known_specs(names, raw_root, failures):
+    specs, unknown = known_specs(names, raw_root)
+    failures: list[IrisError] = [*unknown]
+    for spec in specs:
         raw, folder = spec.raw_folder(raw_root), preprocessed_root / spec.name
         mine: list[CaseVerdict] = []
         try:
@@ -92,15 +93,16 @@ def plan_and_preprocess(
     return verdicts
 
 
-def _known_specs(names: Sequence[str], raw_root: Path, failures: list[IrisError]) -> list[DatasetSpec]:
-    """The specifications of the known names; what is said about the others is added to `failures`."""
+def known_specs(names: Sequence[str], raw_root: Path) -> tuple[list[DatasetSpec], list[SpecError]]:
+    """The specifications of the known names, each once, and what is to be said about the others."""
     chosen: dict[str, DatasetSpec] = {}
+    failures: list[SpecError] = []
     for name in names:
         try:
             chosen |= {spec.name: spec for spec in choose_specs([name], raw_root)}
         except SpecError as error:
             failures.append(error)
-    return list(chosen.values())
+    return list(chosen.values()), failures
 
 
 def fill_store(

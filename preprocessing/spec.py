@@ -219,7 +219,8 @@ class DatasetSpec(BaseModel):
         So `raw/amos22` serves amos_ct and amos_mr alike. <raw_root>/<name> where there is none of them.
         """
         beside, form = raw_root / self.name, self.raw_files
-        places = () if beside.is_dir() else [raw_root / top for top in form.top]
+        filled = finds_any(self.settled_folder(beside), form.patterns, form.where)
+        places = () if filled else [raw_root / top for top in form.top]  # an empty folder hides no download
         told = beside if self.raw is None or beside.is_dir() else Path(self.raw)
         return next((place for place in places if finds_any(place, form.patterns, form.where)), told)
 
@@ -323,7 +324,7 @@ def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The sentence for a dataset name nobody knows, with the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "give one of these names or the path of a YAML file."
     return f"Unknown dataset '{name}': known are {', '.join(names) or 'none'}; {hint}"
 

@@ -140,6 +140,23 @@ def test_refused_cases_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "Next: iris_plan_and_preprocess -d scans" in told
 
 
+def test_what_is_refused_as_a_whole_is_to_be_mended_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = organs(tmp_path / "scans"), tmp_path / "root"
+    for case in range(4):
+        for side, x in (("left", slice(14, 18)), ("right", slice(2, 6))):
+            save(folder / f"s000{case}" / "segmentations" / f"kidney_{side}.nii.gz", box(x))
+    assert add_main([str(folder), "--root", str(root), "--yes", *FEW]) == 1
+    told = capsys.readouterr().out
+    raw = root / "raw"
+    assert (
+        f"Next: mend {raw / 'scans.yaml'} or the scans by what the verdicts say, then iris_check {raw} -d scans"
+        in told
+    )
+    assert "iris_plan_and_preprocess" not in told
+
+
 def test_label_values_names_and_people(tmp_path: Path) -> None:
     folder, raw = pairs(tmp_path / "study"), tmp_path / "raw"
     survey = survey_folder(folder, workers=1, progress=False)

@@ -50,6 +50,22 @@ def test_check_finds_the_broken_case_and_the_unknown_name(
     assert json.loads(capsys.readouterr().out)["datasets"][0]["cases"][0]["verdict"] == "refused"
 
 
+def test_check_goes_on_behind_a_dataset_whose_cases_cannot_be_listed(
+    tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one word, `all`, stands for both: la2018 comes first and is empty."""
+    raw = tmp_path / "raw"
+    shutil.copytree(tiny_raw.root, raw)
+    shutil.copy(tiny_raw.spec_path, raw / "tiny.yaml")
+    (raw / "la2018").mkdir()
+    assert check_main([str(raw), "-d", "all", *FEW]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "tiny: 5 ok, 0 repaired, 0 refused\n"
+    assert printed.err.count("\n") == 1 and "la2018/imagesTr holds no image" in printed.err
+    assert check_main([str(raw), "-d", "tiny", "upstream", *FEW]) == 1
+    assert capsys.readouterr().out.count("tiny: ") == 1, "named twice, checked once"
+
+
 def test_plan_and_preprocess_finishes_the_good_cases_and_exits_with_1(
     tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from raw_trees import CHANNELS, TREES, Truth, write_tree
 
 from iris_pipeline.cli.prepare import datasets_main, plan_and_preprocess_main
 from preprocessing.adapters import find_cases
-from preprocessing.check import dataset_folder
+from preprocessing.check import check_dataset, dataset_folder
 from preprocessing.errors import RawDataError
 from preprocessing.fingerprint import load_fingerprint
 from preprocessing.spec import choose_specs, load_spec
@@ -115,6 +115,36 @@ def test_the_download_may_be_named_contained_or_the_folder_itself(
     empty.mkdir(parents=True)
     with pytest.raises(RawDataError, match="holds no image"):
         find_cases(empty, spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "unpacked"), [("bcv", "RawData"), ("chaos_mr", "Train_Sets"), ("lits", "LiTS")]
+)
+def test_an_archive_is_found_as_it_unpacks(
+    name: str, unpacked: str, downloads: tuple[Path, dict[str, dict[str, Truth]]], tmp_path: Path
+) -> None:
+    """RawData.zip and CHAOS_Train_Sets.zip make no folder of their archive's name, LiTS none called data."""
+    (tmp_path / unpacked).symlink_to(downloads[0] / TREES[name][0])
+    spec = load_spec(name)
+    assert spec.raw_folder(tmp_path) == tmp_path / unpacked
+    assert [case.id for case in find_cases(spec.raw_folder(tmp_path), spec)] == sorted(downloads[1][name])
+    assert [each.name for each in choose_specs(["all"], tmp_path)] == [name]
+
+
+def test_an_empty_folder_of_the_name_hides_no_download(
+    downloads: tuple[Path, dict[str, dict[str, Truth]]], tmp_path: Path
+) -> None:
+    (tmp_path / "RawData").symlink_to(downloads[0] / "Abdomen" / "RawData")
+    (tmp_path / "bcv").mkdir()
+    assert load_spec("bcv").raw_folder(tmp_path) == tmp_path / "RawData"
+    assert load_spec("lits").raw_folder(tmp_path) == tmp_path / "lits"
+
+
+def test_a_known_placeholder_is_told_once(downloads: tuple[Path, dict[str, dict[str, Truth]]]) -> None:
+    spec = load_spec("lits")
+    report = check_dataset(spec.raw_folder(downloads[0]), spec, workers=1, progress=False).report
+    told = {case.id: case.why for case in report.cases if case.why}
+    assert list(told) == ["volume-28"] and told["volume-28"].count("1 x 1 x 1 mm") == 1
 
 
 def test_datasets_are_listed_with_what_is_found(

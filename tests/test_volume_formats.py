@@ -92,7 +92,9 @@ def test_a_tilted_gantry_is_a_sheared_affine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [1, 2, 4])
-def test_a_series_that_lacks_a_slice_is_refused(tmp_path: Path, gone: int) -> None:
+def test_a_series_that_lacks_a_slice_is_refused(
+    tmp_path: Path, gone: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     files = write_dicom(tmp_path / "series", itk_image(numbers(6, 5, 4), AXIAL))
     files[gone].unlink()
     folder = tmp_path / "series"
@@ -100,6 +102,7 @@ def test_a_series_that_lacks_a_slice_is_refused(tmp_path: Path, gone: int) -> No
         f"Slices of a DICOM series lie evenly, but those of {folder} lie 2.50 to 5.00 mm apart: "
         "export the whole series again."
     )
+    assert capfd.readouterr().err == "", "ITK's own warning is printed too"
 
 
 def test_one_slice_is_a_scan(tmp_path: Path) -> None:

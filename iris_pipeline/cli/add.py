@@ -96,7 +96,12 @@ def _add(arguments: argparse.Namespace) -> int:
     spec = proposal.spec
     checked = check_dataset(spec.raw_folder(root.raw), spec, **speed)
     print(checked.report.text())
-    print(f"Next: {_next_command(spec.name, arguments)}")
+    if checked.report.counts["refused"] < len(checked.report.cases):
+        print(f"Next: {_next_command(spec.name, arguments)}")
+    else:
+        print(
+            f"Next: mend {path} or the scans by what the verdicts say, then {_check_command(spec.name, root)}"
+        )
     return int(not checked.report.usable)
 
 
@@ -170,6 +175,10 @@ def _written(classes: Mapping[str, int]) -> str:
 
 def _listed(patterns: str | Sequence[str]) -> str:
     return patterns if isinstance(patterns, str) else " or ".join(patterns)
+
+
+def _check_command(name: str, root: Root) -> str:
+    return shlex.join(["iris_check", str(root.raw), "-d", name])
 
 
 def _next_command(name: str, arguments: argparse.Namespace) -> str:

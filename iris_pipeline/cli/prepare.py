@@ -15,8 +15,8 @@ from preprocessing.files import json_text, save_json
 from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
-from preprocessing.run import run_stages
-from preprocessing.spec import DatasetSpec, choose_specs, list_specs, load_spec, own_specs
+from preprocessing.run import known_specs, run_stages
+from preprocessing.spec import DatasetSpec, list_specs, load_spec, own_specs
 from preprocessing.store import Store
 
 
@@ -56,19 +56,18 @@ def plan_and_preprocess_main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     raw_root = Path(arguments.raw)
     checked: list[Checked] = []
-    failures: list[str] = []
-    for name in arguments.datasets:
+    specs, unknown = known_specs(arguments.datasets, raw_root)
+    failures = [str(error) for error in unknown]
+    for spec in specs:
+        folder = dataset_folder(raw_root, spec)
         try:
-            for spec in choose_specs([name], raw_root):
-                if any(spec.name == each.report.dataset for each in checked):
-                    continue
-                folder = dataset_folder(raw_root, spec)
-                found = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
-                checked.append(found)
-                if arguments.json != "-":
-                    print(found.report.text(), flush=True)
-        except IrisError as error:
+            found = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
+        except IrisError as error:  # of this dataset; the others are checked all the same
             failures.append(str(error))
+            continue
+        checked.append(found)
+        if arguments.json != "-":
+            print(found.report.text(), flush=True)
     summary = summarise(checked, failures)
     if arguments.json == "-":
         print(json_text(summary), end="")
