@@ -145,7 +145,7 @@ def test_the_modules_are_commands(tiny_raw: TinyRaw, tmp_path: Path) -> None:
     """With two spawned workers: the worker's functions must be found again from a module that is the main one."""
     options = ["-d", str(tiny_raw.spec_path), "--raw", str(tiny_raw.root), "--root", str(tmp_path)]
     command = [sys.executable, "-m", "preprocessing.fingerprint", *options, "--workers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert (done.returncode, done.stdout) == (0, "tiny: 5 ok, 0 repaired, 0 refused\n")
     assert "tiny: reading" in done.stderr and "5/5" in done.stderr
 

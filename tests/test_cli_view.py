@@ -42,10 +42,10 @@ def test_it_serves_until_it_is_interrupted(masks: Path) -> None:
         r"1 case at (http://127\.0\.0\.1:\d+/) \(this machine only\); Ctrl-C ends it\.\n", said
     )
     assert address is not None, said
-    with urllib.request.urlopen(address[1] + "case/0/prediction.nii", timeout=20) as answer:
+    with urllib.request.urlopen(address[1] + "case/0/prediction.nii", timeout=120) as answer:
         assert len(answer.read()) == 352 + 8 * 9 * 10
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 0 and process.stdout.read() == "\nEnded.\n"
+    assert process.wait(timeout=120) == 0 and process.stdout.read() == "\nEnded.\n"
 
 
 def test_it_writes_a_page(masks: Path, capsys: pytest.CaptureFixture[str]) -> None:

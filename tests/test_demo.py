@@ -79,6 +79,12 @@ def test_a_step_that_fails_stops_the_demo_by_name(capfd: pytest.CaptureFixture[s
 def test_the_command_line_ends_with_status_1_and_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "scan.nii.gz").write_text("mine")
     command = [sys.executable, "-m", "iris_pipeline.demo", "--folder", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        cwd=Path(__file__).resolve().parents[1],
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("Error: The demo needs a new folder") and "Traceback" not in result.stderr

@@ -168,7 +168,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(tiny_raw: TinyRaw, tmp_path:
     command = [sys.executable, "-m", "preprocessing.run", "-d", str(tiny_raw.spec_path), "--raw", str(raw)]
     command += ["--root", str(out), "--crop", "32", "32", "32", "--workers", "2", "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    cases, limit = out / "preprocessed" / "tiny" / "cases", time.monotonic() + 60
+    cases, limit = out / "preprocessed" / "tiny" / "cases", time.monotonic() + 300
     while len(list(cases.glob("*.json"))) < 3:
         assert process.poll() is None and time.monotonic() < limit, "the run ended before it could be killed"
         time.sleep(0.005)

@@ -68,7 +68,7 @@ def server(gallery: Gallery) -> Iterator[ThreadingHTTPServer]:
 def ask(
     server: ThreadingHTTPServer, path: str, method: str = "GET", host: str | None = None
 ) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=120)
     connection.putrequest(method, path, skip_host=host is not None)
     if host is not None:
         connection.putheader("Host", host)
@@ -114,7 +114,7 @@ def test_it_gives_the_page_the_viewer_and_the_layers(server: ThreadingHTTPServer
     ],
 )
 def test_nothing_but_the_listed_cases(server: ThreadingHTTPServer, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=120) as connection:
         host = f"127.0.0.1:{server.server_port}"
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
