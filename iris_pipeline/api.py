@@ -197,6 +197,8 @@ def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> Re
     """The references as cases, numbered from 1."""
     if not references:
         raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
+    if not classes:
+        raise ReferenceCaseError('A task needs at least one class, as in {"liver": 1}; got none.')
     cases = []
     for number, scan in enumerate(references, 1):
         image, labels = scan.sources(str(number))
@@ -214,6 +216,10 @@ def _volume(
             f"{list(array.shape)}, spacing {spacing_mm}, {'no' if affine is None else 'an'} affine."
         )
     if spacing_mm is not None:
+        if len(spacing_mm) != 3 or not all(np.isfinite(mm) and mm > 0 for mm in spacing_mm):
+            raise RawDataError(f"spacing_mm is three lengths above 0 (z,y,x); got {tuple(spacing_mm)}.")
         affine = np.diag([*spacing_mm[::-1], 1.0])
-    assert affine is not None
-    return Volume(array, np.asarray(affine, dtype=float))
+    affine = np.asarray(affine, dtype=float)
+    if affine.shape != (4, 4):
+        raise RawDataError(f"An affine is 4 x 4, (x,y,z,1) to RAS+ mm; got shape {list(affine.shape)}.")
+    return Volume(array, affine)

@@ -139,12 +139,12 @@ def export_checkpoint(source: Path, folder: Path) -> str:
     return hash_weights(model)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a checkpoint folder (or a run folder that holds `checkpoint/`); the model comes in eval mode.
 
     Raises CheckpointError if it is missing, of another schema version, or does not match its own hash.
     """
-    content, folder = _read_state(folder)
+    content, folder = _read_state(Path(folder))
     model = build_iris(IrisConfig.from_dict(content["config"]))
     weights = _load_tensors(folder / content["files"]["weights"])
     try:

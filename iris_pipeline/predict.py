@@ -28,6 +28,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
+from preprocessing.findings import check_field, check_grey_values
 from preprocessing.volume import Volume
 
 Judge = Callable[[InputCase, Volume, Sequence[TaskEmbedding], ScanResult], list[Judgement]]
@@ -208,6 +209,8 @@ def _predict_one(
         if case.image is None:
             raise RawDataError(f"The raw file of case '{case.id}' is not there.")
         image = case.image.read_image()
+        check_grey_values(image.array, str(case.image))
+        check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
         given = task_of(case, image)
         tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
         warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)

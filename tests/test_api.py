@@ -95,6 +95,14 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
     image, labels = draw_blobs(1)
     with pytest.raises(ReferenceCaseError, match="at least one labelled reference; got none"):
         encode(loaded, [], CLASSES)
+    with pytest.raises(ReferenceCaseError, match="at least one class, as in .* got none"):
+        encode(loaded, [labelled(1)], {})
+    with pytest.raises(RawDataError, match=r"three lengths above 0 \(z,y,x\); got \(1.0, 0.0, 1.0\)"):
+        segment(loaded, encode(loaded, [labelled(1)], CLASSES), Scan(image, (1.0, 0.0, 1.0)))
+    with pytest.raises(RawDataError, match=r"three lengths above 0 \(z,y,x\); got \(1.0, 1.0\)"):
+        segment(loaded, encode(loaded, [labelled(1)], CLASSES), Scan(image, (1.0, 1.0)))  # type: ignore[arg-type]
+    with pytest.raises(RawDataError, match=r"An affine is 4 x 4, .* got shape \[3, 3\]"):
+        segment(loaded, encode(loaded, [labelled(1)], CLASSES), Scan(image, affine=np.eye(3)))
     with pytest.raises(RawDataError, match=r"either spacing_mm .* got shape \[32, 32\], spacing \(1.0, "):
         encode(loaded, [LabelledScan(image[0], labels[0], SPACING)], CLASSES)
     with pytest.raises(RawDataError, match=r"got shape \[32, 32, 32\], spacing None, no affine"):

@@ -74,7 +74,7 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
 
 def test_round_trip(tmp_path: Path) -> None:
     model, optimizer, bank = write(tmp_path / "checkpoint")
-    loaded = load_model(tmp_path)  # a run folder finds its checkpoint
+    loaded = load_model(str(tmp_path))  # a run folder finds its checkpoint; a path may be text
     assert not loaded.model.training
     assert loaded.model_hash == hash_weights(model)
     assert loaded.state == RunState(2, 12.5, 0, {"size": "tiny"}, {"ct": 0.5})

@@ -154,6 +154,27 @@ def test_folders_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "everything is foreground" in capsys.readouterr().out
 
 
+def test_tables_of_ones_own_folder_bear_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[0, :2] = 3
+    for folder in ("masks", "truth"):
+        save(tmp_path / folder / "scan.nii.gz", labels, np.eye(4))
+    (tmp_path / "masks" / "classes.json").write_text('{"cyst": 3}')
+    for more in ([], ["-o", str(tmp_path / "mine.csv")]):
+        assert evaluate_main(["-p", str(tmp_path / "masks"), "-g", str(tmp_path / "truth"), *more]) == 0
+        said = capsys.readouterr().out
+        assert "## masks\n" in said and "## masks, all measures\n" in said
+
+
+def test_a_method_is_scored_on_its_split_alone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """A train case in a row that says test would be a lie in every table."""
+    train = place.store.manifest.splits["paper"]["train"][0]
+    arguments = ["--method", "theirs", "-p", str(place.masks("bank")), "-d", "tiny", "--cases"]
+    assert evaluate_main([*arguments, train]) == 1
+    assert f"holds cases of paper/test alone, and of tiny it has no {train}" in capsys.readouterr().err
+    assert evaluate_main([*arguments, place.test[0]]) == 0
+
+
 def test_truth_by_a_datasets_name(place: Place) -> None:
     """-d names the values of the truth, and -g may be any folder of its labels."""
     arguments = ["-p", str(place.masks("bank")), "-d", "tiny", "-g", str(place.labels)]

@@ -99,7 +99,7 @@ def test_channels_and_dicom_are_segmented_on_their_own_grid(
         nib.Nifti1Image(np.stack([0 * grey, grey], axis=3), source.affine), tmp_path / "in" / "four.nii.gz"
     )
     nib.save(source, tmp_path / "in" / "plain_0001.nii.gz")
-    nib.save(nib.Nifti1Image(0 * grey, source.affine), tmp_path / "in" / "plain_0000.nii.gz")
+    nib.save(nib.Nifti1Image(grey[::-1].copy(), source.affine), tmp_path / "in" / "plain_0000.nii.gz")
     write_dicom(
         tmp_path / "in" / "patient" / "series", np.random.default_rng(0).integers(0, 300, (6, 20, 30))
     )

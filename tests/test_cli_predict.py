@@ -194,7 +194,10 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
             "The model was trained on tiny; it has no memory of 'liver'",
         ),
         (["-i", "SCANS", "-o", "SCANS"], "Results need a folder of their own;"),
-        (["-i", "SCANS", "-o", "out", "-m", "best"], "(new, old, unfinished) or a run's folder; got 'best'."),
+        (
+            ["-i", "SCANS", "-o", "out", "-m", "best"],
+            "(new, old, unfinished) or a run's folder, or iris_small, which comes with the package; got 'best'.",
+        ),
         (["-i", "SCANS", "-o", "out", "--overlap", "1"], "under 1 (0.5 is half a window); got 1.0"),
         (
             ["-i", "SCANS", "-o", "out", "-t", "x", "--strategy", "bank"],
@@ -297,8 +300,31 @@ def test_without_a_run_the_package_s_own_model_is_used(
     monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", tmp_path / "weights")
     assert find_run(tmp_path / "none", None) == shipped == find_run(tmp_path / "none", "ours")
     assert "No finished run in" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=r"-m names a run under .* got 'theirs'"):
+    with pytest.raises(
+        CheckpointError, match=r"-m names a run under .*, or ours, which comes .* got 'theirs'"
+    ):
         find_run(tmp_path / "none", "theirs")
+
+
+def test_a_run_of_which_only_the_tables_were_kept_is_no_model(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a fresh clone, whose results/ holds runs without their weights."""
+    monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", tmp_path / "weights")
+    bare = tmp_path / "results" / "night"
+    bare.mkdir(parents=True)
+    shutil.copy(root / "results" / "new" / "run.json", bare)
+    with pytest.raises(CheckpointError, match="No finished run in"):
+        find_run(tmp_path / "results", None)
+    (tmp_path / "weights" / "ours").mkdir(parents=True)
+    (tmp_path / "weights" / "ours" / "state.json").write_text("{}", encoding="utf-8")
+    assert find_run(tmp_path / "results", None) == tmp_path / "weights" / "ours"
+
+
+def test_the_results_are_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predict_main(["-i", "scan.nii.gz", "-o", "mask.nii.gz", "-t", "x.task"])
+    assert "-o is the folder of the results, not a file; got mask.nii.gz" in capsys.readouterr().err
 
 
 def test_runs_are_found_by_name_path_or_age(

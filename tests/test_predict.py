@@ -276,3 +276,17 @@ def test_a_compressed_text_is_no_scan(folder: Path) -> None:
         loaded_with(GreyModel()), make_task([1.0]), cases_of(folder)[2:3], folder / "out", progress=False
     )
     assert verdicts[0].status == "refused" and "c.nii.gz" in verdicts[0].why
+
+
+def test_what_the_intake_refuses_is_not_segmented(tmp_path: Path) -> None:
+    """A header in metres or one grey value everywhere gave an empty or a made-up mask without a word."""
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    save(tmp_path / "in" / "flat.nii.gz", np.full_like(image, 7), np.eye(4))
+    save(tmp_path / "in" / "metres.nii.gz", image, np.diag([0.001, 0.001, 0.001, 1.0]))
+    cases = [InputCase(name, FileSource(tmp_path / "in" / f"{name}.nii.gz")) for name in ("flat", "metres")]
+    verdicts = predict_folder(loaded_with(model), task, cases, tmp_path / "out", progress=False)
+    assert [v.status for v in verdicts] == ["refused", "refused"]
+    assert "holds the grey value 7 in every voxel" in verdicts[0].why
+    assert "counts in another unit or has a wrong spacing" in verdicts[1].why
+    assert not list((tmp_path / "out").glob("*.nii.gz"))

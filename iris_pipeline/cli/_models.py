@@ -29,9 +29,14 @@ def shipped_model(name: str | None = None) -> Path | None:
 
 
 def newest_run(results: Path) -> Path:
-    """The finished training run that ended last; CheckpointError if there is none."""
+    """The finished training run that ended last and whose model is there; CheckpointError if there is none.
+
+    A run whose tables alone were kept, as those that come with the repository, has no model.
+    """
     finished = []
     for path in results.glob("*/run.json"):
+        if not any((path.parent / place / STATE_FILE).is_file() for place in ("checkpoint", ".")):
+            continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -65,15 +70,18 @@ def find_run(results: Path, model: str | None) -> Path:
     if (shipped := shipped_model(model)) is not None:
         return shipped
     known = sorted(path.parent.name for path in results.glob("*/run.json"))
+    ours = shipped_model()
     raise CheckpointError(
-        f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder; got "
-        f"{model!r}."
+        f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder"
+        f"{f', or {ours.name}, which comes with the package' if ours else ''}; got {model!r}."
     )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", help="a run under results/ or its path (default: the newest finished run)"
+        "-m",
+        "--model",
+        help="a run under results/ or its path (default: the newest finished run, else the package's own model)",
     )
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
 

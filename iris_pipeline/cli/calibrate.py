@@ -63,8 +63,9 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
             f"{', '.join(unknown) or 'none'}."
         )
     datasets = []
-    for name, store in open_stores(root.preprocessed, names).items():
-        cases = find_cases(root.raw / name, store.manifest.spec) if (root.raw / name).is_dir() else []
+    for store in open_stores(root.preprocessed, names).values():
+        raw = store.manifest.spec.raw_folder(root.raw)
+        cases = find_cases(raw, store.manifest.spec) if raw.is_dir() else []
         datasets.append(CalibrationData(store, {case.id: case for case in cases}))
     experiments = []
     for strategy in arguments.strategies:

@@ -130,7 +130,14 @@ def _evaluate_one(
     truths, truth_classes = _truth(arguments, spec, root)
     if arguments.split:
         origin = replace(origin, split=f"{arguments.split}/{arguments.part}")
-    wanted = arguments.cases or _split_cases(origin, root)
+    of_split = _split_cases(origin, root)
+    foreign = sorted(set(arguments.cases or ()) - set(of_split or ()))
+    if arguments.method and foreign:
+        raise EvaluationError(
+            f"A method's row holds cases of {origin.split} alone, and of {origin.dataset} it has no "
+            f"{', '.join(foreign[:5])}: name others with --cases, or leave --method out and give -g."
+        )
+    wanted = arguments.cases or of_split
     if wanted is not None:
         absent = sorted(set(wanted) - {truth.id for truth in truths})
         if absent:
@@ -242,7 +249,8 @@ def _tell(evaluation: Evaluation, origin: Origin, out: Path, line: str) -> None:
     rows = pd.concat([frame_of(evaluation.rows), frame_of(evaluation.baseline)], ignore_index=True)
     for table in (dataset_table(rows, origin.dataset), measures_table(rows, origin.dataset)):
         if table is not None:
-            print(to_markdown(table, line))
+            title = table.title if origin.dataset else f"{origin.strategy}{table.title}"
+            print(to_markdown(replace(table, title=title), line))
     for note in evaluation.notes:
         print(f"Note: {note}")
     for case, reason in evaluation.failures.items():

@@ -55,6 +55,7 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import RawDataError, TaskError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
+from preprocessing.volume import is_image_path
 
 
 def predict_main(argv: list[str] | None = None) -> int:
@@ -119,6 +120,8 @@ def predict_main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.i is not None and arguments.o is None:
         parser.error("-o OUT is needed with -i IN")
+    if arguments.o is not None and is_image_path(Path(arguments.o)):
+        parser.error(f"-o is the folder of the results, not a file; got {arguments.o}")
     return run(lambda: _predict_command(arguments))
 
 
