@@ -169,10 +169,10 @@ def check_floor(scores: dict[str, float], floor: float, steps: int) -> None:
         score = scores.get(strategy, float("nan"))
         if not score >= floor:
             raise EvaluationError(
-                f"The mean Dice must be at least {floor:.2f}, which no untrained model reaches; "
-                f"{strategy} has {score:.3f} after {steps} training steps: a busy machine makes too few of them in its "
-                "minutes (some hundred are needed), so try again with python -m iris_pipeline.demo --iterations 600; if they were enough, something "
-                "in the path is broken."
+                f"The mean Dice must be at least {floor:.2f}, which no untrained model reaches; {strategy} has "
+                f"{score:.3f} after {steps} training steps: a busy machine makes too few of them in its minutes "
+                "(some hundred are needed), so try again with python -m iris_pipeline.demo --iterations 600; if they "
+                "were enough, something in the path is broken."
             )
 
 
