@@ -55,7 +55,10 @@ class CheckedCase(BaseModel):
 
 
 class CheckReport(BaseModel):
-    """All cases of a dataset, sorted by id, the number of each verdict, and remarks on the whole."""
+    """All cases of a dataset, sorted by id, the number of each verdict, remarks on the whole, and notes.
+
+    A remark wants looking at; a note only says how the files were understood.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,6 +66,7 @@ class CheckReport(BaseModel):
     raw: str
     counts: dict[str, int]
     remarks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     cases: tuple[CheckedCase, ...]
 
     @property
@@ -70,9 +74,10 @@ class CheckReport(BaseModel):
         return self.counts["refused"] == 0
 
     def text(self) -> str:
-        """For a reader: counts, every case about which there is something to say, remarks."""
+        """For a reader: counts, every case about which there is something to say, remarks, notes."""
         verdicts = [CaseVerdict(self.dataset, case.id, case.verdict, case.why) for case in self.cases]
-        return "\n".join([verdict_text(verdicts), *(f"  remark: {remark}" for remark in self.remarks)])
+        remarks = [f"  remark: {remark}" for remark in self.remarks]
+        return "\n".join([verdict_text(verdicts), *remarks, *(f"  note: {note}" for note in self.notes)])
 
 
 class CheckSummary(BaseModel):
@@ -120,6 +125,7 @@ def check_dataset(
         raw=str(raw),
         counts={word: counts[word] for word in WORDS},
         remarks=tuple(remarks),
+        notes=tuple(_notes(spec, fingerprint)),
         cases=tuple(
             CheckedCase(
                 id=case.id,
@@ -204,6 +210,25 @@ def _remarks(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
         some = ", ".join(strangers[:5]) + f" and {len(strangers) - 5} more" * (len(strangers) > 5)
         remarks.append(f"The split lists subjects that are not there: {some}.")
     return remarks
+
+
+def _notes(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
+    """How the files were understood: axes, who is one person, what an absent class means."""
+    notes = []
+    axes = Counter(case.orientation for case in fingerprint.accepted)
+    if set(axes) - {"RAS"}:
+        told = ", ".join(f"{code} in {count}" for code, count in sorted(axes.items()))
+        notes.append(f"The files' first, second and third axis run to {told} cases; all are turned to RAS.")
+    people = len({case.subject for case in fingerprint.cases})
+    if people < len(fingerprint.cases):
+        notes.append(
+            f"{len(fingerprint.cases)} cases (frames, studies, sequences) of {people} subjects: split by subject."
+        )
+    if spec.partly_labelled:
+        notes.append(
+            "A class without a voxel in a case is unknown there and not background (partly_labelled)."
+        )
+    return notes
 
 
 def _other_labels(raw: Path, spec: DatasetSpec) -> list[str]:

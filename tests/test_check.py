@@ -69,7 +69,12 @@ def test_a_sound_dataset_has_no_remarks_and_is_not_touched(tiny_raw: TinyRaw) ->
     assert snapshot(tiny_raw.root) == before
     assert report.counts == {"ok": 5, "repaired": 0, "refused": 0}
     assert report.remarks == () and report.usable
-    assert report.text() == "tiny: 5 ok, 0 repaired, 0 refused"
+    assert report.text().splitlines() == [
+        "tiny: 5 ok, 0 repaired, 0 refused",
+        "  note: The files' first, second and third axis run to ASL in 1, LAI in 1, LPS in 1, PIR in 1, RAS in 1 "
+        "cases; all are turned to RAS.",
+        "  note: 5 cases (frames, studies, sequences) of 4 subjects: split by subject.",
+    ]
     first = report.cases[0]
     assert (first.id, first.subject, first.shape, first.orientation) == ("s1_a", "s1", (16, 34, 40), "RAS")
     assert set(first.voxels) == {"left", "right", "core"}
@@ -250,3 +255,11 @@ def test_raw_may_be_the_dataset_itself(tiny_raw: TinyRaw) -> None:
     assert dataset_folder(tiny_raw.root, tiny_raw.spec) == tiny_raw.dataset
     assert dataset_folder(tiny_raw.dataset, tiny_raw.spec) == tiny_raw.dataset
     assert dataset_folder(tiny_raw.root, other) == tiny_raw.root / "other"
+
+
+def test_a_partly_labelled_dataset_says_what_an_absent_class_means(tiny_raw: TinyRaw) -> None:
+    notes = checked(tiny_raw.dataset, tiny_raw.spec.model_copy(update={"partly_labelled": True})).report.notes
+    assert (
+        notes[-1]
+        == "A class without a voxel in a case is unknown there and not background (partly_labelled)."
+    )

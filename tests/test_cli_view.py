@@ -35,6 +35,8 @@ def test_it_serves_until_it_is_interrupted(masks: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        # A shell's background job ignores Ctrl-C, and so would its children, these tests' servers among them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     said = process.stdout.readline()
