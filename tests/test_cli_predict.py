@@ -300,6 +300,12 @@ def test_without_a_run_the_package_s_own_model_is_used(
     monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", tmp_path / "weights")
     assert find_run(tmp_path / "none", None) == shipped == find_run(tmp_path / "none", "ours")
     assert "No finished run in" in capsys.readouterr().out
+    tables_only = tmp_path / "results" / "ours"
+    tables_only.mkdir(parents=True)
+    assert find_run(tmp_path / "results", "ours") == shipped, "a folder of tables is no model"
+    (tables_only / "checkpoint").mkdir()
+    (tables_only / "checkpoint" / "state.json").write_text("{}", encoding="utf-8")
+    assert find_run(tmp_path / "results", "ours") == tables_only
     with pytest.raises(
         CheckpointError, match=r"-m names a run under .*, or ours, which comes .* got 'theirs'"
     ):

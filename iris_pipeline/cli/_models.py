@@ -64,11 +64,12 @@ def find_run(results: Path, model: str | None) -> Path:
                 raise
             print(f"No finished run in {results}: using {shipped.name}, which comes with the package.")
             return shipped
-    for folder in (results / model, Path(model).expanduser()):
-        if folder.is_dir():
-            return folder
-    if (shipped := shipped_model(model)) is not None:
-        return shipped
+    folders = [folder for folder in (results / model, Path(model).expanduser()) if folder.is_dir()]
+    # A clone holds what was measured of a run, not its weights: then the package's model of that name is meant.
+    whole = [f for f in folders if (f / STATE_FILE).is_file() or (f / "checkpoint" / STATE_FILE).is_file()]
+    shipped = [found] if (found := shipped_model(model)) is not None else []
+    for folder in (*whole, *shipped, *folders):
+        return folder
     known = sorted(path.parent.name for path in results.glob("*/run.json"))
     ours = shipped_model()
     raise CheckpointError(
