@@ -67,9 +67,9 @@ def find_run(results: Path, model: str | None) -> Path:
     folders = [folder for folder in (results / model, Path(model).expanduser()) if folder.is_dir()]
     # A clone holds what was measured of a run, not its weights: then the package's model of that name is meant.
     whole = [f for f in folders if (f / STATE_FILE).is_file() or (f / "checkpoint" / STATE_FILE).is_file()]
-    shipped = [found] if (found := shipped_model(model)) is not None else []
-    for folder in (*whole, *shipped, *folders):
-        return folder
+    own = shipped_model(model)
+    if candidates := [*whole, *([own] if own else []), *folders]:
+        return candidates[0]
     known = sorted(path.parent.name for path in results.glob("*/run.json"))
     ours = shipped_model()
     raise CheckpointError(
