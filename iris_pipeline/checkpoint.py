@@ -244,9 +244,13 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def checkpoint_of(folder: Path) -> Path | None:
+    """Where the checkpoint of a folder lies: in itself, or in a run's `checkpoint/`; None where there is none."""
+    return next((each for each in (folder, folder / "checkpoint") if (each / STATE_FILE).is_file()), None)
+
+
 def _read_state(folder: Path) -> tuple[dict[str, Any], Path]:
-    if not (folder / STATE_FILE).exists() and (folder / "checkpoint" / STATE_FILE).exists():
-        folder = folder / "checkpoint"
+    folder = checkpoint_of(folder) or folder
     try:
         content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, load_model
+from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.task import TaskEmbedding, Tuned
@@ -35,7 +35,7 @@ def newest_run(results: Path) -> Path:
     """
     finished = []
     for path in results.glob("*/run.json"):
-        if not any((path.parent / place / STATE_FILE).is_file() for place in ("checkpoint", ".")):
+        if checkpoint_of(path.parent) is None:
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def find_run(results: Path, model: str | None) -> Path:
             return shipped
     folders = [folder for folder in (results / model, Path(model).expanduser()) if folder.is_dir()]
     # A clone holds what was measured of a run, not its weights: then the package's model of that name is meant.
-    whole = [f for f in folders if (f / STATE_FILE).is_file() or (f / "checkpoint" / STATE_FILE).is_file()]
+    whole = [folder for folder in folders if checkpoint_of(folder) is not None]
     own = shipped_model(model)
     if candidates := [*whole, *([own] if own else []), *folders]:
         return candidates[0]
