@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iris_pipeline.crops import Crop
-from iris_pipeline.synthetic import Draw, with_curve
+from iris_pipeline.synthetic import Draw
 from preprocessing.errors import EpisodeError
 
 
@@ -32,7 +31,8 @@ class Sample:
 class Episode:
     """A task of K classes of one dataset, shown by the reference, to be solved on the query.
 
-    is_made: a synthetic task (`synthetic.py`), whose classes are not those of the dataset.
+    is_made: a synthetic task (`synthetic.py`), whose classes are not those of the dataset. wide: seen at half the
+    dataset's resolution (`halved.py`).
     """
 
     index: int
@@ -41,6 +41,7 @@ class Episode:
     reference: Sample
     query: Sample
     is_made: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,19 @@ def join_crops(
     query: Crop,
     classes: Mapping[str, Sequence[int]],
     draw: Draw,
+    wide: bool = False,
 ) -> Episode:
-    """Two crops and the label values of each class (name -> values) as an episode, recoloured where that was drawn."""
+    """Two crops and the label values of each class (name -> values) as an episode, as far as drawn a made one."""
     values = list(classes.values())
-    return Episode(
-        index,
-        dataset,
-        tuple(classes),
-        _sample(reference, values, draw.curve),
-        _sample(query, values, draw.curve),
-        draw.is_made,
-    )
+    samples = (_sample(crop, values, draw) for crop in (reference, query))
+    return Episode(index, dataset, tuple(classes), *samples, draw.is_made, wide)
 
 
-def _sample(crop: Crop, values: Sequence[Sequence[int]], curve: np.ndarray | None) -> Sample:
+def made_sample(crop: Crop, masks: Tensor, draw: Draw) -> Sample:
+    """A crop with masks [K,D,H,W] of our own making instead of its labels."""
+    return Sample(crop.entry.id, crop.entry.subject, *draw.apply(crop.image, masks))
+
+
+def _sample(crop: Crop, values: Sequence[Sequence[int]], draw: Draw) -> Sample:
     masks = torch.stack([torch.isin(crop.labels, torch.tensor(each)) for each in values]).float()
-    return Sample(crop.entry.id, crop.entry.subject, with_curve(curve, crop.image), masks)
+    return made_sample(crop, masks, draw)

@@ -22,9 +22,7 @@ from iris_pipeline.augment import (
     QUERY_RANGES,
     REFERENCE_RANGES,
     AugmentationRanges,
-    apply_intensity,
     draw_augmentation,
-    sample_patch,
 )
 from iris_pipeline.crops import (
     CasePool,
@@ -39,15 +37,14 @@ from iris_pipeline.crops import (
     voxels_of,
 )
 from iris_pipeline.episode import Episode, join_crops
+from iris_pipeline.halved import wide_view
+from iris_pipeline.made_episodes import NOT_AUGMENTED, made_group
 from iris_pipeline.synthetic import (
     Cut,
     Draw,
     SyntheticTasks,
-    cells,
     draw_cut,
     draw_tasks,
-    frequent,
-    region_box,
     unite,
 )
 from preprocessing.errors import EpisodeError
@@ -59,7 +56,7 @@ EPISODES = 10**9
 """What `len()` of a sampler says: episodes never end, a loader only needs a number"""
 REFERENCE_ATTEMPTS = 3
 NO_TASKS = SyntheticTasks()
-TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM, SYNTHETIC_STREAM = 0, 1, 2, 3
+TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM, SYNTHETIC_STREAM, VIEW_STREAM = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,8 @@ class EpisodeConfig:
     reference_ranges: AugmentationRanges = REFERENCE_RANGES
     query_ranges: AugmentationRanges = QUERY_RANGES
     synthetic: SyntheticTasks = NO_TASKS
+    wide_probability: float = 0.0
+    """the crops show eight times the volume at half the resolution, where scans are large enough (`halved.py`)"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,6 +91,7 @@ class EpisodeConfig:
             "empty_query_probability",
             "foreground_probability",
             "minimum_share",
+            "wide_probability",
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise EpisodeError(f"{name} must lie between 0 and 1, but is {getattr(self, name)}.")
@@ -137,6 +137,11 @@ class EpisodeSampler(Dataset[Episode]):
                     f"No class of dataset '{pool.name}' is present in two subjects of part '{part}' of split "
                     f"'{split}': add cases or leave the dataset out."
                 )
+        self.wide: dict[str, CasePool] = {}
+        for name, store in stores.items() if self.config.wide_probability else ():
+            view = wide_view(store)
+            if view is not None:
+                self.wide[name] = CasePool(name, view, split, part)
         self.probabilities = _probabilities([pool.name for pool in self.pools], weights)
 
     def __len__(self) -> int:
@@ -154,6 +159,9 @@ class EpisodeSampler(Dataset[Episode]):
         config = self.config
         rng = np.random.default_rng((self.seed, index, TASK_STREAM))
         pool = self.pools[int(rng.choice(len(self.pools), p=self.probabilities))]
+        view = np.random.default_rng((self.seed, index, VIEW_STREAM))
+        wide = pool.name in self.wide and bool(view.random() < config.wide_probability)
+        pool = self.wide[pool.name] if wide else pool
         anchors = pool.anchors()
         anchor = anchors[int(rng.integers(len(anchors)))]
         wanted = _draw_subset(rng, list(pool.classes), anchor, config.full_set_probability)
@@ -161,8 +169,11 @@ class EpisodeSampler(Dataset[Episode]):
         made = np.random.default_rng((self.seed, index, SYNTHETIC_STREAM))
         draw = draw_tasks(made, config.synthetic)
         streams = [np.random.default_rng((self.seed, index, PAIR_STREAM, pair)) for pair in range(size)]
-        if draw.structure == "cells":
-            return [_cell_episode(index, pool, stream, config, draw) for stream in streams]
+        if draw.structure in ("cells", "bands", "shapes"):
+            ranges = (config.reference_ranges, config.query_ranges)
+            ranges = ranges if config.augment else (NOT_AUGMENTED, NOT_AUGMENTED)
+            count = int(made.integers(1, config.max_classes + 1))
+            return made_group(index, pool, streams, ranges, config.reference_jitter, count, draw, wide)
         cut = draw_cut(made, pool.classes[anchor], max(pool.classes.values()) + 1)
         cut_anchor = (cut, anchor) if draw.structure == "split" else None
         drawn = []
@@ -177,7 +188,13 @@ class EpisodeSampler(Dataset[Episode]):
         classes = _task_classes(made, pool, names, draw, cut_anchor)
         return [
             _episode(
-                index, pool, crop, _query_crop(stream, pool, query, names, config, cut_anchor), classes, draw
+                index,
+                pool,
+                crop,
+                _query_crop(stream, pool, query, names, config, cut_anchor),
+                classes,
+                draw,
+                wide,
             )
             for stream, (crop, query, _) in zip(streams, drawn, strict=True)
         ]
@@ -245,28 +262,6 @@ def _task_classes(
     return classes
 
 
-def _cell_episode(
-    index: int, pool: CasePool, rng: np.random.Generator, config: EpisodeConfig, draw: Draw
-) -> Episode:
-    """Supervoxels of one scan as classes; reference and query are two views of it, turned and coloured apart."""
-    entry = _choose(rng, pool.cases)
-    box = region_box(rng, entry.shape, pool.patch_size)
-    image = pool.store.image(entry.id, box)
-    labels, fill = cells(rng, image), float(image.min())
-    views = []
-    for ranges in (config.reference_ranges, config.query_ranges):
-        params = draw_augmentation(rng, pool.patch_size, ranges) if config.augment else IDENTITY
-        size, shape = np.asarray(pool.patch_size), np.asarray(image.shape)
-        start = inside(rng.random(3) * np.maximum(shape - size, 0), size, shape)
-        cut, mask = sample_patch(params, image, labels, start, pool.patch_size, fill)
-        views.append(Crop(entry, apply_intensity(params, cut), mask))
-    reference, query = views
-    shown = frequent(reference.labels)
-    count = min(len(shown), int(rng.integers(1, config.max_classes + 1)))
-    classes = {f"cell {value}": [value] for value in sorted(rng.permutation(shown)[:count].tolist())}
-    return join_crops(index, pool.name, reference, query, classes, draw)
-
-
 def _episode(
     index: int,
     pool: CasePool,
@@ -274,6 +269,7 @@ def _episode(
     query: Crop,
     classes: Mapping[str, Sequence[int]],
     draw: Draw | None = None,
+    wide: bool = False,
 ) -> Episode:
     """The one way from two crops of annotated cases to an episode."""
     if reference.entry.subject == query.entry.subject:
@@ -282,7 +278,7 @@ def _episode(
             f"A reference must never be its own query, but both are of subject '{query.entry.subject}' of "
             f"dataset '{pool.name}': this is a defect, please report it."
         )
-    return join_crops(index, pool.name, reference, query, classes, draw or Draw())
+    return join_crops(index, pool.name, reference, query, classes, draw or Draw(), wide)
 
 
 def _others(entries: Sequence[CaseEntry], subject: str) -> list[CaseEntry]:

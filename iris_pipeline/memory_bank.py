@@ -15,11 +15,15 @@ from torch import Tensor
 from preprocessing.errors import TaskError
 
 TokensOfClass = tuple[Tensor, ...]
+WIDE = "@wide"
 
 
-def bank_key(dataset: str, class_name: str) -> str:
-    """The bank's key of a class: datasets keep their own tokens even where they share an anatomy."""
-    return f"{dataset}/{class_name}"
+def bank_key(dataset: str, class_name: str, wide: bool = False) -> str:
+    """The bank's key of a class: datasets keep their own tokens even where they share an anatomy.
+
+    wide: of its look at half the resolution (`halved.py`).
+    """
+    return f"{dataset}/{class_name}" + (WIDE if wide else "")
 
 
 class MemoryBank:

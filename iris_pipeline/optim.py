@@ -35,8 +35,11 @@ class Lamb(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step_group(group, params)
+            # On a CPU the step is bound by memory: tensor by tensor the moments stay in the cache between the
+            # operations. On a GPU it is bound by kernel launches: all tensors at once.
+            together = [params] if params and params[0].is_cuda else [[p] for p in params]
+            for part in together:
+                self._step_group(group, part)
         return loss
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -1,14 +1,17 @@
 """Tasks of our own making: they teach that a task is what the reference shows, not what its dataset is known for.
 
-Arrays are [D,H,W] = (z,y,x); images [1,D,H,W], masks [K,D,H,W]. Four kinds, each drawn with its own probability:
+Arrays are [D,H,W] = (z,y,x); images [1,D,H,W], masks [K,D,H,W]. Kinds, each drawn with its own probability:
 
 - recolour: one random curve of grey values for reference and query alike; a kidney may be dark on bright.
+- turn: both are brought to one of the cube's 48 orientations, mirrored ones too; the heart may lie on the right.
 - unite: some of the asked classes become one.
 - split: a class is cut in two at a plane across its bounding box; each half is a class.
 - cells: supervoxels of one scan as classes, reference and query being two views of that scan. Here, and only here,
   both are of one subject: the masks are made from the image, so there is no annotation that could leak.
+- bands: what lies in a random interval of grey values in two subjects' scans, or one half of it.
+- shapes: random regions that nobody ever scanned (`shapes.py`).
 
-A made task never enters the memory bank.
+The first two go with any task, of the others one at most is drawn. A made task never enters the memory bank.
 """
 
 from __future__ import annotations
@@ -44,42 +47,86 @@ LEAST_CELL_SHARE = 0.002
 """of a crop's voxels: smaller cells are not asked for"""
 
 
+STRUCTURES = ("unite", "split", "cells", "bands", "shapes")
+BAND_WIDTH = (0.2, 0.6)
+"""half the width of an interval of grey values, in standard deviations"""
+BAND_SMOOTHING_VOXELS = 1.5
+BAND_SHARES = (0.01, 0.5)
+"""of the reference's voxels that a band may fill"""
+BAND_ATTEMPTS = 4
+
+
 @dataclass(frozen=True)
 class SyntheticTasks:
-    """Probability of each kind, 0..1; all 0 is the paper's training. At most one of unite, split, cells is drawn."""
+    """Probability of each kind, 0..1; all 0 is the paper's training. At most one of STRUCTURES is drawn."""
 
     recolour: float = 0.0
+    turn: float = 0.0
     unite: float = 0.0
     split: float = 0.0
     cells: float = 0.0
+    bands: float = 0.0
+    shapes: float = 0.0
 
     def __post_init__(self) -> None:
         values = [getattr(self, field.name) for field in fields(self)]
-        if any(not 0 <= value <= 1 for value in values) or self.unite + self.split + self.cells > 1:
+        # A millionth more than 1 is rounding, as in 0.1 + 0.2 + 0.7.
+        if any(not 0 <= value <= 1 for value in values) or sum(self.structures()) > 1 + 1e-6:
             raise EpisodeError(
-                "Probabilities of synthetic tasks lie between 0 and 1, and unite, split and cells sum to 1 at most; "
-                f"got {self}."
+                f"Probabilities of synthetic tasks lie between 0 and 1, and {', '.join(STRUCTURES[:-1])} and "
+                f"{STRUCTURES[-1]} sum to 1 at most; got {self}."
             )
+
+    def structures(self) -> tuple[float, ...]:
+        """The probabilities of STRUCTURES, in that order."""
+        return tuple(float(getattr(self, name)) for name in STRUCTURES)
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Axes in a new order, then some of them reversed: one of the 48 ways in which a cube can lie."""
+
+    axes: tuple[int, int, int]
+    flipped: tuple[int, ...]
+
+    def apply(self, array: Tensor) -> Tensor:
+        """[...,D,H,W] turned; a new tensor where anything moves."""
+        moved = array.permute(*range(array.ndim - 3), *(array.ndim - 3 + axis for axis in self.axes))
+        return moved.flip([array.ndim - 3 + axis for axis in self.flipped]).contiguous()
+
+
+def draw_orientation(rng: np.random.Generator) -> Orientation:
+    """One of the 48, each as likely."""
+    z, y, x = (int(axis) for axis in rng.permutation(3))
+    return Orientation((z, y, x), tuple(axis for axis in range(3) if rng.random() < 0.5))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is made of one episode. structure: "", "unite", "split" or "cells"; curve: knots of the grey-value curve."""
+    """What is made of one episode. structure: "" or one of STRUCTURES; curve: knots of the grey-value curve."""
 
     structure: str = ""
     curve: np.ndarray | None = None
+    orientation: Orientation | None = None
 
     @property
     def is_made(self) -> bool:
-        return bool(self.structure) or self.curve is not None
+        return bool(self.structure) or self.curve is not None or self.orientation is not None
+
+    def apply(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [1,D,H,W] and masks [K,D,H,W] recoloured and turned, where that was drawn."""
+        image = with_curve(self.curve, image)
+        if self.orientation is None:
+            return image, masks
+        return self.orientation.apply(image), self.orientation.apply(masks)
 
 
 def draw_tasks(rng: np.random.Generator, tasks: SyntheticTasks) -> Draw:
     """Draw what is made of the next episode."""
-    bounds = np.cumsum([tasks.unite, tasks.split, tasks.cells])
-    kind = int(np.searchsorted(bounds, rng.random(), side="right"))
+    kind = int(np.searchsorted(np.cumsum(tasks.structures()), rng.random(), side="right"))
     curve = draw_curve(rng) if rng.random() < tasks.recolour else None
-    return Draw(("unite", "split", "cells", "")[kind], curve)
+    orientation = draw_orientation(rng) if rng.random() < tasks.turn else None
+    return Draw((*STRUCTURES, "")[kind], curve, orientation)
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:
@@ -165,3 +212,40 @@ def frequent(labels: Tensor, share: float = LEAST_CELL_SHARE) -> list[int]:
 def with_curve(curve: np.ndarray | None, image: Tensor) -> Tensor:
     """The image recoloured, or itself where there is no curve."""
     return image if curve is None else recolour(image, curve)
+
+
+def draw_bands(
+    rng: np.random.Generator, reference: Tensor, query: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Masks [K,D,H,W] of the same intervals of grey values in two images [1,D,H,W]; K is 1..count, 0 where none fits.
+
+    Both are smoothed first, so that a mask is a region and not a spray. Half of the bands are cut at their own middle
+    along a random axis, and the half on one side is the class: the left one of two dark places.
+    """
+    smooth = [ndimage.gaussian_filter(each[0].numpy(), BAND_SMOOTHING_VOXELS) for each in (reference, query)]
+    shown, wanted = [], []
+    for _ in range(BAND_ATTEMPTS * count):
+        value = float(rng.choice(smooth[0].ravel()))
+        width = rng.uniform(*BAND_WIDTH)
+        cut = (int(rng.integers(3)), bool(rng.random() < 0.5)) if rng.random() < 0.5 else None
+        first, second = (_band(each, value, width, cut) for each in smooth)
+        if BAND_SHARES[0] <= first.mean() <= BAND_SHARES[1]:
+            shown.append(first)
+            wanted.append(second)
+        if len(shown) == count:
+            break
+    empty = np.zeros((0, *smooth[0].shape), dtype=bool)
+    masks = [np.stack(each) if each else empty for each in (shown, wanted)]
+    return torch.from_numpy(masks[0]).float(), torch.from_numpy(masks[1]).float()
+
+
+def _band(image: np.ndarray, value: float, width: float, cut: tuple[int, bool] | None) -> np.ndarray:
+    """Where a smoothed image [D,H,W] is within `width` of `value`; cut (axis, upper side): that half of it only."""
+    mask = np.abs(image - value) < width
+    if cut is None or not mask.any():
+        return mask
+    axis, upper = cut
+    along = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    middle = float((along * np.arange(len(along))).sum() / along.sum())
+    side = np.arange(len(along)) > middle
+    return mask & np.expand_dims(side if upper else ~side, [other for other in range(3) if other != axis])

@@ -55,7 +55,8 @@ class TrainSettings:
     where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
     is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem: changes of the size's
     network (`IrisConfig`). curriculum: phases that see their crops coarser (`curriculum.py`).
-    synthetic: probabilities of made tasks by kind (`synthetic.py`).
+    synthetic: probabilities of made tasks by kind (`synthetic.py`). wide: probability of crops of large scans at half
+    their resolution (`halved.py`).
     """
 
     split: str = "paper"
@@ -74,6 +75,7 @@ class TrainSettings:
     rectified_stem: bool = False
     curriculum: Curriculum = ()
     synthetic: tuple[tuple[str, float], ...] = ()
+    wide: float = 0.0
     weights: dict[str, float] | None = None
     precision: str = "auto"
     bank_momentum: float = 0.999
@@ -171,7 +173,7 @@ def update_bank(bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens) -
     kept = tuple(t.detach().to("cpu", torch.float32) for t in tokens)
     for b, episode in enumerate(episodes):
         for k, name in enumerate(episode.class_names):
-            bank.update(bank_key(episode.dataset, name), tuple(t[b, k] for t in kept))
+            bank.update(bank_key(episode.dataset, name, episode.wide), tuple(t[b, k] for t in kept))
 
 
 @torch.no_grad()
@@ -333,7 +335,10 @@ def train(
         split=settings.split,
         part="train",
         seed=settings.seed,
-        config=episode_config or EpisodeConfig(synthetic=SyntheticTasks(**dict(settings.synthetic))),
+        config=episode_config
+        or EpisodeConfig(
+            synthetic=SyntheticTasks(**dict(settings.synthetic)), wide_probability=settings.wide
+        ),
         weights=dataset_weights(settings.weights, list(stores)),
     )
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)

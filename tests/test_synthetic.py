@@ -187,7 +187,7 @@ def test_made_tasks_never_enter_the_bank() -> None:
 @pytest.mark.parametrize("values", [{"cells": 1.2}, {"unite": 0.6, "split": 0.6}, {"recolour": -0.1}])
 def test_impossible_probabilities(values: dict[str, float]) -> None:
     with pytest.raises(
-        EpisodeError, match=r"lie between 0 and 1, and unite, split and cells sum to 1 at most"
+        EpisodeError, match=r"lie between 0 and 1, and unite, split, cells, bands and shapes sum to 1 at most"
     ):
         SyntheticTasks(**values)
 

@@ -81,7 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         "--synthetic",
         nargs="+",
         metavar="KIND=P",
-        help="probability of made tasks: recolour, unite, split, cells, such as recolour=0.3 cells=0.1 (default: none)",
+        help="probability of made tasks: recolour, turn, unite, split, cells, bands, shapes, such as recolour=0.3 "
+        "cells=0.1 (default: none)",
+    )
+    parser.add_argument(
+        "--wide",
+        type=float,
+        default=TrainSettings.wide,
+        metavar="P",
+        help="probability of crops at half the resolution, of scans larger than a crop; prediction can then look "
+        "there first (default: 0)",
     )
     parser.add_argument(
         "--bank-momentum",
@@ -162,6 +171,7 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         curriculum=_curriculum(arguments.curriculum),
         bank_momentum=arguments.bank_momentum,
         synthetic=_synthetic(arguments.synthetic),
+        wide=arguments.wide,
         weights=_numbers("--weights", arguments.weights, "openkbp=2") if arguments.weights else None,
         precision=arguments.precision,
         validate_every=arguments.validate_every,
