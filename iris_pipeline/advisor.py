@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import InferenceOptions, digest
-from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 

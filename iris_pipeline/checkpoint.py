@@ -62,6 +62,11 @@ class LoadedModel:
         """Configuration of the network."""
         return self.model.config
 
+    @property
+    def knows_wide_view(self) -> bool:
+        """Whether it was trained on scans at half their resolution too (`halved.py`)."""
+        return float(self.state.settings.get("wide", 0.0)) > 0
+
 
 def hash_weights(model: torch.nn.Module) -> str:
     """16 hex digits of SHA-256 over names, shapes and values: a task file belongs to exactly these weights."""

@@ -16,10 +16,11 @@ from itertools import combinations
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.retrieval import class_vector
 from iris_pipeline.scan import ScanResult
-from iris_pipeline.sliding_window import InferenceOptions, label_volume
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
 from preprocessing.case import preprocess_case
@@ -79,7 +80,8 @@ def _compared(
         return {}
     box = _grown(found, prepared.image.shape, task.patch_size)
     scan, mask = prepared.image[box], prepared.labels[box]
-    rough = replace(options, overlap=0.0)
+    # Round what was found already: no look at the whole is needed.
+    rough = replace(options, overlap=0.0, one_pass=True)
     moved = label_volume(loaded.model, scan, task, replace(rough, moved=True))
     signs = {"windows": _dice(mask, moved, task.classes)}
     answers = []

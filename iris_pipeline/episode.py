@@ -85,8 +85,8 @@ def join_crops(
 ) -> Episode:
     """Two crops and the label values of each class (name -> values) as an episode, as far as drawn a made one."""
     values = list(classes.values())
-    samples = (_sample(crop, values, draw) for crop in (reference, query))
-    return Episode(index, dataset, tuple(classes), *samples, draw.is_made, wide)
+    first, second = _sample(reference, values, draw), _sample(query, values, draw)
+    return Episode(index, dataset, tuple(classes), first, second, draw.is_made, wide)
 
 
 def made_sample(crop: Crop, masks: Tensor, draw: Draw) -> Sample:

@@ -49,18 +49,22 @@ def halve_labels(labels: np.ndarray, values: list[int]) -> np.ndarray:
 
 def halved_patch(patch: tuple[int, int, int], shapes: list[tuple[int, ...]]) -> tuple[int, int, int]:
     """The patch on the halved grid: never larger than `patch`, nor than what 95 % of the volumes fill."""
-    large = np.percentile(np.asarray(shapes) / 2, 95, axis=0)
-    z, y, x = (min(e, STRIDE * int(np.ceil(n / STRIDE))) for e, n in zip(patch, large, strict=True))
-    return z, y, x
+    z, y, x = (int(np.ceil(n)) for n in np.percentile(np.asarray(shapes) / 2, 95, axis=0))
+    return window_edges(patch, (z, y, x))
+
+
+def window_edges(patch: tuple[int, int, int], shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The patch's edges, none longer than an axis of `shape` needs: multiples of 16, one of them above 16."""
+    z, y, x = (min(edge, STRIDE * -(-n // STRIDE)) for edge, n in zip(patch, shape, strict=True))
+    # 16^3 is one voxel at the network's deepest stage, which instance norm turns into zero.
+    return z, y, max(x, 2 * STRIDE) if z == y == STRIDE else x
 
 
 def wide_view(store: Store) -> HalvedStore | None:
     """The store at half its resolution; None where its patch shows most of a scan anyhow."""
     shapes = [entry.shape for entry in store.manifest.cases]
     patches = np.median([np.prod(shape) for shape in shapes]) / np.prod(store.plan.patch_size)
-    view = HalvedStore(store) if patches >= WORTH else None
-    # The network's deepest stage needs two voxels along one axis at least.
-    return view if view is not None and max(view.plan.patch_size) > STRIDE else None
+    return HalvedStore(store) if patches >= WORTH else None
 
 
 class HalvedStore(Store):
@@ -115,5 +119,7 @@ def _halved_entry(entry: CaseEntry, spacing_mm: tuple[float, float, float]) -> C
     for name, found in entry.classes.items():
         z, y, x = ((low // 2, (high + 1) // 2) for low, high in found.bbox)
         classes[name] = ClassEntry(voxels=max(1, found.voxels // 8), ml=found.ml, bbox=(z, y, x))
-    z, y, x = ((n + 1) // 2 for n in entry.shape)
-    return entry.model_copy(update={"shape": (z, y, x), "spacing_mm": spacing_mm, "classes": classes})
+    depth, height, width = ((n + 1) // 2 for n in entry.shape)
+    return entry.model_copy(
+        update={"shape": (depth, height, width), "spacing_mm": spacing_mm, "classes": classes}
+    )

@@ -63,7 +63,13 @@ def embed(
     task_key = _key(image_key, reference.labels, sorted(reference.classes.items()), reference.image_hash)
     if task_key not in cache.tasks:
         cache.tasks[task_key] = one_shot(
-            loaded.model, reference, plan, model_hash=loaded.model_hash, device=device, autocast=autocast
+            loaded.model,
+            reference,
+            plan,
+            model_hash=loaded.model_hash,
+            wide=loaded.knows_wide_view,
+            device=device,
+            autocast=autocast,
         )
     if with_image and image_key not in cache.image_vectors:
         cache.image_vectors[image_key] = image_vector(

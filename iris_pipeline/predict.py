@@ -150,6 +150,7 @@ def predict_cases(
         "classes": dict(classes),
         **({} if options.skip == "never" else {"skip": options.skip}),
         **({"all_pieces": True} if options.all_pieces else {}),
+        **({"one_pass": True} if options.one_pass else {}),
         **made_from,
     }
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
@@ -250,7 +251,7 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
 
 def describe(task: TaskEmbedding) -> dict[str, Any]:
     """A task without its tokens, fit for JSON."""
-    values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "tokens"}
+    values = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("tokens", "wide_tokens")}
     return values | {
         "normalisation": task.normalisation.model_dump(mode="json"),
         "tuned": [record.model_dump(mode="json") for record in task.tuned],
@@ -262,6 +263,6 @@ def digest(task: TaskEmbedding) -> str:
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
     text += f" {task.one_piece()}"
     summed = hashlib.sha256(text.encode())
-    for level in task.tokens:
+    for level in (*task.tokens, *task.wide_tokens):
         summed.update(level.float().cpu().contiguous().numpy().tobytes())
     return summed.hexdigest()[:16]

@@ -7,7 +7,7 @@ make the task. Arrays are [D,H,W] = (z,y,x), prepared as the pool's references w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.focus import label_volume
+from iris_pipeline.model import TaskTokens
 from iris_pipeline.pool import Embedded, image_vector, unit_vector
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
-from iris_pipeline.task import TaskEmbedding, least_pieces
+from iris_pipeline.task import TaskEmbedding, all_wide, least_pieces
 from preprocessing.errors import ReferenceCaseError, TaskError
 
 
@@ -104,28 +105,48 @@ def retrieve_classes(
 ) -> tuple[TaskEmbedding, dict[str, list[Choice]]]:
     """The last step of object-level retrieval: `seen` holds the query's own tokens of the classes it shows."""
     choices: dict[str, list[Choice]] = {}
-    tokens: dict[str, list[Tensor]] = {}
+    weights: dict[str, dict[str, float]] = {}
     for name in start.class_names:
-        tokens[name] = [level[0, start.class_names.index(name)] for level in start.tokens]
         showing = [reference for reference in pool if name in reference.task.class_names]
         if name not in seen.class_names or not showing:
             continue
         own = class_vector(seen, name)
         cosines = {r.id: _cosine(class_vector(r.task, name), own) for r in showing}
         best = sorted(showing, key=lambda r: (-cosines[r.id], r.id))[: settings.top]
-        weights = torch.softmax(torch.tensor([cosines[r.id] for r in best]) / settings.temperature, dim=0)
-        rows = [[level[0, r.task.class_names.index(name)] for level in r.task.tokens] for r in best]
-        tokens[name] = [
-            torch.stack([row[level] * weight for row, weight in zip(rows, weights, strict=True)]).sum(0)
-            for level in range(len(start.tokens))
-        ]
+        shares = torch.softmax(torch.tensor([cosines[r.id] for r in best]) / settings.temperature, dim=0)
         choices[name] = [
-            Choice(r.id, cosines[r.id], float(weight)) for r, weight in zip(best, weights, strict=True)
+            Choice(r.id, cosines[r.id], float(share)) for r, share in zip(best, shares, strict=True)
         ]
-    levels = tuple(torch.stack(level)[None] for level in zip(*tokens.values(), strict=True))
+        weights[name] = {choice.id: choice.weight for choice in choices[name]}
+    tasks = {reference.id: reference.task for reference in pool}
+    wide = all_wide([start, *tasks.values()])
+    task = replace(
+        start,
+        tokens=_weighted(start, tasks, weights, lambda each: each.tokens),
+        wide_tokens=_weighted(start, tasks, weights, lambda each: each.wide_tokens) if wide else (),
+    )
     used = {choice.id for chosen in choices.values() for choice in chosen}
-    task = replace(start, tokens=levels)
     return _of_pool(task, pool, len(used) or start.references, "object-retrieval"), choices
+
+
+def _weighted(
+    start: TaskEmbedding,
+    tasks: Mapping[str, TaskEmbedding],
+    weights: Mapping[str, Mapping[str, float]],
+    view: Callable[[TaskEmbedding], TaskTokens],
+) -> TaskTokens:
+    """The start's tokens, each level [1,K,m+1,C_l], with the weighted mean of references for retrieved classes."""
+    levels = []
+    for level, begin in enumerate(view(start)):
+        rows = []
+        for k, name in enumerate(start.class_names):
+            parts = [
+                view(tasks[key])[level][0, tasks[key].class_names.index(name)] * weight
+                for key, weight in weights.get(name, {}).items()
+            ]
+            rows.append(torch.stack(parts).sum(0) if parts else begin[0, k])
+        levels.append(torch.stack(rows)[None])
+    return tuple(levels)
 
 
 def class_vector(task: TaskEmbedding, name: str) -> Tensor:

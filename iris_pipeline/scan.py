@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.references import image_hash
@@ -167,10 +168,18 @@ def _pass(
     depth, width = task.patch_size[0] + HALO, prepared.image.shape[2]
     parts = tiles(matrices, native, 4 * len(task.class_names) * depth * width, slab_bytes)
     rows = [tile.prepared for tile in parts]
-    with window_bar(prepared.image.shape, task.patch_size, options, progress, rows) as bar:
+    focus = look_first(loaded.model, prepared.image, task, options)
+    with window_bar(prepared.image.shape, task.patch_size, options, progress, rows, focus) as bar:
         for tile in parts:
             slabs = segment_slabs(
-                loaded.model, prepared.image, task, options, rows=tile.prepared, halo=HALO, bar=bar
+                loaded.model,
+                prepared.image,
+                task,
+                options,
+                rows=tile.prepared,
+                halo=HALO,
+                focus=focus,
+                bar=bar,
             )
             for block in blocks(slabs, matrices, native, tile):
                 take(block)

@@ -29,6 +29,28 @@ AIR = 0.1  # standard deviations above a volume's minimum: noise of the air roun
 Skip = Literal["never", "air"]
 
 
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Where in a volume each class is looked for: a half-open box ((z0,z1),(y0,y1),(x0,x1)) a class.
+
+    Windows lie over all boxes together; outside of its own box a class has probability 0.
+    """
+
+    boxes: tuple[Box, ...]
+
+    @property
+    def whole(self) -> Box:
+        """The box round all of them."""
+        z, y, x = (
+            (min(low for low, _ in axis), max(high for _, high in axis))
+            for axis in zip(*self.boxes, strict=True)
+        )
+        return z, y, x
+
+
 class Segmenter(Protocol):
     """`Iris.segment`: image [B,1,D,H,W] and tokens (batch B) -> logits [B,K,D,H,W]."""
 
@@ -64,7 +86,8 @@ class InferenceOptions:
     together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
     the volume's minimum are background without asking the network. moved: the windows lie elsewhere: a volume
     moves by half a window, one smaller than the window by half of the way to its edge, as training saw it in the
-    middle only. all_pieces: crumbs of a class that is one piece in every reference stay in the label map.
+    middle only. all_pieces: crumbs of a class that is one piece in every reference stay in the label map. one_pass: no
+    look at half the resolution first, even where the model knows how (`focus.py`).
     """
 
     overlap: float = 0.5
@@ -75,6 +98,7 @@ class InferenceOptions:
     skip: Skip = "never"
     moved: bool = False
     all_pieces: bool = False
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.weighting, self.batch_size)
@@ -109,21 +133,6 @@ def segment_volume(
     return result
 
 
-def label_volume(
-    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
-) -> np.ndarray:
-    """Label map uint8 [D,H,W] of a prepared image on its own grid: the most probable class above 0.5, else 0.
-
-    Made slab by slab: the probabilities of all classes never stand in memory for the whole volume.
-    """
-    labels = np.zeros(image.shape, dtype=np.uint8)
-    values = torch.tensor([0, *task.class_values], dtype=torch.uint8, device=options.device)
-    for first, slab in segment_slabs(model, image, task, options):
-        highest, best = slab.max(dim=0)
-        labels[first : first + slab.shape[1]] = values[torch.where(highest > 0.5, best + 1, 0)].cpu().numpy()
-    return labels
-
-
 def segment_slabs(
     model: Segmenter,
     image: np.ndarray,
@@ -132,6 +141,7 @@ def segment_slabs(
     *,
     rows: slice | None = None,
     halo: int = 0,
+    focus: Focus | None = None,
     bar: tqdm | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities of a volume in slabs along z, from the bottom up: (first plane, float32 [K,d,h,W]).
@@ -141,8 +151,8 @@ def segment_slabs(
     them), from the windows that reach them. Every slab but the first begins `halo` planes before the former
     one's end (or as many as there are). A slab is overwritten when the next one is asked for. The weighted
     mean is taken over sigmoid probabilities ("overlaps averaged", Sec. 4 of the paper). Windows in which
-    nothing but the volume's minimum is (to 1e-5) are all answered by the first of them. ModelError if the
-    image's shape is not usable.
+    nothing but the volume's minimum is (to 1e-5) are all answered by the first of them. focus: a class is looked
+    for in its box only. ModelError if the image's shape is not usable.
     """
     if image.ndim != 3 or 0 in image.shape:
         raise ModelError(
@@ -152,7 +162,7 @@ def segment_slabs(
     window = task.patch_size
     padded, inner = _pad_to_window(image, window, options.moved)
     minimum = float(padded.min())
-    starts = [window_starts(n, w, options.overlap) for n, w in zip(padded.shape, window, strict=True)]
+    starts = _starts(padded.shape, window, inner, options, focus)
     weights = [
         torch.from_numpy(axis_weights(n, w, s, options.weighting)).to(device)
         for n, w, s in zip(padded.shape, window, starts, strict=True)
@@ -169,12 +179,13 @@ def segment_slabs(
     air: Tensor | None = None  # the answer [K,*window] for a window that holds nothing
     kept = 0  # planes of the halo that are filled
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
-        for i, z in enumerate(starts[0]):
+        steps = _steps(starts[0], depth, padded.shape[0])
+        for number, (i, z) in enumerate(steps):
             slab = held[:, halo:]
             waiting: list[_Place] = []
-            for n, ((j, y), (k, x)) in enumerate(pairs, start=1):
+            for n, ((j, y), (k, x)) in enumerate(pairs if i is not None else (), start=1):
                 patch = padded[z : z + depth, y : y + window[1], x : x + window[2]]
-                weight = weights[0][i][:, None, None] * weights[1][j][:, None] * weights[2][k]
+                weight = weights[0][i or 0][:, None, None] * weights[1][j][:, None] * weights[2][k]
                 place = _Place(patch, weight, (y, x), float(patch.max()) - minimum)
                 if place.contrast <= SAME and air is not None and options.skip != "air":
                     _add(slab, air, place, region)
@@ -185,14 +196,56 @@ def segment_slabs(
                     waiting = []
                 if bar is not None:
                     bar.update()
-            done = (starts[0][i + 1] if i + 1 < len(starts[0]) else padded.shape[0]) - z
+            done = (steps[number + 1][1] if number + 1 < len(steps) else padded.shape[0]) - z
             begin, end = max(z - kept, inner[0].start), min(z + done, inner[0].stop)
             if end > max(z, inner[0].start):
-                yield begin - inner[0].start, held[:, halo + begin - z : halo + end - z]
+                first, planes = begin - inner[0].start, held[:, halo + begin - z : halo + end - z]
+                if focus is not None:
+                    _blank(planes, (first, low, 0), focus)
+                yield first, planes
             kept = min(halo, kept + done)
             for planes in held:  # class by class: the copy that an overlapping move needs stays small
                 planes[: halo + depth - done] = planes[done:].clone()
                 planes[halo + depth - done :] = 0
+
+
+def _starts(
+    shape: Sequence[int],
+    window: Sequence[int],
+    inner: Sequence[slice],
+    options: InferenceOptions,
+    focus: Focus | None,
+) -> list[list[int]]:
+    """Starts of the windows along each axis of the padded volume: over all of it, or over the focus."""
+    if focus is None:
+        return [window_starts(n, w, options.overlap) for n, w in zip(shape, window, strict=True)]
+    starts = []
+    for n, edge, part, (low, high) in zip(shape, window, inner, focus.whole, strict=True):
+        low, high = low + part.start, high + part.start
+        spare = max(0, edge - (high - low))  # the box in the window's middle, the window inside the volume
+        low = max(0, min(low - spare // 2, n - max(edge, high - low)))
+        high = max(high, low + edge)
+        starts.append([low + start for start in window_starts(high - low, edge, options.overlap)])
+    return starts
+
+
+def _steps(starts: Sequence[int], depth: int, length: int) -> list[tuple[int | None, int]]:
+    """(number, start) of the windows along z, and (None, start) of the stretches in which no window lies."""
+    before = [(None, z) for z in range(0, starts[0], depth)]
+    after = [(None, z) for z in range(starts[-1] + depth, length, depth)]
+    return [*before, *enumerate(starts), *after]
+
+
+def _blank(slab: Tensor, first: tuple[int, int, int], focus: Focus) -> None:
+    """Probability 0 for each class outside of its box; `first` is the slab's first voxel in the volume."""
+    for sums, box in zip(slab, focus.boxes, strict=True):
+        inside = tuple(
+            slice(max(0, low - begin), max(0, high - begin))
+            for (low, high), begin in zip(box, first, strict=True)
+        )
+        kept = sums[inside].clone()
+        sums.zero_()
+        sums[inside] = kept
 
 
 def window_bar(
@@ -201,12 +254,13 @@ def window_bar(
     options: InferenceOptions,
     progress: bool,
     rows: Sequence[slice | None] = (None,),
+    focus: Focus | None = None,
 ) -> tqdm:
     """A progress bar that counts the windows of a volume [D,H,W], cut into these rows."""
     total = 0
     for part in rows:
         padded, inner = _padding(shape, window, options.moved)
-        starts = [window_starts(n, w, options.overlap) for n, w in zip(padded, window, strict=True)]
+        starts = _starts(padded, window, inner, options, focus)
         low, high, _ = part.indices(shape[1]) if part else (0, shape[1], 1)
         reached = slice(inner[1].start + low, inner[1].start + high)
         columns = len(_reaching(starts[2], window[2], inner[2]))

@@ -6,7 +6,7 @@ of level l. A strategy is a function; strategies are composed, not subclassed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol, cast
@@ -17,11 +17,12 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.halved import halve_image, halve_labels, window_edges
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.sliding_window import window_starts
-from iris_pipeline.task import TaskEmbedding, least_pieces, same_footing
+from iris_pipeline.task import TaskEmbedding, all_wide, least_pieces, same_footing
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
@@ -67,10 +68,11 @@ def one_shot(
     plan: Plan,
     *,
     model_hash: str,
+    wide: bool = False,
     device: torch.device | str = "cpu",
     autocast: bool = False,
 ) -> TaskEmbedding:
-    """The task that one reference shows: computed once, reused for every query.
+    """The task that one reference shows: computed once, reused for every query. wide: at half its resolution, too.
 
     Classes whose joint box fits the plan's patch share one encoder pass. An object larger than the patch is
     encoded from windows that cover it, and their tokens are averaged with the mask's voxels as weights: for
@@ -83,11 +85,43 @@ def one_shot(
             f"A reference must show at least one of {', '.join(reference.classes)}; the mask of "
             f"'{reference.id}' is empty at {_mm(plan.spacing_mm)}: take another reference."
         )
+    tokens = _encode(model, reference, boxes, plan.patch_size, device, autocast)
+    wide_tokens = _encode_wide(model, reference, boxes, plan.patch_size, device, autocast) if wide else ()
+    return TaskEmbedding(
+        class_names=tuple(boxes),
+        tokens=tokens,
+        wide_tokens=wide_tokens,
+        spacing_mm=plan.spacing_mm,
+        patch_size=plan.patch_size,
+        normalisation=plan.normalisation,
+        intensity_offset=plan.intensity_offset,
+        modality=plan.modality,
+        references=1,
+        model_hash=model_hash,
+        made_by="one-shot",
+        reference_hashes=(reference.image_hash,) if reference.image_hash else (),
+        class_values=tuple(reference.classes[name] for name in boxes),
+        largest_pieces=tuple(
+            largest_share(reference.labels[tuple(slice(*edge) for edge in box)], reference.classes[name])
+            for name, box in boxes.items()
+        ),
+    )
+
+
+def _encode(
+    model: TaskEncoder,
+    reference: PreparedReference,
+    boxes: Mapping[str, Box],
+    patch: tuple[int, int, int],
+    device: torch.device | str,
+    autocast: bool,
+) -> TaskTokens:
+    """Tokens of the classes of `boxes`, each level [1,K,m+1,C_l]."""
     sums: dict[str, list[Tensor]] = {}
     voxels: dict[str, float] = {}
     with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
-        for window in plan_windows(boxes, reference.image.shape, plan.patch_size):
-            crop = CropPad(reference.image.shape, window.start, plan.patch_size)
+        for window in plan_windows(boxes, reference.image.shape, patch):
+            crop = CropPad(reference.image.shape, window.start, patch)
             labels = crop.apply(reference.labels, 0)
             masks = {name: labels == reference.classes[name] for name in window.classes}
             masks = {name: mask for name, mask in masks.items() if mask.any()}
@@ -108,24 +142,25 @@ def one_shot(
                 )
                 voxels[name] = voxels.get(name, 0.0) + weight
     levels = zip(*([level / voxels[name] for level in sums[name]] for name in boxes), strict=True)
-    return TaskEmbedding(
-        class_names=tuple(boxes),
-        tokens=tuple(torch.stack(level)[None] for level in levels),
-        spacing_mm=plan.spacing_mm,
-        patch_size=plan.patch_size,
-        normalisation=plan.normalisation,
-        intensity_offset=plan.intensity_offset,
-        modality=plan.modality,
-        references=1,
-        model_hash=model_hash,
-        made_by="one-shot",
-        reference_hashes=(reference.image_hash,) if reference.image_hash else (),
-        class_values=tuple(reference.classes[name] for name in boxes),
-        largest_pieces=tuple(
-            largest_share(reference.labels[tuple(slice(*edge) for edge in box)], reference.classes[name])
-            for name, box in boxes.items()
-        ),
+    return tuple(torch.stack(level)[None] for level in levels)
+
+
+def _encode_wide(
+    model: TaskEncoder,
+    reference: PreparedReference,
+    boxes: Mapping[str, Box],
+    patch: tuple[int, int, int],
+    device: torch.device | str,
+    autocast: bool,
+) -> TaskTokens:
+    """The same at half the resolution, where no class vanishes (`halve_labels`)."""
+    values = [reference.classes[name] for name in boxes]
+    halved = replace(
+        reference, image=halve_image(reference.image), labels=halve_labels(reference.labels, values)
     )
+    found = class_boxes(halved)
+    edges = window_edges(patch, halved.image.shape)
+    return _encode(model, halved, {name: found[name] for name in boxes}, edges, device, autocast)
 
 
 def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
@@ -148,20 +183,25 @@ def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
                 raise TaskError(
                     f"Class '{name}' has the value {classes[name]} in one task and {value} in another."
                 )
-    levels = []
-    for level in range(len(tasks[0].tokens)):
-        means = [
-            torch.stack(
-                [t.tokens[level][0, t.class_names.index(name)] for t in tasks if name in t.class_names]
-            ).mean(0)
-            for name in classes
-        ]
-        levels.append(torch.stack(means)[None])
+
+    def mean(view: Callable[[TaskEmbedding], TaskTokens]) -> TaskTokens:
+        levels = []
+        for level in range(len(view(tasks[0]))):
+            means = [
+                torch.stack(
+                    [view(t)[level][0, t.class_names.index(name)] for t in tasks if name in t.class_names]
+                ).mean(0)
+                for name in classes
+            ]
+            levels.append(torch.stack(means)[None])
+        return tuple(levels)
+
     return replace(
         tasks[0],
         class_names=tuple(classes),
         class_values=tuple(classes.values()),
-        tokens=tuple(levels),
+        tokens=mean(lambda task: task.tokens),
+        wide_tokens=mean(lambda task: task.wide_tokens) if all_wide(tasks) else (),
         references=sum(task.references for task in tasks),
         class_references=tuple(
             sum(t.class_references[t.class_names.index(name)] for t in tasks if name in t.class_names)
@@ -190,9 +230,11 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
             f"The model's memory bank holds none of the classes of '{dataset}' ({', '.join(classes)}): train "
             "longer, or give references with -r."
         )
+    wide = [bank_key(dataset, name, wide=True) for name in seen]
     return TaskEmbedding(
         class_names=tuple(seen),
         tokens=tuple(loaded.bank.get(bank_key(dataset, name) for name in seen)),
+        wide_tokens=tuple(loaded.bank.get(wide)) if all(key in loaded.bank for key in wide) else (),
         spacing_mm=plan.spacing_mm,
         patch_size=plan.patch_size,
         normalisation=plan.normalisation,

@@ -24,7 +24,7 @@ from iris_pipeline.pieces import ONE_PIECE
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 
-SCHEMA_VERSION = 2  # 2: references per class, records of tuning
+SCHEMA_VERSION = 3  # 2: references per class, records of tuning; 3: tokens of the wide view
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
@@ -53,6 +53,7 @@ class TaskEmbedding:
 
     class_names: one name per class, in the order of the tokens.
     tokens: one tensor per task level, each [1,K,m+1,C_l]; token 0 is the foreground token.
+    wide_tokens: the same at half the resolution (`focus.py`); () where the model or a reference has none.
     spacing_mm, patch_size: grid of the references (mm) and window of the network (voxels), both (z,y,x).
     normalisation, intensity_offset, modality: intensities of the references; the offset is added before
     clipping.
@@ -84,13 +85,14 @@ class TaskEmbedding:
     class_references: tuple[int, ...] = ()
     tuned: tuple[Tuned, ...] = ()
     largest_pieces: tuple[float, ...] = ()
+    wide_tokens: TaskTokens = ()
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
             raise TaskError(
                 f"A task needs one or more classes of different names; got {list(self.class_names)}."
             )
-        for level in self.tokens:
+        for level in (*self.tokens, *self.wide_tokens):
             if level.ndim != 4 or level.shape[:2] != (1, len(self.class_names)):
                 raise TaskError(
                     f"Each level of a task's tokens must be [1,{len(self.class_names)},m+1,C] for its "
@@ -150,6 +152,7 @@ class TaskEmbedding:
             class_references=tuple(self.class_references[row] for row in rows),
             largest_pieces=tuple(self.largest_pieces[row] for row in rows),
             tokens=tuple(level[:, rows] for level in self.tokens),
+            wide_tokens=tuple(level[:, rows] for level in self.wide_tokens),
         )
 
     def check_model(self, model_hash: str) -> None:
@@ -202,7 +205,9 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
     for task in tasks:
         for name, value in task.classes.items():
             values.setdefault(name, value)
-    means = {name: _mean_of(name, [task for task in tasks if name in task.class_names]) for name in values}
+    having = {name: [task for task in tasks if name in task.class_names] for name in values}
+    means = {name: _mean_of(name, those) for name, those in having.items()}
+    wide = [_mean_of(name, those, wide=True)[0] for name, those in having.items()] if all_wide(tasks) else []
     hashes = tuple(dict.fromkeys(h for task in tasks for h in task.reference_hashes))
     counted = all(len(task.reference_hashes) == task.references for task in tasks)
     return replace(
@@ -212,6 +217,7 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         class_references=tuple(count for _, count in means.values()),
         largest_pieces=least_pieces(tasks, list(values)),
         tokens=tuple(torch.stack(level)[None] for level in zip(*(m for m, _ in means.values()), strict=True)),
+        wide_tokens=tuple(torch.stack(level)[None] for level in zip(*wide, strict=True)),
         references=len(hashes) if counted else sum(task.references for task in tasks),
         made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
         created=max(task.created for task in tasks),
@@ -220,13 +226,19 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
     )
 
 
-def _mean_of(name: str, tasks: Sequence[TaskEmbedding]) -> tuple[list[Tensor], int]:
+def all_wide(tasks: Sequence[TaskEmbedding]) -> bool:
+    """Whether all tasks have tokens for the wide view, so that they can be mixed."""
+    return all(task.wide_tokens for task in tasks)
+
+
+def _mean_of(name: str, tasks: Sequence[TaskEmbedding], wide: bool = False) -> tuple[list[Tensor], int]:
     """A class's tokens [m+1,C_l] of each level, averaged by reference count over tasks, and the count."""
     rows = [task.class_names.index(name) for task in tasks]
     counts = [task.class_references[row] for task, row in zip(tasks, rows, strict=True)]
-    levels = range(len(tasks[0].tokens))
+    tokens = [task.wide_tokens if wide else task.tokens for task in tasks]
+    levels = range(len(tokens[0]))
     if len(tasks) == 1:
-        return [tasks[0].tokens[level][0, rows[0]] for level in levels], counts[0]
+        return [tokens[0][level][0, rows[0]] for level in levels], counts[0]
     hashes = [h for task in tasks for h in task.reference_hashes]
     if len(set(hashes)) < len(hashes):
         raise TaskError(
@@ -242,8 +254,8 @@ def _mean_of(name: str, tasks: Sequence[TaskEmbedding]) -> tuple[list[Tensor], i
     means = [
         sum(
             (
-                task.tokens[level][0, row].float() * (count / total)
-                for task, row, count in zip(tasks, rows, counts, strict=True)
+                each[level][0, row].float() * (count / total)
+                for each, row, count in zip(tokens, rows, counts, strict=True)
             ),
             start=torch.zeros(()),
         )
@@ -266,6 +278,7 @@ class _Metadata(BaseModel):
     class_names: tuple[str, ...]
     class_values: tuple[int, ...]
     levels: int
+    wide_levels: int
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
@@ -281,16 +294,19 @@ class _Metadata(BaseModel):
     largest_pieces: tuple[float, ...]
 
 
+_COUNTED = ("schema_version", "levels", "wide_levels")
+
+
 def save_task(path: Path | str, task: TaskEmbedding) -> None:
     """Write a .task file: safetensors, float32 tokens, JSON metadata. Equal tasks give equal bytes."""
     path = Path(path)
-    values = {
-        name: getattr(task, name)
-        for name in _Metadata.model_fields
-        if name not in ("schema_version", "levels")
-    }
-    metadata = _Metadata(schema_version=SCHEMA_VERSION, levels=len(task.tokens), **values)
-    tensors = {f"tokens.{i}": t.detach().float().cpu().contiguous() for i, t in enumerate(task.tokens)}
+    values = {name: getattr(task, name) for name in _Metadata.model_fields if name not in _COUNTED}
+    metadata = _Metadata(
+        schema_version=SCHEMA_VERSION, levels=len(task.tokens), wide_levels=len(task.wide_tokens), **values
+    )
+    tensors = {f"tokens.{i}": t for i, t in enumerate(task.tokens)}
+    tensors |= {f"wide_tokens.{i}": t for i, t in enumerate(task.wide_tokens)}
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     content = save(tensors, metadata={_METADATA_KEY: metadata.model_dump_json()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -321,17 +337,19 @@ def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskE
     if text is None:
         raise TaskError(f"{path} is a safetensors file but no task file; task files are made by iris_encode.")
     metadata = _parse(path, text)
-    if set(tensors) != {f"tokens.{i}" for i in range(metadata.levels)}:
+    names = [f"tokens.{i}" for i in range(metadata.levels)]
+    wide = [f"wide_tokens.{i}" for i in range(metadata.wide_levels)]
+    if set(tensors) != {*names, *wide}:
         raise TaskError(
             f"{path} should hold the tokens of {metadata.levels} levels and holds {sorted(tensors)}; encode "
             "it again."
         )
-    values = {
-        name: getattr(metadata, name)
-        for name in _Metadata.model_fields
-        if name not in ("schema_version", "levels")
-    }
-    task = TaskEmbedding(tokens=tuple(tensors[f"tokens.{i}"] for i in range(metadata.levels)), **values)
+    values = {name: getattr(metadata, name) for name in _Metadata.model_fields if name not in _COUNTED}
+    task = TaskEmbedding(
+        tokens=tuple(tensors[name] for name in names),
+        wide_tokens=tuple(tensors[name] for name in wide),
+        **values,
+    )
     if expected_model_hash is not None:
         task.check_model(expected_model_hash)
     return task

@@ -70,6 +70,7 @@ def loaded_with(model: nn.Module, **changes: Any) -> Any:
         "state": RunState(0, 0.0, 0),
         "model_hash": HASH,
         "version": "0",
+        "knows_wide_view": False,
     }
     return SimpleNamespace(**(values | changes))
 

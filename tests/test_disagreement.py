@@ -10,8 +10,9 @@ from scans import affine_of, paint, volume
 from stub_model import GreyModel, loaded_with, make_task
 
 from iris_pipeline.disagreement import _grown, gather_signs
+from iris_pipeline.focus import label_volume
 from iris_pipeline.scan import Wanted, segment_scan
-from iris_pipeline.sliding_window import InferenceOptions, label_volume, segment_slabs
+from iris_pipeline.sliding_window import InferenceOptions, segment_slabs
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation, normalise

@@ -93,6 +93,7 @@ ORDER = (
     "iris_pipeline.curriculum",
     "iris_pipeline.train",
     "iris_pipeline.sliding_window",
+    "iris_pipeline.focus",
     "iris_pipeline.strategies",
     "iris_pipeline.pool",
     "iris_pipeline.references",

@@ -12,6 +12,7 @@ import torch
 from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from stub_model import HASH, GreyModel, loaded_with, make_task, tiny_model
 
+from iris_pipeline.focus import label_volume
 from iris_pipeline.pool import Embedded, embed, image_vector
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.retrieval import (
@@ -20,7 +21,6 @@ from iris_pipeline.retrieval import (
     object_retrieval,
     retrieve_classes,
 )
-from iris_pipeline.sliding_window import label_volume
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
 from preprocessing.errors import ReferenceCaseError, TaskError
 

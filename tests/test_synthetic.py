@@ -11,7 +11,7 @@ import torch
 from memory_store import CLASSES, make_store
 
 from iris_pipeline.cli.train import _synthetic
-from iris_pipeline.episode import Episode
+from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.synthetic import (
@@ -19,8 +19,11 @@ from iris_pipeline.synthetic import (
     KNOTS,
     Cut,
     SyntheticTasks,
+    _band,
     cells,
+    draw_bands,
     draw_curve,
+    draw_orientation,
     draw_tasks,
     frequent,
     recolour,
@@ -195,6 +198,79 @@ def test_impossible_probabilities(values: dict[str, float]) -> None:
 def test_the_command_names_its_kinds() -> None:
     assert _synthetic(["split=0.1", "cells=0.2"]) == (("cells", 0.2), ("split", 0.1))
     with pytest.raises(
-        ModelError, match=r"--synthetic knows recolour, unite, split, cells; got supervoxels\."
+        ModelError,
+        match=r"--synthetic knows recolour, turn, unite, split, cells, bands, shapes; got supervoxels\.",
     ):
         _synthetic(["supervoxels=0.1"])
+
+
+# --- turned pairs, bands of grey values, scenes ------------------------------------------------------
+
+
+def test_all_48_orientations_are_drawn_and_each_is_a_numpy_transpose_and_flip() -> None:
+    rng = np.random.default_rng(0)
+    drawn = {draw_orientation(rng) for _ in range(1500)}
+    assert len(drawn) == 48
+    array = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    for each in drawn:
+        expected = np.flip(
+            array.numpy().transpose(0, *(1 + axis for axis in each.axes)), [1 + axis for axis in each.flipped]
+        )
+        assert np.array_equal(each.apply(array).numpy(), expected)
+
+
+def test_turning_moves_image_and_masks_of_both_alike() -> None:
+    plain, turned = episodes(30), episodes(30, turn=1.0)
+    moved = 0
+    for before, after in zip(plain, turned, strict=True):
+        assert after.is_made and before.class_names == after.class_names
+        for one, other in ((before.reference, after.reference), (before.query, after.query)):
+            # in these stores the image tells the label: 10 * case + label
+            labels = other.image.long() % 10
+            expected = torch.stack([(labels[0] == CLASSES[name]) for name in after.class_names])
+            assert torch.equal(other.masks > 0, expected)
+            assert torch.equal(one.masks.sum((1, 2, 3)), other.masks.sum((1, 2, 3)))
+            moved += int(not torch.equal(one.image, other.image))
+    assert moved >= 50
+
+
+def test_a_band_is_an_interval_of_the_smoothed_image() -> None:
+    rng = np.random.default_rng(4)
+    image = torch.zeros(1, 24, 24, 24)
+    image[:, :, :, 12:] = 5.0
+    shown, wanted = draw_bands(rng, image, image, 3)
+    assert shown.shape == wanted.shape and torch.equal(shown, wanted) and 1 <= len(shown) <= 3
+    for mask in shown.bool():
+        # either side, or a half of it; never both sides
+        assert len(set(image[0][mask].tolist())) == 1
+        whole = int((image[0] == image[0][mask][0]).sum())
+        assert mask.sum() <= whole
+
+
+def test_a_band_in_two_halves_is_cut_at_its_own_middle() -> None:
+    image = np.zeros((4, 4, 20))
+    image[:, :, 2:12] = 3.0
+    upper = _band(image, 3.0, 0.5, (2, True))
+    lower = _band(image, 3.0, 0.5, (2, False))
+    assert upper[0, 0].nonzero()[0].tolist() == [7, 8, 9, 10, 11]
+    assert lower[0, 0].nonzero()[0].tolist() == [2, 3, 4, 5, 6]
+    assert np.array_equal(upper | lower, _band(image, 3.0, 0.5, None))
+
+
+def test_a_band_fills_half_of_the_reference_at_most() -> None:
+    flat = torch.zeros(1, 8, 8, 8)
+    shown, _ = draw_bands(np.random.default_rng(0), flat, flat, 2)
+    assert all(mask.mean() == 0.5 for mask in shown)  # the whole is too much, either half of it is not
+
+
+@pytest.mark.parametrize("kind", ["cells", "bands", "shapes"])
+def test_made_groups_can_be_stacked(kind: str) -> None:
+    config = EpisodeConfig(synthetic=SyntheticTasks(**{kind: 1.0}))
+    sampler = EpisodeSampler({"a": make_store(patch=(16, 16, 32))}, config=config)
+    for index in range(4):
+        group = sampler.batch(index, 3)
+        stacked = stack_episodes(group)
+        assert stacked.query_masks.shape[:2] == (3, len(group[0].class_names))
+        assert all(episode.is_made for episode in group)
+        if kind == "bands":
+            assert all(e.reference.subject != e.query.subject for e in group)

@@ -107,8 +107,8 @@ def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
 
 
 def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
-    rewrite(tmp_path / "x.task", task, schema_version=3, a_key_of_tomorrow=1)
-    with pytest.raises(TaskError, match=r"reads task files of schema 2; .*x\.task is of schema 3"):
+    rewrite(tmp_path / "x.task", task, schema_version=4, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 3; .*x\.task is of schema 4"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
@@ -213,3 +213,28 @@ def test_a_task_checks_itself(task: TaskEmbedding) -> None:
         replace(task, class_references=(1,))
     with pytest.raises(TaskError, match="one or more classes"):
         replace(task, class_names=(), tokens=())
+
+
+# --- tokens of the wide view ------------------------------------------------------------------------
+
+
+def test_wide_tokens_are_kept_selected_and_written(tmp_path: Path, task: TaskEmbedding) -> None:
+    wide = tuple(level + 1 for level in task.tokens)
+    both = replace(task, wide_tokens=wide)
+    save_task(tmp_path / "x.task", both)
+    read = load_task(tmp_path / "x.task")
+    assert all(torch.equal(a, b) for a, b in zip(read.wide_tokens, wide, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(read.tokens, task.tokens, strict=True))
+    name = task.class_names[-1]
+    assert torch.equal(both.select([name]).wide_tokens[0], wide[0][:, -1:])
+    with pytest.raises(TaskError, match=r"Each level of a task's tokens must be \[1,"):
+        replace(task, wide_tokens=(wide[0][:, :1, :, :].expand(1, 9, -1, -1),))
+
+
+def test_merging_means_wide_tokens_where_all_have_them(task: TaskEmbedding) -> None:
+    first = replace(task, wide_tokens=task.tokens, reference_hashes=("a",))
+    second = replace(task, wide_tokens=tuple(t + 2 for t in task.tokens), reference_hashes=("b",))
+    merged = merge([first, second])
+    for level, old in zip(merged.wide_tokens, task.tokens, strict=True):
+        torch.testing.assert_close(level, old + 1)
+    assert merge([first, replace(second, wide_tokens=())]).wide_tokens == ()

@@ -115,6 +115,11 @@ def predict_main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="keep crumbs of classes that are one piece in every reference (default: their largest piece only)",
     )
+    parser.add_argument(
+        "--one-pass",
+        action="store_true",
+        help="whole resolution everywhere (default: models that know the wide view look at half of it first)",
+    )
     add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")
     arguments = parser.parse_args(argv)
@@ -136,6 +141,7 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         autocast=autocast_of(arguments.precision, device),
         skip="air" if arguments.skip_air else "never",
         all_pieces=arguments.all_pieces,
+        one_pass=arguments.one_pass,
     )
     if arguments.strategy == "bank" and (arguments.t or arguments.r):
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")

@@ -1,0 +1,99 @@
+"""The wide view against averages worked out by hand. Arrays are [D,H,W] = (z,y,x)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.halved import HalvedStore, halve_image, halve_labels, halved_patch, wide_view, window_edges
+from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.train import update_bank
+from preprocessing.store import Store
+
+
+def with_patch(store: Store, patch: tuple[int, int, int]) -> Store:
+    plan = store.plan.model_copy(update={"patch_size": patch})
+    return Store(store.folder, store.manifest.model_copy(update={"plan": plan}))
+
+
+def test_halving_is_the_mean_of_eight_voxels() -> None:
+    image = np.random.default_rng(0).normal(size=(4, 6, 8))
+    expected = image.reshape(2, 2, 3, 2, 4, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(halve_image(image), expected, atol=1e-6)
+
+
+def test_an_odd_last_plane_counts_twice() -> None:
+    image = np.arange(3.0).reshape(3, 1, 1)
+    assert halve_image(image).ravel().tolist() == [0.5, 2.0]
+
+
+def test_a_class_has_a_voxel_where_it_fills_half_and_never_vanishes() -> None:
+    labels = np.zeros((2, 2, 6), dtype=np.uint8)
+    labels[:, :, 0] = 1  # 4 of the first 8 voxels
+    labels[0, 0, 2:4] = 2  # 2 of the next 8: too few, but there is no other place for it
+    labels[:, :, 4:6] = 1
+    assert halve_labels(labels, [1, 2]).ravel().tolist() == [1, 2, 1]
+    labels[:, :, 4:6] = 2
+    assert halve_labels(labels, [1, 2]).ravel().tolist() == [1, 0, 2]
+
+
+def test_of_two_halves_the_last_class_wins() -> None:
+    labels = np.array([1, 1, 1, 1, 2, 2, 2, 2], dtype=np.uint8).reshape(2, 2, 2)
+    assert halve_labels(labels, [1, 2]).item() == 2 and halve_labels(labels, [2, 1]).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("patch", "shape", "edges"),
+    [
+        ((64, 64, 64), (23, 88, 74), (32, 64, 64)),
+        ((64, 64, 64), (64, 65, 16), (64, 64, 16)),
+        ((64, 64, 64), (9, 9, 9), (16, 16, 32)),
+    ],
+)
+def test_windows_are_no_larger_than_the_scan_needs(
+    patch: tuple[int, int, int], shape: tuple[int, ...], edges: tuple[int, int, int]
+) -> None:
+    assert window_edges(patch, shape) == edges
+
+
+def test_the_patch_fits_95_of_100_scans() -> None:
+    shapes: list[tuple[int, ...]] = [(46, 175, 147)] * 99 + [(400, 400, 400)]
+    assert halved_patch((64, 64, 64), shapes) == (32, 64, 64)
+
+
+def test_a_halved_store_reads_what_halving_gives(tiny_store: Store) -> None:
+    store, view = tiny_store, HalvedStore(tiny_store)
+    assert view.plan.spacing_mm == tuple(2 * mm for mm in store.plan.spacing_mm)
+    for entry in store.manifest.cases:
+        half, image, labels = view.entry(entry.id), view.image(entry.id), view.labels(entry.id)
+        assert image.shape == labels.shape == half.shape
+        np.testing.assert_allclose(image, halve_image(store.image(entry.id)), atol=2e-3)  # float16
+        box = ((1, 3), (0, 2), (2, 5))
+        np.testing.assert_array_equal(view.image(entry.id, box), image[1:3, 0:2, 2:5])
+        found = ndimage.find_objects(labels)
+        for name, described in half.classes.items():
+            value = store.manifest.classes[name]
+            for part, (low, high) in zip(found[value - 1], described.bbox, strict=True):
+                assert low <= part.start and part.stop <= high <= low + (part.stop - part.start) + 2
+
+
+def test_small_scans_have_no_wide_view(tiny_store: Store) -> None:
+    assert wide_view(with_patch(tiny_store, (64, 64, 64))) is None
+    assert wide_view(with_patch(tiny_store, (16, 16, 32))) is not None
+
+
+def test_wide_episodes_go_to_the_bank_under_a_key_of_their_own(tiny_store: Store) -> None:
+    store = with_patch(tiny_store, (16, 16, 32))
+    name = store.manifest.dataset
+    sampler = EpisodeSampler({name: store}, config=EpisodeConfig(wide_probability=1.0))
+    episode = sampler.episode(0)
+    view = wide_view(store)
+    assert view is not None and episode.wide
+    assert tuple(episode.query.image.shape[1:]) == view.plan.patch_size
+    bank = MemoryBank(0.5)
+    update_bank(bank, [episode], (episode.reference.masks.flatten(1)[None, :, None, :4],))
+    assert bank.keys() == sorted(f"{name}/{each}@wide" for each in episode.class_names)
+    never = EpisodeSampler({name: store}, config=EpisodeConfig(wide_probability=0.0))
+    assert not any(never.episode(i).wide for i in range(20))
