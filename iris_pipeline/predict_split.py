@@ -7,6 +7,7 @@ dataset's other subjects. Equal references are encoded once: k references and m 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -89,6 +90,7 @@ def predict_split(
     options: InferenceOptions | None = None,
     outputs: Outputs | None = None,
     judge: Judge | None = None,
+    cache: EmbeddingCache | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
@@ -97,8 +99,9 @@ def predict_split(
     cases: the dataset's raw cases (`find_cases`). The bank needs no reference, one-shot draws one, every other
     strategy as many as the experiment says, by its seed; never one of the query's subject. For a held-out
     dataset the plan, too, is made from the drawn references alone. OUT/references.json says which references each
-    query had. A query without reference or raw file is a verdict. StoreError if there is no such split, if the
-    store's plan is not the model's, or if the model was trained on cases that are to be segmented.
+    query had. cache: keeps embedded references over several calls. A query without reference or raw file is a
+    verdict. StoreError if there is no such split, if the store's plan is not the model's, or if the model was trained
+    on cases that are to be segmented.
     """
     options, experiment = options or InferenceOptions(), experiment or Experiment()
     wanted = split_cases(loaded, store, split, part)
@@ -110,10 +113,13 @@ def predict_split(
     elif store.manifest.role == "held-out":
         # Who is not scored (see splits.make_splits) may still show the task.
         anybody = [entry.id for entry in store.manifest.cases]
-        task_of = held_out_tasks(loaded, store, raw, anybody, experiment, options, note_references(out))
+        task_of = held_out_tasks(
+            loaded, store, raw, anybody, experiment, options, note_references(out), cache
+        )
     else:
         train = store.manifest.splits[split]["train"]
-        task_of = stored_tasks(loaded, store, train, experiment, options, note=note_references(out))
+        note = note_references(out)
+        task_of = stored_tasks(loaded, store, train, experiment, options, note=note, cache=cache)
     return predict_cases(
         loaded,
         task_of,
@@ -184,6 +190,14 @@ def split_cases(loaded: LoadedModel, store: Store, split: str, part: str) -> lis
     return wanted
 
 
+def most_references(store: Store, split: str) -> int:
+    """How many references every query can have: train cases, or of a held-out dataset all others'."""
+    if store.manifest.role != "held-out":
+        return len(store.manifest.splits[split]["train"])
+    subjects = Counter(entry.subject for entry in store.manifest.cases)
+    return len(store.manifest.cases) - max(subjects.values())
+
+
 def check_plan(loaded: LoadedModel, store: Store) -> None:
     """StoreError if the model was trained on this dataset at another plan: its spacing would be a new one."""
     name = store.manifest.dataset
@@ -202,6 +216,7 @@ def stored_tasks(
     options: InferenceOptions,
     raw: Mapping[str, Case] | None = None,
     note: Note | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> TaskOf:
     """Tasks from the store's cases `ids`, at the store's plan. raw: for the references' content hashes.
 
@@ -216,7 +231,7 @@ def stored_tasks(
         return stored_reference(store, name, raw[name].image if raw and name in raw else None)
 
     return _drawn_tasks(
-        loaded, store, ids, experiment, options, lambda _: store.plan, lambda _: prepare, start, note
+        loaded, store, ids, experiment, options, lambda _: store.plan, lambda _: prepare, start, note, cache
     )
 
 
@@ -228,6 +243,7 @@ def held_out_tasks(
     experiment: Experiment,
     options: InferenceOptions,
     note: Note | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> TaskOf:
     """Tasks from raw cases of a held-out dataset: the plan is made from the drawn references alone."""
     spec = store.manifest.spec
@@ -243,7 +259,7 @@ def held_out_tasks(
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
 
-    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note)
+    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache)
 
 
 def _drawn_tasks(
@@ -256,13 +272,14 @@ def _drawn_tasks(
     prepare_at: Callable[[Plan], Callable[[str], PreparedReference]],
     start: TaskEmbedding | None,
     note: Note | None,
+    cache: EmbeddingCache | None,
 ) -> TaskOf:
     """For each query, references of other subjects; queries with the same references share what is made of them."""
     entries = [store.entry(case_id) for case_id in ids]
     candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
     subjects = {e.id: e.subject for e in entries}
     classes = list(store.manifest.classes)
-    cache = EmbeddingCache()
+    cache = cache if cache is not None else EmbeddingCache()
     made: dict[tuple[Draw, ...], TaskForQuery] = {}
 
     def make(draws: Sequence[Draw]) -> TaskForQuery:

@@ -146,6 +146,7 @@ ORDER = (
     "iris_pipeline.cli.train",
     "iris_pipeline.cli._outputs",
     "iris_pipeline.cli.predict",
+    "iris_pipeline.cli.strategies",
     "iris_pipeline.cli.calibrate",
     "iris_pipeline.cli.tasks",
     "iris_pipeline.cli.advise",

@@ -126,9 +126,14 @@ def autocast_of(precision: str, device: str) -> bool:
     )
 
 
-def load_run(arguments: argparse.Namespace, root: Root, device: str) -> tuple[LoadedModel, Path]:
+def load_run(
+    arguments: argparse.Namespace, root: Root, device: str, autocast: bool = False
+) -> tuple[LoadedModel, Path]:
     folder = find_run(root.results, arguments.model)
     loaded = load_model(folder, device)
+    if autocast and device == "cpu":
+        # bfloat16 convolutions of a CPU are a quarter faster where channels lie side by side (float32 ones are not).
+        loaded.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     known = ", ".join(loaded.plans) or "nothing"
     print(f"Model: {folder} ({loaded.model_hash}), trained on {known}; on {device}.")
     return loaded, folder

@@ -163,7 +163,7 @@ def _predict_inputs(arguments: argparse.Namespace, root: Root, options: Inferenc
     inputs, notes = find_inputs(Path(arguments.i), arguments.channel)
     for note in notes:
         print(f"Note: {note}")
-    loaded, folder = load_run(arguments, root, options.device)
+    loaded, folder = load_run(arguments, root, options.device, options.autocast)
     out = Path(arguments.o)
     print(f"{len(inputs)} scan{'s' * (len(inputs) != 1)} from {arguments.i} to {out}.")
     if arguments.t or arguments.r:
@@ -285,7 +285,7 @@ def _predict_from_store(
         f"Task: {experiment.strategy} from {count} reference{'s' * (count != 1)} among the {len(ids)} train cases "
         f"of {dataset}."
     )
-    raw = {case.id: case for case in _raw_cases(root, store)}
+    raw = {case.id: case for case in stored_raw_cases(root, store)}
     judge = judge_of(
         arguments,
         loaded,
@@ -332,29 +332,42 @@ def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
     return next(iter(loaded.plans))
 
 
-def _raw_cases(root: Root, store: Store) -> list[Case]:
+def stored_raw_cases(root: Root, store: Store) -> list[Case]:
     """The dataset's raw cases; none where its raw folder is not at hand."""
     folder = store.manifest.spec.raw_folder(root.raw)
     return find_cases(folder, store.manifest.spec) if folder.is_dir() else []
 
 
-def _predict_split(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
-    if arguments.t or arguments.r:
-        raise TaskError("--split is a split of a dataset: it goes with -d, not with -t or -r.")
-    loaded, folder = load_run(arguments, root, options.device)
-    dataset = _dataset(arguments, loaded)
-    strategy = arguments.strategy or "bank"
-    store = open_stores(root.preprocessed, [dataset])[dataset]
-    cases = _raw_cases(root, store)
+def raw_cases(root: Root, store: Store) -> list[Case]:
+    """The dataset's raw cases; RawDataError where its raw folder is not at hand."""
+    cases = stored_raw_cases(root, store)
     if not cases:
         raise RawDataError(
             "Results are to lie on the raw grids, so the raw scans are needed: there is no "
             f"{store.manifest.spec.raw_folder(root.raw)}; name the folder of the raw datasets with --raw."
         )
+    return cases
+
+
+def experiment_name(experiment: Experiment, part: str, numbered: bool) -> str:
+    """The folder of an experiment's masks; numbered: with references and draw, so that several stand side by side."""
+    name = experiment.strategy if part == "test" else f"{experiment.strategy}_{part}"
+    if experiment.strategy == "bank" or not numbered:
+        return name
+    return f"{name}_k{experiment.count}_draw{experiment.seed}"
+
+
+def _predict_split(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
+    if arguments.t or arguments.r:
+        raise TaskError("--split is a split of a dataset: it goes with -d, not with -t or -r.")
+    loaded, folder = load_run(arguments, root, options.device, options.autocast)
+    dataset = _dataset(arguments, loaded)
+    strategy = arguments.strategy or "bank"
+    store = open_stores(root.preprocessed, [dataset])[dataset]
+    cases = raw_cases(root, store)
     experiment = _experiment(arguments, strategy)
-    name = strategy if arguments.part == "test" else f"{strategy}_{arguments.part}"
-    if strategy != "bank" and (arguments.references is not None or arguments.seed is not None):
-        name += f"_k{experiment.count}_draw{experiment.seed}"  # experiments side by side, each in a folder
+    numbered = arguments.references is not None or arguments.seed is not None
+    name = experiment_name(experiment, arguments.part, numbered)
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
     print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {strategy}, to {out}.")
     held_out = store.manifest.role == "held-out"

@@ -1,0 +1,169 @@
+"""iris_strategies: every strategy, numbers of references and draws of them, over the splits of datasets, in one go."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli.predict import experiment_name, raw_cases
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.predict_split import Experiment, most_references, predict_split
+from iris_pipeline.query_tasks import STRATEGIES
+from preprocessing.errors import IrisError, PredictionError
+from preprocessing.paths import Root
+from preprocessing.store import Store, open_stores
+
+DEFAULT_STRATEGIES = ("one-shot", "ensemble", "object-retrieval", "tuning", "bank")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a table to be: a dataset and what is tried on it."""
+
+    dataset: str
+    experiment: Experiment
+
+
+def plan_jobs(
+    datasets: Sequence[str],
+    strategies: Sequence[str],
+    counts: Sequence[int],
+    draws: Sequence[int],
+    known: Sequence[str],
+) -> list[Job]:
+    """Every sensible combination, the cheap ones first: the bank once and for `known` datasets only, one-shot with one
+    reference, ensembles and retrieval with two or more, as of one they are the one-shot.
+    """
+    jobs = []
+    for strategy in sorted(strategies, key=STRATEGIES.index):
+        if strategy == "bank":
+            jobs += [Job(dataset, Experiment("bank")) for dataset in datasets if dataset in known]
+            continue
+        several = [count for count in counts if strategy == "tuning" or count > 1]
+        wanted = [1] if strategy == "one-shot" else several
+        jobs += [
+            Job(dataset, Experiment(strategy, count, draw))
+            for count in wanted
+            for draw in draws
+            for dataset in datasets
+        ]
+    return jobs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iris_strategies",
+        description=__doc__,
+        epilog="What is there is skipped, so that a stopped run goes on. Then: iris_evaluate -p RUN; iris_tables.",
+    )
+    parser.add_argument(
+        "-d",
+        nargs="+",
+        metavar="NAME",
+        help="datasets of the store (default: all of them, held-out ones too)",
+    )
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=list(DEFAULT_STRATEGIES), metavar="STRATEGY"
+    )
+    parser.add_argument(
+        "-k", nargs="+", type=at_least_one, default=[1, 3, 5], metavar="N", help="numbers of references"
+    )
+    parser.add_argument(
+        "--draws", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of the references"
+    )
+    parser.add_argument("--split", default="paper", metavar="SPLIT")
+    parser.add_argument("--part", choices=["test", "validation"], default="test")
+    parser.add_argument("--skip-air", action="store_true", help="as in iris_predict")
+    parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
+    parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_model_options(parser)
+    add_device_options(parser)
+    return parser
+
+
+def strategies_main(argv: list[str] | None = None) -> int:
+    """Console script; returns the exit status, 1 if something could not be segmented."""
+    arguments = _parser().parse_args(argv)
+    return run(lambda: _command(arguments))
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    root = Root.resolve(arguments.root, arguments.raw)
+    device = choose_device(arguments.device)
+    options = InferenceOptions(
+        overlap=arguments.overlap,
+        device=device,
+        autocast=autocast_of(arguments.precision, device),
+        skip="air" if arguments.skip_air else "never",
+        one_pass=arguments.one_pass,
+    )
+    loaded, folder = load_run(arguments, root, device, options.autocast)
+    stores = open_stores(root.preprocessed, arguments.d)
+    jobs = plan_jobs(list(stores), arguments.strategies, arguments.k, arguments.draws, list(loaded.plans))
+    cache = EmbeddingCache()
+    problems = 0
+    with tqdm(jobs, unit="row", dynamic_ncols=True) as bar:
+        for job in bar:
+            name = experiment_name(job.experiment, arguments.part, numbered=True)
+            bar.set_postfix_str(f"{job.dataset} {name}")
+            out = folder / "predictions" / job.dataset / name
+            try:
+                problems += _run_job(job, loaded, stores[job.dataset], arguments, root, out, options, cache)
+            except IrisError as error:  # one row that cannot be made must not cost the others
+                tqdm.write(f"{job.dataset} {name}: {error}")
+                problems += 1
+    print(f"{len(jobs)} rows; next: iris_evaluate -p {folder.name}, then iris_tables.")
+    if problems:
+        raise PredictionError(
+            f"{problems} rows or cases could not be made; the lines above say which and why."
+        )
+    return 0
+
+
+def _run_job(
+    job: Job,
+    loaded: LoadedModel,
+    store: Store,
+    arguments: argparse.Namespace,
+    root: Root,
+    out: Path,
+    options: InferenceOptions,
+    cache: EmbeddingCache,
+) -> int:
+    """Segment one row's cases; returns how many could not be."""
+    most = most_references(store, arguments.split)
+    if job.experiment.count > most:
+        tqdm.write(
+            f"{job.dataset}: {job.experiment.strategy} with {job.experiment.count} references is left out, a query "
+            f"has {most} of other subjects."
+        )
+        return 0
+    verdicts = predict_split(
+        loaded,
+        store,
+        raw_cases(root, store),
+        job.experiment,
+        split=arguments.split,
+        part=arguments.part,
+        out=out,
+        options=options,
+        cache=cache,
+        progress=False,
+    )
+    for verdict in verdicts:
+        if verdict.status == "refused":
+            tqdm.write(f"{job.dataset} {verdict.id}: {verdict.why}")
+    return sum(verdict.status == "refused" for verdict in verdicts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(strategies_main())
