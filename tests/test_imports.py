@@ -91,6 +91,7 @@ ORDER = (
     "iris_pipeline.run_log",
     "iris_pipeline.interrupt",
     "iris_pipeline.curriculum",
+    "iris_pipeline.train_settings",
     "iris_pipeline.train",
     "iris_pipeline.sliding_window",
     "iris_pipeline.focus",

@@ -14,7 +14,8 @@ from iris_pipeline.cli._models import shipped_model
 from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
 from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train import TrainSettings, native_bfloat16, train
+from iris_pipeline.train import native_bfloat16, train
+from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
@@ -57,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded"
+    )
+    parser.add_argument(
+        "--context-tokens", type=int, metavar="M", help="of a task at each level (default: 10)"
+    )
+    parser.add_argument(
+        "--no-foreground-token", action="store_true", help="ablation: no token is pooled under the mask"
+    )
+    parser.add_argument(
+        "--coarse-masking", action="store_true", help="ablation: masks at the resolution of the features"
     )
     parser.add_argument(
         "--decoder-blocks",
@@ -168,6 +178,9 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         task_levels=tuple(arguments.task_levels) if arguments.task_levels else None,
         decoder_blocks=tuple(arguments.decoder_blocks) if arguments.decoder_blocks else None,
         rectified_stem=arguments.rectified_stem,
+        context_tokens=arguments.context_tokens,
+        foreground_token=not arguments.no_foreground_token,
+        full_resolution_masking=not arguments.coarse_masking,
         curriculum=_curriculum(arguments.curriculum),
         bank_momentum=arguments.bank_momentum,
         synthetic=_synthetic(arguments.synthetic),

@@ -30,11 +30,13 @@ class IrisConfig:
     widths: channels at strides 1, 2, 4, 8, 16.
     encoder_blocks, decoder_blocks: residual blocks at each of these strides (the decoder has none at stride 16).
     task_levels: log2 of the strides at which tasks are encoded and fused, deepest first.
-    context_tokens: m, 10 in the paper.
+    context_tokens: m, 10 in the paper; 0 leaves the foreground token alone.
     task_depth, fusion_depth: attention blocks per level.
     context_groups: channels a shuffled feature map keeps at full resolution.
     join: how each up-path stage (strides 1, 2, 4, 8) takes its skip: "concat" or "add".
     rectified_stem: a ReLU behind the first convolution, so that its channels can be windows of grey values.
+    full_resolution_masking, foreground_token: False for the paper's ablations: masks are brought to the level's grid
+    before anything else sees them; the first token is learned, as the others are, and pools nothing.
     """
 
     widths: tuple[int, ...]
@@ -47,6 +49,8 @@ class IrisConfig:
     context_groups: int = 1
     join: tuple[str, ...] = ("concat", "concat", "concat", "concat")
     rectified_stem: bool = False
+    full_resolution_masking: bool = True
+    foreground_token: bool = True
 
     def __post_init__(self) -> None:
         stages = len(self.widths)
@@ -60,6 +64,11 @@ class IrisConfig:
             )
         if not self.task_levels or list(self.task_levels) != sorted(set(self.task_levels), reverse=True):
             raise ModelError(f"task_levels must fall, as in (4, 3), without repeats; got {self.task_levels}.")
+        if self.context_tokens < 0 or not (self.context_tokens or self.foreground_token):
+            raise ModelError(
+                "A task needs a token: context_tokens must be 0 or more, and 1 or more without the foreground token; "
+                f"got {self.context_tokens}."
+            )
         if not set(self.task_levels) <= set(range(1, stages)):
             raise ModelError(f"task_levels must lie in 1..{stages - 1}; got {self.task_levels}.")
 
@@ -129,6 +138,8 @@ class Iris(nn.Module):
                 config.context_tokens,
                 config.task_depth,
                 config.context_groups,
+                config.full_resolution_masking,
+                config.foreground_token,
             )
             for level in config.task_levels
         )

@@ -19,6 +19,15 @@ from iris_pipeline.model.blocks import (
 )
 
 
+def coarse_masks(masks: Tensor, factor: int) -> Tensor:
+    """Masks [B,K,D,H,W] as a coarse grid knows them, on the full one: 1 where half of the coarse voxel is inside.
+
+    What is smaller than that is gone, which is what masking at full resolution is there to prevent (Sec. 3.2).
+    """
+    coarse = (F.avg_pool3d(masks.float(), factor) >= 0.5).to(masks.dtype)
+    return F.interpolate(coarse, scale_factor=factor, mode="nearest")
+
+
 class ContextBranch(nn.Module):
     """Features [B,C,d,h,w] and masks [B,K,D,H,W] -> mask-aware context [B,K,C,d,h,w].
 
@@ -57,13 +66,25 @@ class TaskLevel(nn.Module):
     """One level of task encoding: (features [B,C,d,h,w], masks [B,K,D,H,W]) -> tokens [B,K,m+1,C].
 
     Token 0 is the foreground token, the mean of the up-sampled features under the mask; 1..m are the learned
-    queries after they have read the context by cross-attention and one another by self-attention.
+    queries after they have read the context by cross-attention and one another by self-attention. The paper's
+    ablations: without `full_resolution` the masks are brought to the level's grid first; without `foreground` token 0
+    is one more learned query.
     """
 
-    def __init__(self, channels: int, factor: int, tokens: int, depth: int, groups: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        factor: int,
+        tokens: int,
+        depth: int,
+        groups: int = 1,
+        full_resolution: bool = True,
+        foreground: bool = True,
+    ):
         super().__init__()
-        self.factor = factor
-        self.queries = nn.Parameter(torch.randn(tokens, channels) * 0.02)
+        self.factor, self.full_resolution, self.foreground = factor, full_resolution, foreground
+        learned = tokens if foreground else tokens + 1
+        self.queries = nn.Parameter(torch.randn(learned, channels) * 0.02)
         self.context = ContextBranch(channels, factor, groups)
         self.cross = nn.ModuleList(Attention(channels) for _ in range(depth))
         self.cross_ffn = nn.ModuleList(FeedForward(channels) for _ in range(depth))
@@ -80,9 +101,12 @@ class TaskLevel(nn.Module):
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         b, k = masks.shape[:2]
-        foreground = self.foreground_token(features, masks)
-        queries = self.queries.expand(b, k, -1, -1)
-        tokens = torch.cat([foreground.unsqueeze(2), queries], dim=2).flatten(0, 1)  # [BK,m+1,C]
+        if not self.full_resolution:
+            masks = coarse_masks(masks, self.factor)
+        tokens = self.queries.expand(b, k, -1, -1)
+        if self.foreground:
+            tokens = torch.cat([self.foreground_token(features, masks).unsqueeze(2), tokens], dim=2)
+        tokens = tokens.flatten(0, 1)  # [BK,m+1,C]
         context = self.context(features, masks).flatten(0, 1).flatten(2).transpose(1, 2)  # [BK,n,C]
         layers = zip(self.cross, self.cross_ffn, self.self_attention, self.self_ffn, strict=True)
         for cross, cross_ffn, self_attention, self_ffn in layers:

@@ -1,0 +1,109 @@
+"""All choices of a training run as one value, which is saved with it.
+
+Lengths of crops are shares of their edge; what a setting does stands in the module that uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from iris_pipeline.curriculum import Curriculum, check_curriculum
+from iris_pipeline.model import IrisConfig, build_config
+from preprocessing.errors import ModelError
+
+# The least value of each setting that counts something; without it a negative --iterations would never end.
+_LEAST = {
+    "iterations": 0,
+    "minutes": 0,
+    "groups": 1,
+    "group_size": 1,
+    "validate_every": 1,
+    "workers": 0,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All choices of a run; saved with it, and a resumed run takes them from there.
+
+    split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
+    sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" takes bfloat16
+    where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
+    is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem, context_tokens,
+    foreground_token, full_resolution_masking: changes of the size's network (`IrisConfig`). curriculum: phases that see
+    their crops coarser (`curriculum.py`).
+    synthetic: probabilities of made tasks by kind (`synthetic.py`). wide: probability of crops of large scans at half
+    their resolution (`halved.py`).
+    """
+
+    split: str = "paper"
+    size: str = "small"
+    seed: int = 0
+    iterations: int | None = 80_000
+    minutes: float | None = None
+    groups: int = 1
+    group_size: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-5
+    clip_norm: float = 1.0
+    both_ways: bool = True
+    task_levels: tuple[int, ...] | None = None
+    decoder_blocks: tuple[int, ...] | None = None
+    rectified_stem: bool = False
+    curriculum: Curriculum = ()
+    context_tokens: int | None = None
+    foreground_token: bool = True
+    full_resolution_masking: bool = True
+    synthetic: tuple[tuple[str, float], ...] = ()
+    wide: float = 0.0
+    weights: dict[str, float] | None = None
+    precision: str = "auto"
+    bank_momentum: float = 0.999
+    validate_every: int = 250
+    validation_episodes: int = 8
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations is None and self.minutes is None:
+            raise ModelError("Training needs an end: give --iterations, --minutes, or both.")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ModelError(f"--precision must be auto, bf16 or fp32; got {self.precision!r}.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:  # also refuses NaN
+                raise ModelError(f"--{name.replace('_', '-')} must be {least} or more; got {value}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ModelError(f"--learning-rate must be above 0; got {self.learning_rate}.")
+        if not 0 <= self.bank_momentum < 1:
+            raise ModelError(f"--bank-momentum must be 0 or more and under 1; got {self.bank_momentum}.")
+        if not 0 <= self.wide <= 1:
+            raise ModelError(f"--wide must lie between 0 and 1; got {self.wide}.")
+        check_curriculum(self.curriculum)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """The settings of a saved run: JSON's lists become tuples again."""
+
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(each) for each in value) if isinstance(value, list) else value
+
+        return cls(**{name: frozen(value) for name, value in values.items()})
+
+    def network(self) -> IrisConfig:
+        """The configuration of the size with this run's changes."""
+        changes: dict[str, Any] = {
+            "rectified_stem": self.rectified_stem,
+            "foreground_token": self.foreground_token,
+            "full_resolution_masking": self.full_resolution_masking,
+        }
+        if self.context_tokens is not None:
+            changes["context_tokens"] = self.context_tokens
+        if self.task_levels:
+            changes["task_levels"] = self.task_levels
+        if self.decoder_blocks is not None:
+            changes["decoder_blocks"] = self.decoder_blocks
+        return replace(build_config(self.size), **changes)
