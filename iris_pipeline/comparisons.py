@@ -1,17 +1,15 @@
-"""Rows side by side: strategies, numbers of references, runs that differ in one setting, and two rows tested.
+"""Rows side by side: strategies, numbers of references, and two rows tested.
 
 Dice is 0..1. Means and their intervals are those of every table: over classes, then bootstrapped over subjects.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from iris_pipeline.rows import BASELINE_RUN
-from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table
 from iris_pipeline.tables import (
     CI_RULE,
@@ -26,7 +24,6 @@ from iris_pipeline.tables import (
 from iris_pipeline.uncertainty import (
     CI,
     bootstrap_mean,
-    bootstrap_mean_of_datasets,
     paired_test,
 )
 from preprocessing.errors import EvaluationError
@@ -83,31 +80,6 @@ def references_table(rows: pd.DataFrame) -> Table | None:
     columns = ["run", "split", "dataset", "strategy", *(f"k = {count}" for count in counts)]
     frame = pd.DataFrame(lines, columns=columns).fillna("")
     return Table("references", "Number of references k, Dice", frame, (RULE, DRAWS_RULE, *_counts(rows)))
-
-
-def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Table]:
-    """For every setting by which runs differ while all others are equal: these runs under one another."""
-    there = {str(run) for run in rows["run"]}
-    runs = [facts[name] for name in sorted(facts) if name in there]
-    alike: dict[str, list[set[str]]] = {}
-    for number, first in enumerate(runs):
-        for second in runs[number + 1 :]:
-            setting = only_difference(first, second)
-            if setting is not None:
-                _join(alike.setdefault(setting, []), {first.name, second.name})
-    return [
-        _ablation(setting, group, number, rows, facts)
-        for setting, groups in sorted(alike.items())
-        for number, group in enumerate(groups)
-    ]
-
-
-def only_difference(first: RunFacts, second: RunFacts) -> str | None:
-    """The setting by which two runs differ, if it is one; None too where one did not record what the other did."""
-    if first.settings.keys() != second.settings.keys():
-        return None
-    different = [name for name, value in first.settings.items() if second.settings[name] != value]
-    return different[0] if len(different) == 1 else None
 
 
 def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Table:
@@ -175,59 +147,3 @@ def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:
     if not interval:
         return f"{means.iloc[0]:.3f} (1)"
     return f"{means.iloc[0]:.3f} {interval_text(bootstrap_mean(rows))}".strip()
-
-
-def _join(groups: list[set[str]], pair: set[str]) -> None:
-    """Put a pair into the group it touches: runs that differ in one same setting only all differ so."""
-    for group in groups:
-        if group & pair:
-            group |= pair
-            return
-    groups.append(pair)
-
-
-def _ablation(
-    setting: str, group: set[str], number: int, rows: pd.DataFrame, facts: Mapping[str, RunFacts]
-) -> Table:
-    chosen = rows[rows["run"].isin(list(group))]
-    datasets = sorted(set(chosen["dataset"]))
-    lines = []
-    for (split, strategy), part in chosen.groupby(["split", "strategy"]):
-        by_run = {
-            str(run): {str(name): one for name, one in found.groupby("dataset")}
-            for run, found in part.groupby("run")
-        }
-        shared = set.intersection(*(set(found) for found in by_run.values()))
-        for run in sorted(by_run, key=lambda name: _natural(_value(setting, facts[name]))):
-            common = [by_run[run][name] for name in sorted(shared)]
-            interval = bootstrap_mean_of_datasets(common) if common else None
-            lines.append(
-                {setting: _value(setting, facts[run]), "run": run, "split": split, "strategy": strategy}
-                | {name: score_text(class_means(one).mean()) for name, one in by_run[run].items()}
-                | {"mean of shared": score_text(interval.mean) if interval else ""}
-                | {CI: interval_text(interval) if interval else ""}
-            )
-    columns = [setting, "run", "split", "strategy", *datasets, "mean of shared", CI]
-    frame = pd.DataFrame(lines, columns=columns).fillna("")
-    note = (
-        f"These runs differ in '{setting}' and in no other recorded setting. The mean is over the datasets that all "
-        "runs of the same split and strategy have."
-    )
-    slug = re.sub(r"[^a-z0-9]+", "_", setting.lower()).strip("_")
-    name = f"ablation_{slug}" + (f"_{number + 1}" if number else "")
-    return Table(
-        name, f"Runs that differ in {setting} only, Dice", frame, (note, RULE, CI_RULE, *_counts(chosen))
-    )
-
-
-def _value(setting: str, facts: RunFacts) -> str:
-    text = facts.settings[setting]
-    if setting == "training datasets":
-        return f"{len(facts.datasets)} ({text})"
-    return text or "nothing"
-
-
-def _natural(text: str) -> tuple[float, str]:
-    """Numbers in their own order, before words."""
-    found = re.match(r"-?\d+(\.\d+)?", text)
-    return (float(found.group()) if found else float("inf"), text)

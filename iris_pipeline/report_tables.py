@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from iris_pipeline import paper
+from iris_pipeline.ablations import ablation_tables, parts_tables
 from iris_pipeline.comparisons import (
-    ablation_tables,
     comparison_table,
     references_table,
     strategies_table,
@@ -52,6 +52,7 @@ def all_tables(
         efficiency_table(read_measurements(root.results / FOLDER)),
         strategies_table(rows),
         references_table(rows),
+        *parts_tables(rows, facts),
         *ablation_tables(rows, facts),
         comparison_table(rows, compare) if compare else None,
         *(table for table in by_dataset if table.name not in {each.name for each in (*overview, *forms)}),

@@ -36,6 +36,8 @@ def run_facts(folder: Path) -> RunFacts | None:
     }
     # A run records its network itself; of older ones the checkpoint tells, where it is at hand.
     network = record.get("config") or _json(folder / STATE_FILE).get("config") or {}
+    # What a setting made of the network stands in the network's own record: one change must not count as two.
+    settings = {name: value for name, value in settings.items() if name not in network}
     settings |= {f"network {name}": _text(value) for name, value in dict(network).items()}
     settings["training datasets"] = ", ".join(sorted(datasets))
     settings["start from"] = _option(str(record.get("command", "")), "--start-from")

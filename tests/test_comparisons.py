@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from iris_pipeline.ablations import ablation_tables, only_difference, parts_tables
 from iris_pipeline.comparisons import (
-    ablation_tables,
     comparison_table,
     find_row,
-    only_difference,
     references_table,
     strategies_table,
 )
@@ -133,6 +132,49 @@ def test_ablations_are_found_and_laid_out() -> None:
     sets = tables["ablation_training_datasets"].frame
     assert list(sets["training datasets"]) == ["1 (toy)", "2 (other, toy)"]
     assert list(sets["other"]) == ["", "0.300"] and list(sets["mean of shared"]) == ["0.800", "0.900"]
+
+
+def test_a_run_beside_those_that_lack_a_part() -> None:
+    whole = {"network foreground_token": "true", "network full_resolution_masking": "true"}
+    runs = [
+        facts("full", ("other", "toy"), **whole),
+        facts("pooled not", ("other", "toy"), **(whole | {"network foreground_token": "false"})),
+        facts("coarse", ("other", "toy"), **(whole | {"network full_resolution_masking": "false"})),
+        facts("m3", ("other", "toy"), **(whole | {"network context_tokens": "3"})),
+        facts("m0", ("other", "toy"), **(whole | {"network context_tokens": "0"})),
+        facts("less", **whole),
+    ]
+    dice = {"full": 0.8, "pooled not": 0.7, "coarse": 0.5, "m3": 0.75, "m0": 0.6, "less": 0.4}
+    frame = frame_of(
+        [row for name, value in dice.items() for row in rows(value, name)] + rows(0.3, "full", "other")
+    )
+    (table,) = parts_tables(frame, {one.name: one for one in runs})
+    assert table.name == "parts_full"
+    assert dict(zip(table.frame["change"], table.frame["mean of shared"], strict=True)) == {
+        "none: the whole": "0.800",
+        "3 context tokens": "0.750",
+        "no context tokens": "0.600",
+        "no foreground token": "0.700",
+        "masks at the features' resolution": "0.500",
+        "1 training dataset": "0.400",
+    }
+    assert table.frame.iloc[0]["run"] == "full" and table.frame.iloc[0]["other"] == "0.300"
+    assert parts_tables(frame, {one.name: one for one in runs[:2]}) == [], "one setting is a table of its own"
+
+
+def test_a_change_of_the_network_counts_once(tmp_path: Path) -> None:
+    for name, tokens in (("a", 10), ("b", 3)):
+        (tmp_path / name).mkdir()
+        record = {
+            "datasets": ["toy"],
+            "settings": {"size": "tiny", "context_tokens": None if name == "a" else tokens},
+            "config": {"context_tokens": tokens, "join": ["add"]},
+            "command": "iris_train paper",
+        }
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    first, second = (run_facts(tmp_path / name) for name in "ab")
+    assert first is not None and second is not None
+    assert only_difference(first, second) == "network context_tokens"
 
 
 def test_a_comparison_names_rows_and_tests_them() -> None:

@@ -122,6 +122,7 @@ ORDER = (
     "iris_pipeline.measure_tables",
     "iris_pipeline.role_tables",
     "iris_pipeline.comparisons",
+    "iris_pipeline.ablations",
     "iris_pipeline.efficiency",
     "iris_pipeline.paper_tables",
     "iris_pipeline.report_tables",

@@ -14,7 +14,7 @@ from iris_pipeline.model.blocks import (
     unshuffle_mask,
     upsampling_matrix,
 )
-from iris_pipeline.model.task_encoder import ContextBranch, TaskLevel
+from iris_pipeline.model.task_encoder import ContextBranch, TaskLevel, coarse_masks
 from preprocessing.errors import ModelError
 
 TINY = IrisConfig(
@@ -235,3 +235,59 @@ def test_errors_name_what_was_allowed() -> None:
         model.encode_task(torch.zeros(1, 1, 16, 16, 32), torch.zeros(1, 2, 32, 16, 16))
     with pytest.raises(ModelError, match=r"and one of them above 16; got \(1, 1, 16, 16, 16\)"):
         model.encode_image(torch.zeros(1, 1, 16, 16, 16))
+
+
+# --- the paper's ablations ---------------------------------------------------------------------------
+
+
+def test_coarse_masks_lose_what_is_smaller_than_half_a_coarse_voxel() -> None:
+    masks = torch.zeros(1, 2, 8, 8, 8)
+    masks[0, 0, :4, :4, :2] = 1  # half of one coarse voxel of 4^3
+    masks[0, 1, 4, 4, 4] = 1
+    coarse = coarse_masks(masks, 4)
+    assert coarse[0, 0, :4, :4, :4].all() and coarse[0, 0].sum() == 64
+    assert not coarse[0, 1].any()
+    level = TaskLevel(channels=3, factor=4, tokens=1, depth=0, full_resolution=False)
+    features = torch.randn(1, 3, 2, 2, 2)
+    tokens = level(features, masks)
+    expected = F.layer_norm(features[0, :, 0, 0, 0], (3,))
+    # U^T of a coarse voxel's mask reaches into its neighbours: the token is no plain copy of one coarse feature
+    naive = naive_foreground(features, coarse)[0, 0]
+    torch.testing.assert_close(tokens[0, 0, 0], F.layer_norm(naive, (3,)))
+    assert not torch.allclose(tokens[0, 0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "queries", "tokens"),
+    [
+        ({"foreground_token": False}, 11, 11),
+        ({"context_tokens": 0}, 0, 1),
+        ({"context_tokens": 3}, 3, 4),
+        ({"full_resolution_masking": False}, 10, 11),
+    ],
+)
+def test_switched_networks_run_and_learn(changes: dict[str, object], queries: int, tokens: int) -> None:
+    model = build_iris(replace(TINY, **changes), seed=0)  # type: ignore[arg-type]
+    image, masks = torch.randn(1, 1, 32, 32, 32), random_masks(1, 2, 32, 32, 32)
+    task = model.encode_task(image, masks)
+    assert all(level.shape[2] == tokens for level in task)
+    assert model.task_encoder[0].queries.shape[0] == queries
+    model.segment(image, task).square().mean().backward()
+    idle = [name for name, p in model.named_parameters() if p.numel() and p.grad is None]
+    assert idle == []
+
+
+def test_a_switched_off_foreground_token_pools_nothing() -> None:
+    level = TaskLevel(channels=4, factor=2, tokens=2, depth=0, foreground=False)
+    features, masks = torch.randn(1, 4, 2, 2, 2), random_masks(1, 1, 4, 4, 4)
+    torch.testing.assert_close(level(features, masks)[0, 0], level.norm(level.queries))
+
+
+def test_the_default_network_is_as_it_was() -> None:
+    # a configuration of before the switches, as checkpoints hold it
+    old = {
+        k: v for k, v in TINY.to_dict().items() if k not in ("foreground_token", "full_resolution_masking")
+    }
+    assert IrisConfig.from_dict(old) == TINY
+    with pytest.raises(ModelError, match="A task needs a token: context_tokens must be 0 or more"):
+        replace(TINY, context_tokens=0, foreground_token=False)

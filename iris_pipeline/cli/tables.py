@@ -46,6 +46,7 @@ def tables_main(argv: list[str] | None = None) -> int:
         metavar=("A", "B"),
         help="test two rows, each RUN or RUN/STRATEGY, subject by subject; may be given again",
     )
+    parser.add_argument("-o", metavar="OUT", help="folder of tables.md and tables/ (default: results/)")
     parser.add_argument("--root", help=ROOT_HELP)
     arguments = parser.parse_args(argv)
     return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
@@ -54,7 +55,9 @@ def tables_main(argv: list[str] | None = None) -> int:
 def _tables_command(arguments: argparse.Namespace, line: str) -> int:
     root = Root.resolve(arguments.root)
     tables = all_tables(root, arguments.runs or None, arguments.compare)
-    page = write_tables(tables, root.results, line)
+    out = Path(arguments.o) if arguments.o else root.results
+    out.mkdir(parents=True, exist_ok=True)
+    page = write_tables(tables, out, line)
     print(page.read_text(encoding="utf-8"))
     print(f"Written: {page} and {len(tables)} tables as CSV and LaTeX in {page.parent / 'tables'}")
     return 0
