@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,29 +27,12 @@ from iris_pipeline.memory_bank import MemoryBank, bank_key
 from iris_pipeline.metrics import dice
 from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_iris, count_parameters
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
+from iris_pipeline.precision import autocast, choose_precision
 from iris_pipeline.run_log import RunLog
 from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.store import Store
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are done in hardware; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:
-        return False
-    # AVX-512's bf16 products alone lose more to conversions than they win: a step takes a third longer (LOG.md).
-    return "amx_bf16" in flags
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a run."""
-    enabled = precision == "bf16" or (precision == "auto" and native_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @dataclass(frozen=True)
@@ -219,6 +202,8 @@ def train(
                     "train on one of them, by -d."
                 )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(settings.precision, device)
+    settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
     checkpoint = folder / "checkpoint"
     exists = (checkpoint / "state.json").exists()
     if exists and not resume:
@@ -270,6 +255,7 @@ def train(
     log_of_run = RunLog(folder, settings, list(stores), append=resume, network=model.config.to_dict())
     with log_of_run as log, StopAtStepEnd() as stop:
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
+        log.say(f"Precision {precision.precision}: {precision.why}.")
         if start_from is not None and not resume:
             log.say(f"Starts from the weights of {start_from.name}.")
         log.say(f"{len(stores)} dataset(s): {', '.join(stores)}; {len(fixed)} validation episodes.")

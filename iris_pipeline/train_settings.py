@@ -31,8 +31,8 @@ class TrainSettings:
     """All choices of a run; saved with it, and a resumed run takes them from there.
 
     split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
-    sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" takes bfloat16
-    where the hardware multiplies it natively. bank_momentum: EMA of the memory bank. weights: how often each dataset
+    sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" becomes what is
+    faster when the run begins (`precision.py`). bank_momentum: EMA of the memory bank. weights: how often each dataset
     is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem, context_tokens,
     foreground_token, full_resolution_masking: changes of the size's network (`IrisConfig`). curriculum: phases that see
     their crops coarser (`curriculum.py`).

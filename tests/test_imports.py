@@ -87,6 +87,7 @@ ORDER = (
     "iris_pipeline.losses",
     "iris_pipeline.memory_bank",
     "iris_pipeline.optim",
+    "iris_pipeline.precision",
     "iris_pipeline.checkpoint",
     "iris_pipeline.run_log",
     "iris_pipeline.interrupt",

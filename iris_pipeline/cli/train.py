@@ -14,7 +14,7 @@ from iris_pipeline.cli._models import shipped_model
 from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
 from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train import native_bfloat16, train
+from iris_pipeline.train import train
 from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.paths import Root
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=W",
         help="draw these datasets W times as often (default: all alike)",
     )
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument(
+        "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="auto: what is faster here"
+    )
     parser.add_argument(
         "--one-way", action="store_true", help="references segment queries only, as in the paper"
     )
@@ -223,8 +225,6 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.resume and (folder / "checkpoint" / "state.json").exists():
         settings = TrainSettings.from_json(load_model(folder).state.settings)
     print(f"Training {settings.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
-    if settings.precision == "bf16" and not native_bfloat16(device):
-        print("Note: bfloat16 is emulated on this hardware, float32 is likely faster (--precision auto).")
     checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume, start_from=start)
     print(f"Finished. Checkpoint: {checkpoint}; curve: {folder / 'curve.png'}")
     return 0
