@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -174,6 +174,26 @@ def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePr
             f"{', '.join(c.id for c in cases[:5])} are empty."
         )
     return tuple(prints)
+
+
+def screen_references(
+    files: ReferenceFiles, modality: Modality | None = None
+) -> tuple[ReferenceFiles, dict[str, str]]:
+    """The references that can be used, and of the others id -> why not. ReferenceCaseError where none can be used."""
+    spec = made_up_spec(files.classes, modality or "MR")
+    good, refused = [], {}
+    for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
+        found = measure_case(case, spec)
+        if found.accepted:
+            good.append(case)
+        else:
+            refused[case.id] = found.why
+    if not good:
+        told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
+        raise ReferenceCaseError(
+            f"At least one reference must be usable, and none of {len(refused)} is: {told}"
+        )
+    return replace(files, cases=tuple(good)), refused
 
 
 def plan_references(loaded: LoadedModel, spec: DatasetSpec, prints: tuple[CasePrint, ...]) -> Plan:

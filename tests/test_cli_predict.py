@@ -271,9 +271,10 @@ def test_an_encoding_that_cannot_be_is_one_sentence(
     root: Path, refs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     shutil.copy(refs / "labels" / "s1_a.nii.gz", refs / "labels" / "s4_a.nii.gz")
+    (refs / "images" / "s1_a.nii.gz").unlink()
     assert encode_main(["-r", str(refs), "-o", str(tmp_path / "x.task"), "--root", str(root)]) == 1
     assert (
-        "Error: Reference 's4_a' cannot be used: Image and label must have the same grid"
+        "Error: At least one reference must be usable, and none of 1 is: 's4_a': Image and label must have the same"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "x.task").exists()
@@ -345,3 +346,29 @@ def test_runs_are_found_by_name_path_or_age(
         CheckpointError, match=r"No finished run in .*: train one with iris_train, or name a model"
     ):
         find_run(tmp_path, None)
+
+
+# --- references that cannot be used ------------------------------------------------------------------
+
+
+def test_a_bad_reference_is_told_the_others_serve_and_the_command_fails(
+    root: Path, refs: Path, scans: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (refs / "labels" / "s4_a.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "masks"
+    assert (
+        predict_main(["-i", str(scans), "-o", str(out), "-r", str(refs), "--root", str(root), "-k", "7"]) == 1
+    )
+    captured = capsys.readouterr()
+    assert "Reference 's4_a' is left out: " in captured.err
+    assert "1 of 2 references could not be used (s4_a), said why above" in captured.err
+    assert "Note: -k asks for 7 references and there are 1; all of them are used." in captured.out
+    assert "2 segmented, 0 skipped as already there, 0 refused." in captured.out
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["s2_a.nii.gz", "s3_a.nii.gz"]
+    task = tmp_path / "x.task"
+    assert encode_main(["-r", str(refs), "-o", str(task), "--root", str(root)]) == 1
+    assert load_task(task).references == 1
+    (refs / "labels" / "s1_a.nii.gz").write_bytes(b"no scan either")
+    assert encode_main(["-r", str(refs), "-o", str(tmp_path / "y.task"), "--root", str(root)]) == 1
+    assert "At least one reference must be usable, and none of 2 is: 's1_a': " in capsys.readouterr().err
+    assert not (tmp_path / "y.task").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import torch
 from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.precision import choose_precision
-from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
+from iris_pipeline.references import ReferenceFiles, find_references, reference_pair, screen_references
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
-from preprocessing.errors import CheckpointError, RawDataError
+from preprocessing.errors import CheckpointError, RawDataError, ReferenceCaseError
 from preprocessing.paths import Root
+from preprocessing.spec import Modality
 
 SHIPPED = Path(str(resources.files("iris_pipeline"))) / "weights"
 
@@ -137,18 +140,43 @@ def load_run(
     return loaded, folder
 
 
-def reference_files(paths: Sequence[str]) -> ReferenceFiles:
-    """-r FOLDER, or -r IMAGE LABEL."""
+@dataclass(frozen=True)
+class GivenReferences:
+    """The usable references of -r; refused: id -> why not, told already, and an error at the command's end."""
+
+    files: ReferenceFiles
+    refused: Mapping[str, str]
+
+    def raise_for_refused(self) -> None:
+        """ReferenceCaseError naming them, after the work is done: a nightly job must not overlook one."""
+        if self.refused:
+            raise ReferenceCaseError(
+                f"{len(self.refused)} of {len(self.refused) + len(self.files.cases)} references could not be used "
+                f"({', '.join(self.refused)}), said why above; the results are made from the others."
+            )
+
+
+def reference_files(
+    paths: Sequence[str], count: int | None = None, modality: Modality | None = None
+) -> GivenReferences:
+    """-r FOLDER, or -r IMAGE LABEL. count: -k. A reference that cannot be used is told and left out."""
     if len(paths) > 2:
         raise RawDataError(
             f"-r takes one folder of references, or one image and its label file; got {len(paths)} paths."
         )
-    if len(paths) == 2:
-        return reference_pair(Path(paths[0]), Path(paths[1]))
-    files = find_references(Path(paths[0]))
+    files = (
+        reference_pair(Path(paths[0]), Path(paths[1])) if len(paths) == 2 else find_references(Path(paths[0]))
+    )
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
-    return files
+    usable, refused = screen_references(files, modality)
+    for name, why in refused.items():
+        print(f"Reference '{name}' is left out: {why}", file=sys.stderr)
+    if count is not None and count > len(usable.cases):
+        print(
+            f"Note: -k asks for {count} references and there are {len(usable.cases)}; all of them are used."
+        )
+    return GivenReferences(usable, refused)
 
 
 def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:

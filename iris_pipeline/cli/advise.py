@@ -56,7 +56,8 @@ def advise_main(argv: list[str] | None = None) -> int:
 def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    files = reference_files([arguments.r])
+    given = reference_files([arguments.r], modality=arguments.modality)
+    files = given.files
     options = InferenceOptions(
         overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)
     )
@@ -72,4 +73,5 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
     print("\n".join(advice.lines))
     print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
+    given.raise_for_refused()
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
+    GivenReferences,
     add_device_options,
     add_model_options,
     add_reference_options,
@@ -48,6 +49,7 @@ from iris_pipeline.predict_split import (
     stored_tasks,
 )
 from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
+from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import bank, ensemble
 from iris_pipeline.task import load_task
@@ -147,19 +149,25 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
     if arguments.strategy and arguments.t:
         raise TaskError("A task file has its strategy in it: leave --strategy out with -t.")
+    given: GivenReferences | None = None
     if arguments.split is not None:
         verdicts = _predict_split(arguments, root, options)
     else:
-        verdicts = _predict_inputs(arguments, root, options)
+        verdicts, given = _predict_inputs(arguments, root, options)
     if arguments.confidence and arguments.o:
         tell_judgements(Path(arguments.o))
     done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
     print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
     raise_for_refused(verdicts)
+    if given is not None:
+        given.raise_for_refused()
     return 0
 
 
-def _predict_inputs(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:
+def _predict_inputs(
+    arguments: argparse.Namespace, root: Root, options: InferenceOptions
+) -> tuple[list[Verdict], GivenReferences | None]:
+    """-i with whatever makes the task; the references of -r beside the verdicts."""
     inputs, notes = find_inputs(Path(arguments.i), arguments.channel)
     for note in notes:
         print(f"Note: {note}")
@@ -172,8 +180,9 @@ def _predict_inputs(arguments: argparse.Namespace, root: Root, options: Inferenc
             for task in tasks:
                 print(f"Task: {summary(task)}.")
             judge = judge_of(arguments, loaded, folder, options)
-            return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge))
-        return _predict_from_files(arguments, loaded, folder, inputs, out, options)
+            return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge)), None
+        given = reference_files(arguments.r, arguments.references, arguments.modality)
+        return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
         task = bank(loaded, dataset)
@@ -188,8 +197,8 @@ def _predict_inputs(arguments: argparse.Namespace, root: Root, options: Inferenc
             ),
             volumes=lambda calibration: calibration.volumes_ml.get(dataset, {}),
         )
-        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
-    return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options)
+        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge)), None
+    return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
 
 
 def _wishes(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
@@ -199,6 +208,7 @@ def _wishes(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any
 
 def _predict_from_files(
     arguments: argparse.Namespace,
+    files: ReferenceFiles,
     loaded: LoadedModel,
     folder: Path,
     inputs: list[InputCase],
@@ -206,7 +216,6 @@ def _predict_from_files(
     options: InferenceOptions,
 ) -> list[Verdict]:
     """-r with any strategy: one task for all scans, or one for each."""
-    files = reference_files(arguments.r)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
     seed, modality = arguments.seed or 0, arguments.modality
     judge = judge_of(

@@ -60,7 +60,8 @@ def encode_main(argv: list[str] | None = None) -> int:
 def _encode_command(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    files = reference_files(arguments.r)
+    given = reference_files(arguments.r, arguments.references, arguments.modality)
+    files = given.files
     task = encode_files(
         loaded,
         files,
@@ -78,6 +79,7 @@ def _encode_command(arguments: argparse.Namespace) -> int:
         task = replace(task, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     save_task(arguments.o, task)
     print(f"Written: {arguments.o} ({Path(arguments.o).stat().st_size / 1000:.0f} kB).")
+    given.raise_for_refused()
     return 0
 
 
