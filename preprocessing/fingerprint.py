@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import check_same_grid
+from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
@@ -27,7 +28,7 @@ from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
 from preprocessing.source import Source
-from preprocessing.spec import DatasetSpec, choose_specs
+from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]

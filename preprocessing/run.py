@@ -13,6 +13,7 @@ from pathlib import Path
 
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
+from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, PlanError, RawDataError, SpecError
 from preprocessing.files import append_log, save_json, text_digest
 from preprocessing.fingerprint import (
@@ -28,7 +29,7 @@ from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
 from preprocessing.plan import Plan, Policy, Shape, make_plan, settle_plan
-from preprocessing.spec import DatasetSpec, choose_specs
+from preprocessing.spec import DatasetSpec
 from preprocessing.splits import make_splits
 from preprocessing.store import (
     CASES,
@@ -99,7 +100,7 @@ def known_specs(names: Sequence[str], raw_root: Path) -> tuple[list[DatasetSpec]
     failures: list[SpecError] = []
     for name in names:
         try:
-            chosen |= {spec.name: spec for spec in choose_specs([name], raw_root)}
+            chosen |= {spec.name: spec for spec in choose_specs([name], raw_root, failures)}
         except SpecError as error:
             failures.append(error)
     return list(chosen.values()), failures

@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -23,12 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from preprocessing.errors import SpecError
 from preprocessing.layouts import Files, Quirks, parse_files
-from preprocessing.nnunet import DESCRIPTION, nnunet_content, nnunet_folder
 from preprocessing.patterns import finds_any, settle_top
 
 Modality = Literal["CT", "MR", "PET"]
 Role = Literal["upstream", "held-out", "phantom"]
-GROUPS = ("all", "upstream", "held-out", "phantom")
 FOLDS = 5
 DEFAULT_TOLERANCE_MM = 2.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -271,51 +269,10 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
     inside = resources.files("dataset_specs")
     text = (inside / f"{text_form}.yaml").read_text(encoding="utf-8")
     spec = parse_spec(text, f"dataset_specs/{text_form}.yaml", inside)
-    return _named(spec, Path("dataset_specs", f"{text_form}.yaml"))
+    return named(spec, Path("dataset_specs", f"{text_form}.yaml"))
 
 
-def own_specs(raw_root: Path) -> dict[str, Path]:
-    """The specifications beside the raw datasets, <raw_root>/<name>.yaml: name -> file."""
-    return {path.stem: path for path in sorted(raw_root.glob("*.yaml")) if not path.name.startswith(".")}
-
-
-def choose_specs(names: Sequence[str], raw_root: Path) -> list[DatasetSpec]:
-    """The specifications behind `-d`: names, YAML files, or `all`, `upstream`, `held-out`, `phantom`.
-
-    A name is looked for beside the raw datasets first (`own_specs`), then inside the package, then among the
-    folders there that have nnU-Net's dataset.json. The four words stand for the datasets with a specification
-    (of that role) whose scans are there. SpecError for an unknown name, with the nearest known one, and for a
-    word that no dataset there fits.
-    """
-    chosen: dict[str, DatasetSpec] = {}
-    own = own_specs(raw_root)
-    for name in names:
-        if name in GROUPS:
-            known = sorted({*list_specs(), *own})
-            specs = [_own_or_packaged(each, own, raw_root) for each in known]
-            specs = [
-                spec for spec in specs if name in ("all", spec.role) and spec.raw_folder(raw_root).is_dir()
-            ]
-            if not specs:
-                raise SpecError(f"'{name}' fits no dataset under {raw_root}: known are {', '.join(known)}.")
-        else:
-            specs = [_own_or_packaged(name, own, raw_root)]
-        chosen |= {spec.name: spec for spec in specs}
-    return list(chosen.values())
-
-
-def _own_or_packaged(name: str, own: Mapping[str, Path], raw_root: Path) -> DatasetSpec:
-    if name in own:
-        return _named(load_spec(own[name]), own[name])
-    folder = nnunet_folder(raw_root, name) if name not in list_specs() else None
-    if folder is not None:
-        return _validated(nnunet_content(folder), str(folder / DESCRIPTION))
-    if not name.endswith((".yaml", ".yml")) and name not in list_specs():
-        raise SpecError(unknown_name(name, {*list_specs(), *own}))
-    return load_spec(name)
-
-
-def _named(spec: DatasetSpec, path: Path) -> DatasetSpec:
+def named(spec: DatasetSpec, path: Path) -> DatasetSpec:
     if spec.name != path.stem:
         raise SpecError(f"{path} names itself '{spec.name}': file and name must agree.")
     return spec
@@ -339,10 +296,10 @@ def parse_spec(text: str, where: str, folder: Traversable | None = None) -> Data
         raise SpecError(f"{where} must hold keys and values (see dataset_specs/README.md), not {content!r}.")
     if isinstance(content.get("split"), dict) and "file" in content["split"]:
         content["split"] = _split_lists(content["split"], where, folder)
-    return _validated(content, where)
+    return validated(content, where)
 
 
-def _validated(content: dict[str, Any], where: str) -> DatasetSpec:
+def validated(content: dict[str, Any], where: str) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(content)
     except ValidationError as error:

@@ -16,8 +16,9 @@ from iris_pipeline.cli import add
 from iris_pipeline.cli.add import add_main
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
 from preprocessing.add import Wishes, propose, survey_folder
+from preprocessing.choose import choose_specs
 from preprocessing.errors import RawDataError, SpecError
-from preprocessing.spec import choose_specs, load_spec
+from preprocessing.spec import load_spec
 from preprocessing.store import Store
 
 FEW = ["--workers", "1", "--quiet"]
@@ -317,3 +318,23 @@ def test_wrong_options_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         assert add_main([*command, *options]) == 1
         error = capsys.readouterr().err
         assert says in error and error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_a_broken_specification_hides_none_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    (raw / "fine").mkdir(parents=True)
+    (raw / "fine.yaml").write_text(
+        "name: fine\ntitle: Fine\nmodality: MR\nrole: upstream\nsource: own\nlicence: own\nclasses: {a: 1}\n"
+    )
+    (raw / "torn.yaml").write_text("name: torn\nclasses: [\n")
+    broken: list[SpecError] = []
+    assert [spec.name for spec in choose_specs(["all"], raw, broken)] == ["fine"]
+    assert len(broken) == 1 and "torn.yaml" in str(broken[0])
+    with pytest.raises(SpecError, match=r"torn\.yaml"):
+        choose_specs(["all"], raw)
+    assert datasets_main(["--root", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "fine " in captured.out and captured.err.startswith("Error: ") and "torn.yaml" in captured.err
+    assert captured.err.count("\n") == 1

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from conftest import TinyRaw
 
+from preprocessing.choose import choose_specs
 from preprocessing.errors import SpecError
 from preprocessing.nnunet import nnunet_content
 from preprocessing.run import plan_and_preprocess
-from preprocessing.spec import choose_specs
 from preprocessing.store import Store
 
 LABELS = {"background": 0, "left": 1, "right": 2, "core": 5}

@@ -15,9 +15,10 @@ from raw_trees import CHANNELS, TREES, Truth, write_tree
 from iris_pipeline.cli.prepare import datasets_main, plan_and_preprocess_main
 from preprocessing.adapters import find_cases
 from preprocessing.check import check_dataset, dataset_folder
+from preprocessing.choose import choose_specs
 from preprocessing.errors import RawDataError
 from preprocessing.fingerprint import load_fingerprint
-from preprocessing.spec import choose_specs, load_spec
+from preprocessing.spec import load_spec
 from preprocessing.store import Store
 
 NAMES = sorted(TREES)

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from iris_pipeline import paper
+from preprocessing.choose import choose_specs, own_specs
 from preprocessing.errors import SpecError
-from preprocessing.spec import choose_specs, list_specs, load_spec, own_specs, parse_spec
+from preprocessing.spec import list_specs, load_spec, parse_spec
 
 AT_HAND = {"msd_hippocampus", "acdc_mini", "la2018", "chaos_t2", "ibsr18", "openkbp", "sts_pet", "sts_t1"}
 AT_HAND_HELD_OUT = {"mscmr", "sts_ct", "lung_mr"}

@@ -22,6 +22,7 @@ from iris_pipeline.cli._models import (
     tuning_settings,
 )
 from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
+from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.judging import (
     bank_witnesses,
@@ -53,10 +54,9 @@ from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import bank, ensemble
 from iris_pipeline.task import load_task
-from preprocessing.adapters import Case, find_cases
-from preprocessing.errors import RawDataError, TaskError
+from preprocessing.errors import TaskError
 from preprocessing.paths import Root
-from preprocessing.store import Store, open_stores
+from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
 
 
@@ -339,31 +339,6 @@ def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
             "or give a task file with -t or references with -r."
         )
     return next(iter(loaded.plans))
-
-
-def stored_raw_cases(root: Root, store: Store) -> list[Case]:
-    """The dataset's raw cases; none where its raw folder is not at hand."""
-    folder = store.manifest.spec.raw_folder(root.raw)
-    return find_cases(folder, store.manifest.spec) if folder.is_dir() else []
-
-
-def raw_cases(root: Root, store: Store) -> list[Case]:
-    """The dataset's raw cases; RawDataError where its raw folder is not at hand."""
-    cases = stored_raw_cases(root, store)
-    if not cases:
-        raise RawDataError(
-            "Results are to lie on the raw grids, so the raw scans are needed: there is no "
-            f"{store.manifest.spec.raw_folder(root.raw)}; name the folder of the raw datasets with --raw."
-        )
-    return cases
-
-
-def experiment_name(experiment: Experiment, part: str, numbered: bool) -> str:
-    """The folder of an experiment's masks; numbered: with references and draw, so that several stand side by side."""
-    name = experiment.strategy if part == "test" else f"{experiment.strategy}_{part}"
-    if experiment.strategy == "bank" or not numbered:
-        return name
-    return f"{name}_k{experiment.count}_draw{experiment.seed}"
 
 
 def _predict_split(arguments: argparse.Namespace, root: Root, options: InferenceOptions) -> list[Verdict]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from iris_pipeline.cli._common import run
 from preprocessing.adapters import find_cases
 from preprocessing.check import Checked, check_dataset, dataset_folder, summarise
+from preprocessing.choose import own_specs
 from preprocessing.errors import IrisError
 from preprocessing.files import json_text, save_json
 from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
 from preprocessing.run import known_specs, run_stages
-from preprocessing.spec import DatasetSpec, list_specs, load_spec, own_specs
+from preprocessing.spec import DatasetSpec, list_specs, load_spec
 from preprocessing.store import Store
 
 
@@ -84,7 +85,12 @@ def _check(arguments: argparse.Namespace) -> int:
 def _datasets(root: Root) -> int:
     rows = [("name", "role", "modality", "classes", "raw", "store")]
     specs = {name: load_spec(name) for name in list_specs()}
-    specs |= {name: load_spec(path) for name, path in own_specs(root.raw).items()}
+    broken = []
+    for name, path in own_specs(root.raw).items():
+        try:
+            specs[name] = load_spec(path)
+        except IrisError as error:  # one file that cannot be read hides none of the others
+            broken.append(str(error))
     # A dataset of one's own has its specification in its store.
     own = {path.parent.name for path in root.preprocessed.glob(f"*/{MANIFEST}")} - set(specs)
     specs |= {name: Store.open(root.preprocessed / name).manifest.spec for name in sorted(own)}
@@ -101,7 +107,9 @@ def _datasets(root: Root) -> int:
         strangers = sorted({path.name for path in root.raw.iterdir() if path.is_dir()} - claimed)
         if strangers:
             print(f"Under {root.raw} without a specification: {', '.join(strangers)}.")
-    return 0
+    for sentence in broken:
+        print(f"Error: {sentence}", file=sys.stderr)
+    return int(bool(broken))
 
 
 def _found(spec: DatasetSpec, raw_root: Path) -> str:

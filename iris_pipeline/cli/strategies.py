@@ -12,7 +12,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
-from iris_pipeline.cli.predict import experiment_name, raw_cases
+from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
