@@ -84,7 +84,9 @@ def run_dataset(beside: Beside, name: str, device: str) -> None:
     folder = found[0].name
     number = folder[len("Dataset") : len("Dataset") + 3]
     preprocessed = beside.out / "nnUNet_preprocessed" / folder
-    if not (preprocessed / "nnUNetPlans_3d_fullres").is_dir():
+    cases = {path.name.removesuffix(".nii.gz") for path in (found[0] / "labelsTr").glob("*.nii.gz")}
+    ready = {path.stem for path in (preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl")}
+    if not cases <= ready:  # a stopped run may have left some of them
         arguments = ("-d", number, "-c", "3d_fullres", "--verify_dataset_integrity", "-np", "1")
         beside.call("nnUNetv2_plan_and_preprocess", *arguments)
     model = beside.out / "nnUNet_results" / folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
