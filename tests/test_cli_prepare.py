@@ -177,3 +177,10 @@ def test_the_root_is_option_then_variable_then_here(monkeypatch: pytest.MonkeyPa
     assert Root.resolve("/option", "/scans") == Root(
         Path("/scans"), Path("/option/preprocessed"), Path("/option/results")
     )
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path: Path) -> None:
+    script = "from iris_pipeline.cli.prepare import datasets_main; raise SystemExit(datasets_main(['--root', '.']))"
+    call = f'{sys.executable} -u -c "{script}" | head -c 1'
+    done = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "n" and done.stderr == ""
