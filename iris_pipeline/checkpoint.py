@@ -1,6 +1,7 @@
 """Checkpoints: safetensors + JSON, everything prediction and resuming need, replaced atomically. Never a pickle.
 
-A folder holds `state.json` and the tensor files it names (`weights-*.safetensors`, `bank-*`, `optimizer-*`). The tensor
+A folder holds `state.json` and the tensor files it names (`weights-*.safetensors`, `bank-*`, `optimizer-*`, and
+`trained-*` where the weights are a running mean of the trained ones). The tensor
 files are written first under names of their own; replacing `state.json` is the one step that makes them the checkpoint,
 so a run killed at any moment leaves the former one whole.
 """
@@ -86,10 +87,12 @@ def save_checkpoint(
     plans: dict[str, Plan],
     specs: dict[str, dict[str, Any]],
     optimizer: torch.optim.Optimizer | None = None,
+    trained: Iris | None = None,
     half: bool = False,
 ) -> None:
     """Write a checkpoint; the former one stays valid until the last step and is removed after it.
 
+    trained: where `model` is a running mean over the steps, the weights that training goes on with.
     half: weights as float16, which must hold them exactly (`export_checkpoint`).
     """
     from iris_pipeline import __version__
@@ -102,6 +105,9 @@ def save_checkpoint(
     weights = {k: v.cpu() for k, v in model.state_dict().items()}
     _save_tensors(folder / files["weights"], {k: v.half() if half else v for k, v in weights.items()})
     _save_tensors(folder / files["bank"], bank.tensors())
+    if trained is not None:
+        files["trained"] = f"trained-{stamp}.safetensors"
+        _save_tensors(folder / files["trained"], {k: v.cpu() for k, v in trained.state_dict().items()})
     if optimizer is not None:
         files["optimizer"] = f"optimizer-{stamp}.safetensors"
         _save_tensors(folder / files["optimizer"], _optimizer_tensors(optimizer))
@@ -211,6 +217,14 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         if moments:
             step = tensors[f"{index}.step"].reshape(())
             optimizer.state[parameter] = {k: t.to(parameter) for k, t in moments.items()} | {"step": step}
+
+
+def restore_trained(folder: Path, model: Iris) -> None:
+    """Fill a model with the weights that training goes on with; they are its own where no running mean was kept."""
+    content, folder = _read_state(folder)
+    name = content["files"].get("trained")
+    if name is not None:
+        model.load_state_dict(_load_tensors(folder / name))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,7 +17,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from iris_pipeline.checkpoint import RunState, load_model, restore_optimizer, save_checkpoint
+from iris_pipeline.checkpoint import (
+    RunState,
+    load_model,
+    restore_optimizer,
+    restore_trained,
+    save_checkpoint,
+)
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
@@ -31,6 +37,7 @@ from iris_pipeline.precision import autocast, choose_precision
 from iris_pipeline.run_log import RunLog
 from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.weight_mean import WeightMean
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.store import Store
 
@@ -228,6 +235,10 @@ def train(
         model, bank = loaded.model, loaded.bank
         iteration, seconds, best = loaded.state.iteration, loaded.state.seconds, loaded.state.validation
     model.to(device).train()
+    mean = WeightMean(model, settings.weight_momentum) if settings.weight_momentum else None
+    used = mean.model if mean else model  # what validates, is saved, and predicts
+    if resume:
+        restore_trained(checkpoint, model)
     optimizer = build_lamb(model, settings.learning_rate, settings.weight_decay)
     if resume:
         restore_optimizer(checkpoint, optimizer)
@@ -250,7 +261,16 @@ def train(
 
     def save() -> None:
         state = RunState(iteration, seconds, settings.seed, asdict(settings), best)
-        save_checkpoint(checkpoint, model, bank, state, plans=plans, specs=specs, optimizer=optimizer)
+        save_checkpoint(
+            checkpoint,
+            used,
+            bank,
+            state,
+            plans=plans,
+            specs=specs,
+            optimizer=optimizer,
+            trained=model if mean else None,
+        )
 
     log_of_run = RunLog(folder, settings, list(stores), append=resume, network=model.config.to_dict())
     with log_of_run as log, StopAtStepEnd() as stop:
@@ -282,11 +302,13 @@ def train(
                     update_bank(bank, episodes, result.tokens)
                 norm = optimise(model, optimizer, rate, settings.clip_norm)
                 iteration += 1
+                if mean:
+                    mean.update(model, iteration)
                 seconds += time.perf_counter() - started
                 log.step(iteration, losses, rate, norm, seconds)
                 stop.check()
                 if iteration % settings.validate_every == 0 and fixed:
-                    best = validate(model, fixed, device, settings.precision)
+                    best = validate(used, fixed, device, settings.precision)
                     log.validation(iteration, best)
                     save()
                 bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
@@ -299,7 +321,7 @@ def train(
             bar.close()
         if fixed:
             save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
-            best = validate(model, fixed, device, settings.precision)
+            best = validate(used, fixed, device, settings.precision)
             log.validation(iteration, best)
         save()
         log.finish(iteration, seconds)

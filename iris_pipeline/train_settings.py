@@ -32,7 +32,8 @@ class TrainSettings:
 
     split: "paper", "0".."4" or "all". iterations: optimiser steps; minutes: a budget of training time, which then
     sets the pace of the schedule instead; groups x group_size: episodes per step. precision: "auto" becomes what is
-    faster when the run begins (`precision.py`). bank_momentum: EMA of the memory bank. weights: how often each dataset
+    faster when the run begins (`precision.py`). bank_momentum: EMA of the memory bank. weight_momentum: EMA of the
+    network's weights, which is then what validates and predicts; 0 keeps none. weights: how often each dataset
     is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem, context_tokens,
     foreground_token, full_resolution_masking: changes of the size's network (`IrisConfig`). curriculum: phases that see
     their crops coarser (`curriculum.py`).
@@ -63,6 +64,7 @@ class TrainSettings:
     weights: dict[str, float] | None = None
     precision: str = "auto"
     bank_momentum: float = 0.999
+    weight_momentum: float = 0.0
     validate_every: int = 250
     validation_episodes: int = 8
     workers: int = 0
@@ -80,6 +82,8 @@ class TrainSettings:
             raise ModelError(f"--learning-rate must be above 0; got {self.learning_rate}.")
         if not 0 <= self.bank_momentum < 1:
             raise ModelError(f"--bank-momentum must be 0 or more and under 1; got {self.bank_momentum}.")
+        if not 0 <= self.weight_momentum < 1:
+            raise ModelError(f"--weight-momentum must be 0 or more and under 1; got {self.weight_momentum}.")
         if not 0 <= self.wide <= 1:
             raise ModelError(f"--wide must lie between 0 and 1; got {self.wide}.")
         check_curriculum(self.curriculum)

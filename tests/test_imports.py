@@ -94,6 +94,7 @@ ORDER = (
     "iris_pipeline.interrupt",
     "iris_pipeline.curriculum",
     "iris_pipeline.train_settings",
+    "iris_pipeline.weight_mean",
     "iris_pipeline.train",
     "iris_pipeline.sliding_window",
     "iris_pipeline.focus",

@@ -111,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A",
         help="of the memory bank's running mean; runs far shorter than the paper's 80,000 steps want less",
     )
+    parser.add_argument(
+        "--weight-momentum",
+        type=float,
+        default=TrainSettings.weight_momentum,
+        metavar="A",
+        help="keep a running mean of the weights, such as 0.999, and predict with it: steadier than the last step "
+        "(default: 0, none)",
+    )
     parser.add_argument("--validate-every", type=int, default=TrainSettings.validate_every, metavar="N")
     parser.add_argument(
         "--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)"
@@ -185,6 +193,7 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         full_resolution_masking=not arguments.coarse_masking,
         curriculum=_curriculum(arguments.curriculum),
         bank_momentum=arguments.bank_momentum,
+        weight_momentum=arguments.weight_momentum,
         synthetic=_synthetic(arguments.synthetic),
         wide=arguments.wide,
         weights=_numbers("--weights", arguments.weights, "openkbp=2") if arguments.weights else None,
