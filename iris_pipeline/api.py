@@ -19,6 +19,7 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.predict import InferenceOptions, predict_case
 from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
@@ -118,6 +119,7 @@ def encode(
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
     options: InferenceOptions | None = None,
+    pose: str = SEARCH,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -125,7 +127,9 @@ def encode(
 
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
-    over several calls. ReferenceCaseError names a reference that cannot be used, and why.
+    over several calls. pose: "auto" searches for the pose in which the model reads the references best (`pose.py`),
+    half a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like in that one. ReferenceCaseError names a
+    reference that cannot be used, and why; PredictionError an unknown pose.
     """
     return encode_files(
         loaded,
@@ -136,6 +140,7 @@ def encode(
         modality=modality,
         like=like,
         cache=cache,
+        pose=pose_named(pose),
         tuning=tuning,
         progress=progress,
     )
@@ -152,6 +157,7 @@ def strategy_of(
     start: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
     options: InferenceOptions | None = None,
+    pose: str = SEARCH,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -170,6 +176,7 @@ def strategy_of(
         modality=modality,
         start=start,
         cache=cache,
+        pose=pose_named(pose),
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,

@@ -72,7 +72,12 @@ def _compared(
 ) -> dict[str, dict[str, float]]:
     """sign -> class -> value of what further passes tell; nothing where the task found nothing."""
     prepared = preprocess_case(
-        image, task.spacing_mm, task.normalisation, Volume(labels, image.affine), task.intensity_offset
+        image,
+        task.spacing_mm,
+        task.normalisation,
+        Volume(labels, image.affine),
+        task.intensity_offset,
+        task.axes,
     )
     assert prepared.labels is not None
     found = bounding_box(np.isin(prepared.labels, task.class_values))

@@ -54,7 +54,7 @@ def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> Non
     ):
         files = file_names(list(maps))
         for name, packed in maps.items():
-            volume = Volume(result.on_own_grid(packed), image.affine, image.header)
+            volume = Volume(result.on_own_grid(name, packed), image.affine, image.header)
             write_volume(out / kind / case / files[name], volume, scale)
     write_volume(label_path(out, case), Volume(result.labels, image.affine, image.header))
 

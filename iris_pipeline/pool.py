@@ -38,10 +38,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Embeddings of this process by content hash; the same content under another name is found again."""
+    """Embeddings of this process by content hash, and the poses of sets of references; the same content under
+    another name is found again.
+    """
 
     tasks: dict[str, TaskEmbedding] = field(default_factory=dict)
     image_vectors: dict[str, Tensor] = field(default_factory=dict)
+    poses: dict[str, str] = field(default_factory=dict)
 
 
 def embed(
@@ -59,8 +62,10 @@ def embed(
     ReferenceCaseError if the reference shows no class.
     """
     cache = cache if cache is not None else EmbeddingCache()
-    image_key = _key(loaded.model_hash, autocast, plan, reference.image)
-    task_key = _key(image_key, reference.labels, sorted(reference.classes.items()), reference.image_hash)
+    image_key = content_key(loaded.model_hash, autocast, plan, reference.image)
+    task_key = content_key(
+        image_key, reference.labels, sorted(reference.classes.items()), reference.image_hash
+    )
     if task_key not in cache.tasks:
         cache.tasks[task_key] = one_shot(
             loaded.model,
@@ -124,7 +129,7 @@ def restrict(embedded: Embedded, names: tuple[str, ...]) -> Embedded | None:
     return replace(embedded, task=embedded.task.select(shown)) if shown else None
 
 
-def _key(*parts: object) -> str:
+def content_key(*parts: object) -> str:
     """Content hash over texts, numbers, plans and arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

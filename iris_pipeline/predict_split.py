@@ -18,6 +18,7 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.pose import SEARCH, settle_pose
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
@@ -56,6 +57,8 @@ class Experiment:
     seed: int = 0
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
+    pose: str = SEARCH
+    """of a held-out dataset's references (`pose.py`); those of a dataset that was trained on are as they were then"""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -71,6 +74,7 @@ class Experiment:
     def describe(self) -> dict[str, Any]:
         """For predict.json: what a result depends on."""
         said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
+        said["pose"] = self.pose
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
         if self.strategy == "tuning":
@@ -247,6 +251,10 @@ def held_out_tasks(
 ) -> TaskOf:
     """Tasks from raw cases of a held-out dataset: the plan is made from the drawn references alone."""
     spec = store.manifest.spec
+    cache = cache if cache is not None else EmbeddingCache()
+
+    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+        return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
 
     def plan_of(draws: Sequence[Draw]) -> Plan:
         missing = [draw.id for draw in draws if draw.id not in raw]
@@ -254,10 +262,11 @@ def held_out_tasks(
             raise RawDataError(
                 f"The raw files of the references {', '.join(missing)} are needed and not there."
             )
-        return plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
-
-    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
-        return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
+        plan = plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
+        names = [draw.id for draw in draws]
+        return settle_pose(
+            loaded, plan, experiment.pose, names, prepare_at(plan), options, cache=cache, progress=True
+        )
 
     return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
+from iris_pipeline.pose import SEARCH
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
@@ -107,6 +108,7 @@ def file_tasks(
     modality: Modality | None = None,
     start: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
+    pose: str = SEARCH,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -125,8 +127,10 @@ def file_tasks(
         like=start,
         cache=cache,
         with_images=strategy == "image-retrieval",
+        pose=pose,
         device=options.device,
         autocast=options.autocast,
+        progress=progress,
     )
     task_of = task_for_query(
         strategy,
@@ -154,10 +158,11 @@ def encode_files(
     modality: Modality | None = None,
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
+    pose: str = SEARCH,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References on disk -> one task. strategy None: see `default_strategy`. like: see `references.embed_files`."""
+    """References on disk -> one task. strategy None: see `default_strategy`. like, pose: see `embed_files`."""
     options = options or InferenceOptions()
     strategy = strategy or default_strategy(files, count)
     embedded = embed_files(
@@ -168,8 +173,10 @@ def encode_files(
         modality=modality,
         like=like,
         cache=cache,
+        pose=pose,
         device=options.device,
         autocast=options.autocast,
+        progress=progress,
     )
     return pooled_task(
         strategy,
@@ -206,5 +213,9 @@ def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReferen
 
 def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:
     return preprocess_case(
-        image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
+        image,
+        task.spacing_mm,
+        task.normalisation,
+        intensity_offset=task.intensity_offset,
+        axes=task.axes,
     ).image

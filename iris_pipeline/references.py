@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
+from iris_pipeline.pose import SEARCH, settle_pose
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
@@ -219,7 +221,12 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
         )
     image = case.image.read_image()
     prepared = preprocess_case(
-        image, plan.spacing_mm, plan.normalisation, case.labels.read_labels(), plan.intensity_offset
+        image,
+        plan.spacing_mm,
+        plan.normalisation,
+        case.labels.read_labels(),
+        plan.intensity_offset,
+        plan.axes,
     )
     assert prepared.labels is not None
     return PreparedReference(
@@ -334,25 +341,41 @@ def embed_files(
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
+    pose: str = SEARCH,
     device: torch.device | str = "cpu",
     autocast: bool = False,
+    progress: bool = False,
 ) -> FilePool:
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
 
-    like: a task whose grid and intensities are used instead, so that the two can be merged. Class values are those
-    of the files. ReferenceCaseError names a reference that cannot be used.
+    like: a task whose grid, pose and intensities are used instead, so that the two can be merged. pose: see
+    `pose.pose_named`. Class values are those of the files. ReferenceCaseError names a reference that cannot be used.
     """
     spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
     draws = draw_references(candidates, list(files.classes), min(count or len(prints), len(prints)), seed)
     drawn = {draw.id for draw in draws}
     used = tuple(p for p in prints if p.id in drawn)
-    plan = plan_like(like) if like else plan_references(loaded, spec, used)
     by_id = {case.id: case for case in files.cases}
 
-    def prepare(case_id: str) -> PreparedReference:
-        return prepare_reference(by_id[case_id], plan, files.classes)
+    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+        return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
 
+    if like:
+        plan = plan_like(like)
+    else:
+        plan = plan_references(loaded, spec, used)
+        plan = settle_pose(
+            loaded,
+            plan,
+            pose,
+            [draw.id for draw in draws],
+            prepare_at(plan),
+            InferenceOptions(device=str(device), autocast=autocast),
+            cache=cache,
+            progress=progress,
+        )
+    prepare = prepare_at(plan)
     pool = embed_draws(
         loaded,
         draws,

@@ -39,20 +39,21 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """labels: uint8 [D,H,W] on the scan's own grid. masks, probabilities: by class, see `on_own_grid`.
+    """labels: uint8 [D,H,W] on the scan's own grid. masks, probabilities: by class, each in the axes of its task, to
+    which `turns` led; see `on_own_grid`.
 
     certainty: per class the mean probability inside its part of the label map, 0.5..1; NaN where it has none.
     """
 
     labels: np.ndarray
-    reorientation: Reorientation
+    turns: dict[str, Reorientation] = field(default_factory=dict)
     masks: dict[str, PackedVolume] = field(default_factory=dict)
     probabilities: dict[str, PackedVolume] = field(default_factory=dict)
     certainty: dict[str, float] = field(default_factory=dict)
 
-    def on_own_grid(self, packed: PackedVolume) -> np.ndarray:
-        """A mask (0, 1) or probabilities (whole numbers of 1/255), uint8 [D,H,W] on the scan's own grid."""
-        return self.reorientation.undo(packed.unpack())
+    def on_own_grid(self, name: str, packed: PackedVolume) -> np.ndarray:
+        """A class's mask (0, 1) or probabilities (in 1/255), uint8 [D,H,W] on the scan's own grid."""
+        return self.turns[name].undo(packed.unpack())
 
 
 def unite(tasks: Sequence[TaskEmbedding]) -> tuple[TaskEmbedding, ...]:
@@ -123,35 +124,49 @@ def segment_scan(
     for task in tasks:
         task.check_model(loaded.model_hash)
     refuse_own_reference(tasks, image)
-    turn = Reorientation.to_ras(image.affine)
-    native = (image.shape[turn.axes[0]], image.shape[turn.axes[1]], image.shape[turn.axes[2]])
-    labels = np.zeros(native, dtype=np.uint8)
+    labels = np.zeros(image.shape, dtype=np.uint8)
     # Between passes, and to tell the certainty, the highest probability of each voxel has to be known.
-    best = np.full(native, THRESHOLD, dtype=np.float32) if len(tasks) > 1 or wanted.certainty else None
-    result = ScanResult(labels, turn)
+    best = np.full(image.shape, THRESHOLD, np.float32) if len(tasks) > 1 or wanted.certainty else None
+    result = ScanResult(labels)
     for task in tasks:
+        prepared = preprocess_case(
+            image,
+            task.spacing_mm,
+            task.normalisation,
+            intensity_offset=task.intensity_offset,
+            axes=task.axes,
+        )
+        turn = prepared.trace.reorientation
+        native = prepared.trace.resampling.shape_in
+        result.turns.update(dict.fromkeys(task.class_names, turn))
+        # Views: what is written in the task's axes lands on the scan's own grid.
+        found, highest_yet = turn.view(labels), None if best is None else turn.view(best)
         result.masks.update({name: PackedVolume(native) for name in task.class_names if wanted.masks})
         result.probabilities.update(
             {name: PackedVolume(native) for name in task.class_names if wanted.probabilities}
         )
 
-        def take(block: Block, task: TaskEmbedding = task) -> None:
-            part = labels[block.planes, block.rows]
+        def take(
+            block: Block,
+            task: TaskEmbedding = task,
+            found: np.ndarray = found,
+            highest_yet: np.ndarray | None = highest_yet,
+        ) -> None:
+            part = found[block.planes, block.rows]
             highest = (
-                np.full(part.shape, THRESHOLD, np.float32) if best is None else best[block.planes, block.rows]
+                np.full(part.shape, THRESHOLD, np.float32)
+                if highest_yet is None
+                else highest_yet[block.planes, block.rows]
             )
             label_block(block, task.class_values, part, highest)
             _keep(block, task.class_names, result)
 
-        prepared = preprocess_case(
-            image, task.spacing_mm, task.normalisation, intensity_offset=task.intensity_offset
-        )
         _pass(loaded, task, prepared, options, progress, slab_bytes, take)
     if not options.all_pieces:
         keep_largest(labels, [task.classes[name] for task in tasks for name in task.one_piece()])
     classes = {name: value for task in tasks for name, value in task.classes.items()}
     certainty = _certainty(labels, best, classes) if wanted.certainty and best is not None else {}
-    return replace(result, labels=turn.undo(labels), certainty=certainty)
+    return replace(result, certainty=certainty)
 
 
 def _pass(

@@ -96,6 +96,7 @@ def one_shot(
         normalisation=plan.normalisation,
         intensity_offset=plan.intensity_offset,
         modality=plan.modality,
+        axes=plan.axes,
         references=1,
         model_hash=model_hash,
         made_by="one-shot",
@@ -240,6 +241,7 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         normalisation=plan.normalisation,
         intensity_offset=plan.intensity_offset,
         modality=plan.modality,
+        axes=plan.axes,
         references=0,
         model_hash=loaded.model_hash,
         made_by="bank",
@@ -257,6 +259,7 @@ def plan_like(task: TaskEmbedding) -> Plan:
         patch_size=task.patch_size,
         normalisation=task.normalisation,
         intensity_offset=task.intensity_offset,
+        axes=task.axes,
         reasons=("grid and intensities are those of the given task",),
     )
 

@@ -7,7 +7,7 @@ are there, and then taken again from the mean of all of them; with one subject a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iris_pipeline.augment import IDENTITY, QUERY_RANGES, apply_intensity, draw_augmentation, sample_patch
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.crops import inside
-from iris_pipeline.losses import episode_loss
+from iris_pipeline.examples import Example, draw_example, tokens_loss
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.strategies import Box, PreparedReference, class_boxes, ensemble
+from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding, Tuned
 from preprocessing.errors import TaskError
 
-ANYWHERE = 0.25  # share of crops that lie anywhere in the volume, to learn what is no object
 TRAIN_STREAM, JUDGE_STREAM = 0, 1
 
 
@@ -50,17 +47,6 @@ class TuningSettings:
                 "Tuning takes counts of 1 or more and a learning rate above 0; got steps, crops, check_every, "
                 f"patience, judges {counts} and {self.learning_rate}."
             )
-
-
-@dataclass(frozen=True)
-class Example:
-    """A crop of a reference: image [1,1,D,H,W], masks [1,K,D,H,W], and valid [1,K]: 0 for a class that the
-    reference shows nowhere, as it may just not be annotated there.
-    """
-
-    image: Tensor
-    masks: Tensor
-    valid: Tensor
 
 
 def tune(
@@ -143,22 +129,13 @@ class _Tutor:
 
     def example(self, reference: PreparedReference, rng: np.random.Generator, augmented: bool) -> Example:
         """A crop round a random class of the reference, or (ANYWHERE) from anywhere in it."""
-        names, patch = self.task.class_names, self.task.patch_size
-        boxes = {name: box for name, box in class_boxes(reference).items() if name in names}
-        start = crop_start(rng, boxes, reference.image.shape, patch)
-        params = draw_augmentation(rng, patch, QUERY_RANGES) if augmented else IDENTITY
-        fill = float(reference.image.min())
-        image, labels = sample_patch(params, reference.image, reference.labels, start, patch, fill)
-        masks = [
-            (labels == reference.classes[name]) if name in boxes else torch.zeros_like(labels)
-            for name in names
-        ]
-        valid = torch.tensor([[float(name in boxes) for name in names]])
-        device = self.options.device
-        return Example(
-            apply_intensity(params, image)[None].to(device),
-            torch.stack([mask.float() for mask in masks])[None].to(device),
-            valid.to(device),
+        return draw_example(
+            reference,
+            self.task.class_names,
+            self.task.patch_size,
+            rng,
+            augmented=augmented,
+            device=self.options.device,
         )
 
     def descend(
@@ -212,24 +189,7 @@ class _Tutor:
         return float(np.mean(losses)) if losses else float("nan")
 
     def _loss_of(self, tokens: Sequence[Tensor], example: Example) -> Tensor:
-        kind = torch.device(self.options.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.options.autocast):
-            with torch.no_grad():
-                features = self.loaded.model.encode_image(example.image)
-            logits = self.loaded.model.segment_from_features(features, tuple(tokens))
-        return episode_loss(logits, example.masks, example.valid).total
-
-
-def crop_start(
-    rng: np.random.Generator, boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence[int]
-) -> tuple[int, int, int]:
-    """Where a crop begins: roaming from "a class touches one side" to "the other", or (ANYWHERE) anywhere."""
-    size, whole = np.asarray(patch), np.asarray(shape)
-    anywhere, names = rng.random() < ANYWHERE, sorted(boxes)
-    if anywhere or not names:
-        return inside(rng.random(3) * np.maximum(whole - size + 1, 1) - 0.5, size, whole)
-    low, high = np.asarray(boxes[names[int(rng.integers(len(names)))]]).T
-    return inside(low + rng.random(3) * (high - size - low), size, whole)
+        return tokens_loss(self.loaded.model, tokens, example, self.options)
 
 
 @contextmanager

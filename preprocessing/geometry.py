@@ -8,6 +8,8 @@ at (j + 0.5) * n_in / n_out - 0.5 of the old one.
 >>> upright = Reorientation.to_ras(np.diag([-1.0, -1.0, 1.0, 1.0]))  # a file in LPS+
 >>> upright.apply(np.arange(4).reshape(1, 2, 2)).tolist()
 [[[3, 2], [1, 0]]]
+>>> upright.turned("LAS")  # D, H, W of a network that likes them to grow toward Left, Anterior, Superior
+Reorientation(axes=(2, 1, 0), flips=(False, True, False))
 >>> Resampling.to_spacing((30, 256, 256), (7.7, 1.25, 1.25), (1.5, 1.5, 1.5)).shape_out
 (154, 213, 213)
 >>> CropPad((1, 1, 3), start=(0, 0, -1), shape_out=(1, 1, 3)).apply(np.array([[[7, 8, 9]]])).tolist()
@@ -30,6 +32,9 @@ Box = tuple[slice, slice, slice]
 Matrices = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]  # (z,y,x); None: axis as it is
 TIE = 1e-5  # shares closer than this are equal: the lower label has the voxel, whatever the rounding
 NOTHING = 1e-10  # a weight below it is far below the precision of float32
+UPRIGHT = "SAR"
+"""The directions toward which D, H, W of an array in RAS+ grow, in the order of its axes (z,y,x)"""
+_DIRECTIONS = ("SI", "AP", "RL")  # of z, y, x: forward, backward
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,22 @@ class Reorientation:
             flips[2 - int(target)] = bool(direction < 0)
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
+    def turned(self, axes: str) -> Reorientation:
+        """This one (to RAS+), then on to the axes whose letters are given, such as "LAS" for D, H, W.
+
+        ValueError as `parse_axes`.
+        """
+        turn = parse_axes(axes)
+        first, second, third = ((self.axes[axis], self.flips[axis] != flip) for axis, flip in turn)
+        return Reorientation((first[0], second[0], third[0]), (first[1], second[1], third[1]))
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The file's order -> RAS+ order, as a view: what is written into it is written into `array`."""
+        return np.flip(array.transpose(self.axes), self._flipped)
+
     def apply(self, array: np.ndarray) -> np.ndarray:
         """The file's order -> RAS+ order, contiguous."""
-        return np.ascontiguousarray(np.flip(array.transpose(self.axes), self._flipped))
+        return np.ascontiguousarray(self.view(array))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """RAS+ order -> the file's order, contiguous: `undo(apply(a))` is `a`."""
@@ -70,6 +88,30 @@ class Reorientation:
     @property
     def _flipped(self) -> tuple[int, ...]:
         return tuple(axis for axis in range(3) if self.flips[axis])
+
+
+AS_IT_IS = Reorientation((0, 1, 2), (False, False, False))
+
+
+def parse_axes(axes: str) -> tuple[tuple[int, bool], ...]:
+    """For each letter the RAS+ axis (0, 1, 2 for z, y, x) it runs along, and whether it runs backward.
+
+    ValueError unless there is one letter each of S or I, A or P, R or L.
+
+    >>> parse_axes("SAR"), parse_axes("LSP")
+    (((0, False), (1, False), (2, False)), ((2, True), (0, False), (1, True)))
+    """
+    found = tuple(
+        (axis, pair.index(letter) == 1)
+        for letter in axes
+        for axis, pair in enumerate(_DIRECTIONS)
+        if letter in pair
+    )
+    if len(axes) != 3 or sorted(axis for axis, _ in found) != [0, 1, 2]:
+        raise ValueError(
+            f"Axes are three letters, one each of S or I, A or P, R or L, such as {UPRIGHT}; got {axes!r}."
+        )
+    return found
 
 
 @dataclass(frozen=True)

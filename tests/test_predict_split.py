@@ -22,11 +22,13 @@ from iris_pipeline.references import measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
+from preprocessing.geometry import UPRIGHT
 from preprocessing.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
 OPTIONS = InferenceOptions(batch_size=4)
+UPRIGHT_ONE = Experiment(pose=UPRIGHT)  # the grey model reads every pose alike
 
 
 @pytest.fixture
@@ -160,7 +162,9 @@ def test_a_held_out_dataset_lends_other_subjects(
     loaded = loaded_with(
         GreyModel(width=0.8), plans={"other": held_out.plan.model_copy(update={"dataset": "other"})}
     )
-    verdicts = predict_split(loaded, held_out, cases, out=tmp_path / "out", options=OPTIONS, progress=False)
+    verdicts = predict_split(
+        loaded, held_out, cases, UPRIGHT_ONE, out=tmp_path / "out", options=OPTIONS, progress=False
+    )
     assert [(v.id, v.status) for v in verdicts] == [(case.id, "done") for case in cases]
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts], floor=0.7)
     references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
@@ -178,7 +182,7 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
     raw = {case.id: case for case in cases}
     hashes = {image_hash(case.image.read_image()): case.id for case in cases}
     for seed in range(6):
-        task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(seed=seed), OPTIONS)
+        task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), replace(UPRIGHT_ONE, seed=seed), OPTIONS)
         for query, subject in (("s1_a", "s1"), ("s2_a", "s2"), ("s2_b", "s2"), ("s3_a", "s3")):
             task = task_of(*new(query, subject))
             reference = hashes[task.reference_hashes[0]]
@@ -191,14 +195,16 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
             spacings.add(task.spacing_mm)
     assert len(spacings) > 1, "a plan of all cases would be one and the same"
     # one reference serves all but its own subject, a second one that subject
-    task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(), OPTIONS)
+    task_of = held_out_tasks(loaded, held_out, raw, sorted(raw), UPRIGHT_ONE, OPTIONS)
     assert len({id(task_of(*new(case.id, case.subject))) for case in cases}) == 2
     # a query that has no subject of its own is still not its own reference
     with pytest.raises(ReferenceCaseError, match="never its own query; 's1_a' was drawn for itself"):
         for seed in range(20):
-            held_out_tasks(loaded, held_out, raw, sorted(raw), Experiment(seed=seed), OPTIONS)(*new("s1_a"))
+            held_out_tasks(loaded, held_out, raw, sorted(raw), replace(UPRIGHT_ONE, seed=seed), OPTIONS)(
+                *new("s1_a")
+            )
     with pytest.raises(RawDataError, match=r"raw files of the references s[23]_. are needed and not there"):
-        held_out_tasks(loaded, held_out, {}, ["s2_a", "s3_a"], Experiment(), OPTIONS)(*new("s1_a", "s1"))
+        held_out_tasks(loaded, held_out, {}, ["s2_a", "s3_a"], UPRIGHT_ONE, OPTIONS)(*new("s1_a", "s1"))
 
 
 def test_cases_that_were_trained_on_are_not_segmented_for_a_table(tiny_store: Store) -> None:

@@ -28,7 +28,7 @@ from iris_pipeline.references import (
 )
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
-from preprocessing.geometry import Reorientation
+from preprocessing.geometry import UPRIGHT, Reorientation
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.plan import Plan
 from preprocessing.source import FileSource
@@ -226,11 +226,11 @@ def test_references_without_names_become_an_ensemble(folder: Path) -> None:
     save(folder / "images" / "two.nii.gz", np.where(LABELS == 2, 50, IMAGE).astype(np.float32), AFFINE)
     files = find_references(folder)
     loaded = loaded_with(GreyModel(), plans={"known": plan_of()})
-    task = encode_files(loaded, files)
+    task = encode_files(loaded, files, pose=UPRIGHT)
     assert (task.made_by, task.references, task.classes) == ("ensemble", 2, {"label_2": 2, "label_7": 7})
     assert len(set(task.reference_hashes)) == 2
     single = {
-        name: encode_files(loaded, ReferenceFiles((case,), files.classes))
+        name: encode_files(loaded, ReferenceFiles((case,), files.classes), pose=UPRIGHT)
         for name, case in zip("ab", files.cases, strict=True)
     }
     assert [t.made_by for t in single.values()] == ["one-shot", "one-shot"]
@@ -243,7 +243,7 @@ def test_references_without_names_become_an_ensemble(folder: Path) -> None:
 def test_one_shot_among_several_takes_the_fullest_by_seed(folder: Path) -> None:
     loaded = loaded_with(GreyModel(), plans={"known": plan_of()})
     for seed in range(4):
-        task = encode_files(loaded, find_references(folder), strategy="one-shot", seed=seed)
+        task = encode_files(loaded, find_references(folder), strategy="one-shot", seed=seed, pose=UPRIGHT)
         assert (task.references, task.made_by) == (1, "one-shot") and len(task.class_names) == 2
 
 

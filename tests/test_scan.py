@@ -63,14 +63,14 @@ def test_the_label_map_is_the_naive_one(order: str, slab_bytes: int) -> None:
     assert np.array_equal(result.labels, naive_labels(scores, task.class_values))
     assert set(np.unique(result.labels)) == {0, 5, 9, 77}, "the third class equals the first, which wins"
     for k, name in enumerate(task.class_names):
-        assert np.array_equal(result.on_own_grid(result.masks[name]), scores[k] > 0.5)
-        probabilities = result.on_own_grid(result.probabilities[name])
+        assert np.array_equal(result.on_own_grid(name, result.masks[name]), scores[k] > 0.5)
+        probabilities = result.on_own_grid(name, result.probabilities[name])
         assert np.abs(probabilities / 255 - scores[k]).max() < 0.51 / 255
         inside = result.labels == task.class_values[k]
         if inside.any():
             assert result.certainty[name] == pytest.approx(scores[k][inside].mean(), abs=1e-5)
     assert np.isnan(result.certainty["class_2"])
-    overlapping = sum(result.on_own_grid(packed).astype(int) for packed in result.masks.values())
+    overlapping = sum(result.on_own_grid(name, packed).astype(int) for name, packed in result.masks.items())
     assert overlapping.max() > 1, "masks may overlap"
 
 
@@ -215,4 +215,6 @@ def test_a_class_that_is_one_piece_loses_its_crumbs_unless_all_are_wanted() -> N
     largest = 1 + int(np.bincount(pieces.ravel())[1:].argmax())
     result = segment_scan(loaded_with(model), [task], image, InferenceOptions(), Wanted(masks=True))
     assert np.array_equal(result.labels, np.where((pieces > 0) & (pieces != largest), 0, crumbled))
-    assert np.array_equal(result.on_own_grid(result.masks["class_0"]), crumbled == 1), "masks keep all"
+    assert np.array_equal(result.on_own_grid("class_0", result.masks["class_0"]), crumbled == 1), (
+        "masks keep all"
+    )

@@ -107,8 +107,8 @@ def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
 
 
 def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
-    rewrite(tmp_path / "x.task", task, schema_version=4, a_key_of_tomorrow=1)
-    with pytest.raises(TaskError, match=r"reads task files of schema 3; .*x\.task is of schema 4"):
+    rewrite(tmp_path / "x.task", task, schema_version=5, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 4; .*x\.task is of schema 5"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):

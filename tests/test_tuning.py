@@ -12,12 +12,13 @@ from blobs import CLASSES, PLAN, blob_reference
 from stub_model import tiny_model
 
 from iris_pipeline import tuning
+from iris_pipeline.examples import crop_start
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.pool import embed
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.tuning import TuningSettings, crop_start, held_out_subject, tune
+from iris_pipeline.tuning import TuningSettings, held_out_subject, tune
 from preprocessing.errors import TaskError
 
 QUICK = TuningSettings(steps=8, learning_rate=0.05, check_every=4, judges=2)

@@ -14,11 +14,13 @@ import torch
 
 from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one
+from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair, screen_references
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
-from preprocessing.errors import CheckpointError, RawDataError, ReferenceCaseError
+from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.geometry import UPRIGHT
 from preprocessing.paths import Root
 from preprocessing.spec import Modality
 
@@ -121,6 +123,26 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )
+    add_pose_option(parser)
+
+
+def add_pose_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pose",
+        type=_pose,
+        default=SEARCH,
+        metavar="POSE",
+        help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
+        "can lie and takes the one in which the model reads the references best (half a minute on a CPU); upright, or "
+        "three letters such as LSA, take that one (default: auto)",
+    )
+
+
+def _pose(text: str) -> str:
+    try:
+        return pose_named(text)
+    except PredictionError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--pose is ")) from None
 
 
 def autocast_of(precision: str, device: str) -> bool:
@@ -208,4 +230,5 @@ def summary(task: TaskEmbedding) -> str:
     source = (
         f"{task.references} reference{'s' * (task.references != 1)}" if task.references else "the memory bank"
     )
-    return f"{', '.join(task.class_names)} from {source} at {spacing} mm"
+    pose = "" if task.axes == UPRIGHT else f", pose {task.axes}"
+    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}"

@@ -12,6 +12,7 @@ from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
+    add_pose_option,
     autocast_of,
     load_run,
     reference_files,
@@ -47,6 +48,7 @@ def advise_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references (default: guessed)"
     )
+    add_pose_option(parser)
     add_model_options(parser)
     add_device_options(parser)
     arguments = parser.parse_args(argv)
@@ -62,7 +64,13 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
         overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)
     )
     embedded = embed_files(
-        loaded, files, modality=arguments.modality, device=device, autocast=options.autocast
+        loaded,
+        files,
+        modality=arguments.modality,
+        pose=arguments.pose,
+        device=device,
+        autocast=options.autocast,
+        progress=True,
     )
     subjects = {reference.id: reference.subject for reference in sorted(embedded.pool, key=lambda r: r.id)}
     planned = plan_trials(subjects, arguments.draws, arguments.seed)

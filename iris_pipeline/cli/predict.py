@@ -235,6 +235,7 @@ def _predict_from_files(
             count=arguments.references,
             seed=seed,
             modality=modality,
+            pose=arguments.pose,
             tuning=tuning_settings(arguments),
             progress=True,
         )
@@ -248,7 +249,9 @@ def _predict_from_files(
         count=arguments.references,
         seed=seed,
         modality=modality,
+        pose=arguments.pose,
         retrieval=_retrieval_settings(arguments),
+        progress=True,
     )
     tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
     return predict_cases(
@@ -322,6 +325,7 @@ def _experiment(arguments: argparse.Namespace, strategy: str) -> Experiment:
         arguments.seed or 0,
         _retrieval_settings(arguments),
         tuning_settings(arguments),
+        arguments.pose,
     )
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
-from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._models import (
+    add_device_options,
+    add_model_options,
+    add_pose_option,
+    autocast_of,
+    load_run,
+)
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_pose_option(parser)
     add_model_options(parser)
     add_device_options(parser)
     return parser
@@ -151,7 +158,7 @@ def _run_job(
         loaded,
         store,
         raw_cases(root, store),
-        job.experiment,
+        replace(job.experiment, pose=arguments.pose),
         split=arguments.split,
         part=arguments.part,
         out=out,

@@ -70,6 +70,7 @@ def _encode_command(arguments: argparse.Namespace) -> int:
         count=arguments.references,
         seed=arguments.seed or 0,
         modality=arguments.modality,
+        pose=arguments.pose,
         like=load_task(arguments.like, loaded.model_hash) if arguments.like else None,
         tuning=tuning_settings(arguments),
         progress=True,

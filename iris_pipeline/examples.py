@@ -1,0 +1,87 @@
+"""Crops of references with their truth, and a task's loss on them: what tuning learns from and poses are judged by.
+
+Arrays are [D,H,W] = (z,y,x), prepared at the task's grid; K classes. Nothing here can see a query: the functions take
+references only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iris_pipeline.augment import IDENTITY, QUERY_RANGES, apply_intensity, draw_augmentation, sample_patch
+from iris_pipeline.crops import inside
+from iris_pipeline.losses import episode_loss
+from iris_pipeline.model import Iris
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import Box, PreparedReference, class_boxes
+
+ANYWHERE = 0.25  # share of crops that lie anywhere in the volume, to learn what is no object
+
+
+@dataclass(frozen=True)
+class Example:
+    """A crop of a reference: image [1,1,D,H,W], masks [1,K,D,H,W], and valid [1,K]: 0 for a class that the
+    reference shows nowhere, as it may just not be annotated there.
+    """
+
+    image: Tensor
+    masks: Tensor
+    valid: Tensor
+
+
+def draw_example(
+    reference: PreparedReference,
+    names: Sequence[str],
+    patch: tuple[int, int, int],
+    rng: np.random.Generator,
+    *,
+    augmented: bool,
+    anywhere: float = ANYWHERE,
+    device: torch.device | str = "cpu",
+) -> Example:
+    """A crop round a random class of the reference, or (with this probability) from anywhere in it."""
+    boxes = {name: box for name, box in class_boxes(reference).items() if name in names}
+    start = crop_start(rng, boxes, reference.image.shape, patch, anywhere)
+    params = draw_augmentation(rng, patch, QUERY_RANGES) if augmented else IDENTITY
+    fill = float(reference.image.min())
+    image, labels = sample_patch(params, reference.image, reference.labels, start, patch, fill)
+    masks = [
+        (labels == reference.classes[name]) if name in boxes else torch.zeros_like(labels) for name in names
+    ]
+    valid = torch.tensor([[float(name in boxes) for name in names]])
+    return Example(
+        apply_intensity(params, image)[None].to(device),
+        torch.stack([mask.float() for mask in masks])[None].to(device),
+        valid.to(device),
+    )
+
+
+def tokens_loss(model: Iris, tokens: Sequence[Tensor], example: Example, options: InferenceOptions) -> Tensor:
+    """The training loss of a task's tokens on an example; its gradient reaches the tokens, not the encoder."""
+    kind = torch.device(options.device).type
+    with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+        with torch.no_grad():
+            features = model.encode_image(example.image)
+        logits = model.segment_from_features(features, tuple(tokens))
+    return episode_loss(logits, example.masks, example.valid).total
+
+
+def crop_start(
+    rng: np.random.Generator,
+    boxes: Mapping[str, Box],
+    shape: Sequence[int],
+    patch: Sequence[int],
+    anywhere: float = ANYWHERE,
+) -> tuple[int, int, int]:
+    """Where a crop begins: roaming from "a class touches one side" to "the other", or anywhere with a probability."""
+    size, whole = np.asarray(patch), np.asarray(shape)
+    roams, names = rng.random() < anywhere, sorted(boxes)
+    if roams or not names:
+        return inside(rng.random(3) * np.maximum(whole - size + 1, 1) - 0.5, size, whole)
+    low, high = np.asarray(boxes[names[int(rng.integers(len(names)))]]).T
+    return inside(low + rng.random(3) * (high - size - low), size, whole)

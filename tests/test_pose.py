@@ -1,0 +1,198 @@
+"""Poses: turning scans, references and plans alike, finding the pose that a model knows, segmenting in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blobs import PLAN
+from scans import affine_of, volume
+from stub_model import GreyModel, loaded_with, make_task
+from torch import Tensor
+
+from iris_pipeline import pose
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.pose import (
+    POSES,
+    PoseSettings,
+    find_pose,
+    pose_named,
+    settle_pose,
+    turned_plan,
+    turned_reference,
+)
+from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.strategies import PreparedReference
+from preprocessing.case import preprocess_case
+from preprocessing.errors import PredictionError
+from preprocessing.geometry import UPRIGHT, Reorientation
+from preprocessing.normalise import Normalisation
+
+QUICK = PoseSettings(judges=2, finalists=4, final_judges=2)
+
+
+class TowardFirstAxis(torch.nn.Module):
+    """A network that knows one thing, learned in one pose: the object fills the far half of the first axis."""
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image,)
+
+    def encode_task(self, image: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        return (torch.zeros(1, masks.shape[1], 1, 1),)
+
+    def segment_from_features(self, features: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+        image = features[0]
+        far = torch.linspace(-1, 1, image.shape[2])[None, None, :, None, None]
+        return (20 * far).expand(1, tokens[0].shape[1], *image.shape[2:])
+
+
+def half_filled(axis: int, far: bool, subject: str = "") -> PreparedReference:
+    """The object is one half of the patch along an axis (0, 1, 2 for z, y, x)."""
+    labels = np.zeros((16, 32, 32), dtype=np.uint8)
+    part: list[Any] = [slice(None)] * 3
+    middle = labels.shape[axis] // 2
+    part[axis] = slice(middle, None) if far else slice(0, middle)
+    labels[tuple(part)] = 1
+    return PreparedReference(subject, labels.astype(np.float32), labels, {"half": 1}, subject)
+
+
+def plan() -> Any:
+    return PLAN.model_copy(update={"spacing_mm": (3.0, 2.0, 1.0), "patch_size": (16, 32, 32)})
+
+
+def test_the_forty_eight_poses_are_all_different_and_upright_comes_first() -> None:
+    assert len(set(POSES)) == 48 and POSES[0] == UPRIGHT
+    array = np.arange(24).reshape(2, 3, 4)
+    turned = {
+        (t.shape, t.tobytes())
+        for t in (Reorientation.to_ras(np.eye(4)).turned(p).apply(array) for p in POSES)
+    }
+    assert len(turned) == 48
+
+
+def test_axes_grow_toward_their_letters() -> None:
+    # a file in LPS+: x grows toward Left, y toward Posterior, z toward Superior
+    upright = Reorientation.to_ras(np.diag([-1.0, -1.0, 1.0, 1.0]))
+    file = np.arange(24).reshape(2, 3, 4)
+    assert np.array_equal(upright.turned("SPL").apply(file), file)
+    turned = upright.turned("RIA")
+    assert np.array_equal(turned.apply(file), file.transpose(2, 0, 1)[::-1, ::-1, ::-1])
+    assert np.array_equal(turned.undo(turned.apply(file)), file)
+    with pytest.raises(
+        ValueError, match="three letters, one each of S or I, A or P, R or L, such as SAR; got 'SSA'"
+    ):
+        upright.turned("SSA")
+
+
+def test_what_is_written_into_a_view_is_written_into_the_array() -> None:
+    turn = Reorientation.to_ras(affine_of("PSR", (1.0, 2.0, 3.0))).turned("LAI")
+    array = np.zeros((2, 3, 4), dtype=int)
+    values = np.arange(24).reshape(turn.apply(array).shape)
+    turn.view(array)[...] = values
+    assert np.array_equal(turn.apply(array), values)
+
+
+@pytest.mark.parametrize("axes", ["LSA", "IPR", "ALS"])
+def test_a_case_prepared_in_a_pose_is_the_upright_one_turned(axes: str) -> None:
+    rng = np.random.default_rng(0)
+    affine = affine_of("PSR", (2.0, 1.3, 1.7), degrees=9.0)
+    image = volume(rng.normal(size=(13, 11, 9)).astype(np.float32), affine)
+    labels = volume((image.array > 0.5).astype(np.uint8), affine)
+    upright_plan = plan()
+    turned = turned_plan(upright_plan, axes)
+    normalisation = Normalisation.for_modality("MR")
+    upright = preprocess_case(image, upright_plan.spacing_mm, normalisation, labels)
+    found = preprocess_case(image, turned.spacing_mm, normalisation, labels, axes=turned.axes)
+    assert upright.labels is not None and found.labels is not None
+    expected = turned_reference(PreparedReference("r", upright.image, upright.labels, {"a": 1}), axes)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-4)
+    assert (found.labels == expected.labels).mean() > 0.999, "but for rounding at equal shares"
+    assert np.array_equal(found.trace.undo_labels(found.labels), upright.trace.undo_labels(upright.labels))
+
+
+def test_a_turned_plan_is_another_plan() -> None:
+    turned = turned_plan(plan(), "RSA")
+    assert (turned.spacing_mm, turned.patch_size, turned.axes) == ((1.0, 3.0, 2.0), (32, 16, 32), "RSA")
+    assert turned.digest != turned_plan(plan(), "LSA").digest
+    assert turned_plan(plan(), UPRIGHT).digest == plan().digest
+
+
+@pytest.mark.parametrize(
+    ("axis", "far", "letter"), [(2, True, "R"), (2, False, "L"), (1, False, "P"), (0, False, "I")]
+)
+@pytest.mark.parametrize("others", [False, True])
+def test_the_pose_that_the_model_knows_is_found(axis: int, far: bool, letter: str, others: bool) -> None:
+    references = [half_filled(axis, far, name) for name in (("a", "b") if others else ("a",))]
+    found = find_pose(loaded_with(TowardFirstAxis()), references, plan(), settings=QUICK)
+    assert found[0] == letter
+
+
+def test_upright_stays_where_it_is_right_and_where_no_pose_is_known() -> None:
+    loaded = loaded_with(TowardFirstAxis())
+    assert find_pose(loaded, [half_filled(0, True, "a")], plan(), settings=QUICK) == UPRIGHT
+    rng = np.random.default_rng(1)
+    labels = (rng.random((16, 32, 32)) > 0.5).astype(np.uint8)
+    noise = PreparedReference("n", labels.astype(np.float32), labels, {"half": 1}, "n")
+    assert find_pose(loaded, [noise], plan(), settings=QUICK) == UPRIGHT
+
+
+def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(*_: Any, **__: Any) -> str:
+        calls.append(1)
+        return "LSA"
+
+    monkeypatch.setattr(pose, "find_pose", counted)
+    cache, loaded = EmbeddingCache(), loaded_with(TowardFirstAxis())
+    prepare = {
+        "a": half_filled(2, True, "a"),
+        "b": replace(half_filled(2, True, "b"), labels=np.zeros((16, 32, 32), np.uint8)),
+    }
+    for _ in range(2):
+        settled = settle_pose(loaded, plan(), "auto", ["a", "b"], prepare.__getitem__, cache=cache)
+        assert settled.axes == "LSA" and calls == [1]
+    assert settle_pose(loaded, plan(), "auto", ["b"], prepare.__getitem__).axes == UPRIGHT, (
+        "nothing to judge by"
+    )
+    assert settle_pose(loaded, plan(), "IPR", ["a"], prepare.__getitem__).axes == "IPR"
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("order", ["RAS", "PSR"])
+def test_a_scan_is_segmented_alike_in_every_pose(order: str) -> None:
+    array = np.random.default_rng(3).normal(size=(14, 21, 17)).astype(np.float32)
+    image = volume(array, affine_of(order, (2.0, 1.3, 1.7), degrees=9.0))
+    task = make_task([1.0, -0.3], class_values=(5, 9), spacing_mm=(2.0, 1.7, 1.3))
+    wanted = Wanted(masks=True, probabilities=True, certainty=True)
+    upright = segment_scan(loaded_with(GreyModel(width=0.4)), [task], image, wanted=wanted)
+    assert len(np.unique(upright.labels)) == 3
+    turned_task = replace(task, axes="LSA", spacing_mm=(1.3, 2.0, 1.7))
+    turned = segment_scan(loaded_with(GreyModel(width=0.4)), [turned_task], image, wanted=wanted)
+    assert (turned.labels == upright.labels).mean() > 0.995, "but for rounding"
+    for name in task.class_names:
+        first, second = (each.on_own_grid(name, each.masks[name]) for each in (upright, turned))
+        assert (first == second).mean() > 0.995 and first.any()
+        near = (each.on_own_grid(name, each.probabilities[name]).astype(int) for each in (upright, turned))
+        assert abs(next(near) - next(near)).mean() < 1
+        assert turned.certainty[name] == pytest.approx(upright.certainty[name], abs=1e-2)
+
+
+def test_tasks_of_two_poses_share_one_label_map() -> None:
+    array = np.random.default_rng(3).normal(size=(14, 21, 17)).astype(np.float32)
+    image = volume(array, affine_of("PSR", (2.0, 1.3, 1.7)))
+    one = make_task([1.0], ("bright",), class_values=(5,), spacing_mm=(2.0, 1.7, 1.3))
+    two = make_task([-1.0], ("dark",), class_values=(9,), spacing_mm=(1.3, 2.0, 1.7), axes="LSA")
+    both = segment_scan(loaded_with(GreyModel(width=0.4)), [one, two], image).labels
+    for task in (one, two):
+        alone = segment_scan(loaded_with(GreyModel(width=0.4)), [task], image).labels
+        assert np.array_equal(both == task.class_values[0], alone == task.class_values[0]) and alone.any()
+
+
+def test_a_pose_is_told_by_name_or_letters() -> None:
+    assert [pose_named(text) for text in ("auto", "upright", "LSA")] == ["auto", "SAR", "LSA"]
+    with pytest.raises(PredictionError, match="--pose is auto, upright, or three letters, .* got 'RAX'"):
+        pose_named("RAX")
