@@ -77,7 +77,7 @@ def _compared(
         task.normalisation,
         Volume(labels, image.affine),
         task.intensity_offset,
-        task.axes,
+        task.pose,
     )
     assert prepared.labels is not None
     found = bounding_box(np.isin(prepared.labels, task.class_values))

@@ -79,7 +79,7 @@ def file_witnesses(
     known: dict[tuple[object, ...], list[TaskEmbedding]] = {}
 
     def witnesses(_: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
-        grid = (task.spacing_mm, task.patch_size, task.axes, task.normalisation, task.intensity_offset)
+        grid = (task.spacing_mm, task.patch_size, task.pose, task.normalisation, task.intensity_offset)
         if grid not in known:
             embedded = embed_files(
                 loaded,

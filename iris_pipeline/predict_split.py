@@ -264,8 +264,17 @@ def held_out_tasks(
             )
         plan = plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
         names = [draw.id for draw in draws]
+        affine = raw[names[0]].image.read_image().affine
         return settle_pose(
-            loaded, plan, experiment.pose, names, prepare_at(plan), options, cache=cache, progress=True
+            loaded,
+            plan,
+            experiment.pose,
+            names,
+            prepare_at,
+            affine,
+            options,
+            cache=cache,
+            progress=True,
         )
 
     return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache)

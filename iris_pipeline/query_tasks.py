@@ -217,5 +217,5 @@ def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:
         task.spacing_mm,
         task.normalisation,
         intensity_offset=task.intensity_offset,
-        axes=task.axes,
+        pose=task.pose,
     ).image

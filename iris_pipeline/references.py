@@ -226,7 +226,7 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
         plan.normalisation,
         case.labels.read_labels(),
         plan.intensity_offset,
-        plan.axes,
+        plan.pose,
     )
     assert prepared.labels is not None
     return PreparedReference(
@@ -370,7 +370,8 @@ def embed_files(
             plan,
             pose,
             [draw.id for draw in draws],
-            prepare_at(plan),
+            prepare_at,
+            by_id[draws[0].id].image.read_image().affine,
             InferenceOptions(device=str(device), autocast=autocast),
             cache=cache,
             progress=progress,

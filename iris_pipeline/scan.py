@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """labels: uint8 [D,H,W] on the scan's own grid. masks, probabilities: by class, each in the axes of its task, to
+    """labels: uint8 [D,H,W] on the scan's own grid. masks, probabilities: by class, each in the pose of its task, to
     which `turns` led; see `on_own_grid`.
 
     certainty: per class the mean probability inside its part of the label map, 0.5..1; NaN where it has none.
@@ -134,12 +134,12 @@ def segment_scan(
             task.spacing_mm,
             task.normalisation,
             intensity_offset=task.intensity_offset,
-            axes=task.axes,
+            pose=task.pose,
         )
         turn = prepared.trace.reorientation
         native = prepared.trace.resampling.shape_in
         result.turns.update(dict.fromkeys(task.class_names, turn))
-        # Views: what is written in the task's axes lands on the scan's own grid.
+        # Views: what is written in the task's pose lands on the scan's own grid.
         found, highest_yet = turn.view(labels), None if best is None else turn.view(best)
         result.masks.update({name: PackedVolume(native) for name in task.class_names if wanted.masks})
         result.probabilities.update(

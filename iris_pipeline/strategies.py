@@ -96,7 +96,7 @@ def one_shot(
         normalisation=plan.normalisation,
         intensity_offset=plan.intensity_offset,
         modality=plan.modality,
-        axes=plan.axes,
+        pose=plan.pose,
         references=1,
         model_hash=model_hash,
         made_by="one-shot",
@@ -241,7 +241,7 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         normalisation=plan.normalisation,
         intensity_offset=plan.intensity_offset,
         modality=plan.modality,
-        axes=plan.axes,
+        pose=plan.pose,
         references=0,
         model_hash=loaded.model_hash,
         made_by="bank",
@@ -259,7 +259,7 @@ def plan_like(task: TaskEmbedding) -> Plan:
         patch_size=task.patch_size,
         normalisation=task.normalisation,
         intensity_offset=task.intensity_offset,
-        axes=task.axes,
+        pose=task.pose,
         reasons=("grid and intensities are those of the given task",),
     )
 

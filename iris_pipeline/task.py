@@ -22,10 +22,10 @@ from torch import Tensor
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
 from preprocessing.errors import TaskError
-from preprocessing.geometry import UPRIGHT
+from preprocessing.geometry import RAS, Pose
 from preprocessing.normalise import Normalisation
 
-SCHEMA_VERSION = 4  # 2: references per class, records of tuning; 3: tokens of the wide view; 4: axes
+SCHEMA_VERSION = 4  # 2: references per class, records of tuning; 3: tokens of the wide view; 4: pose
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
@@ -58,8 +58,7 @@ class TaskEmbedding:
     spacing_mm, patch_size: grid of the references (mm) and window of the network (voxels), both (z,y,x).
     normalisation, intensity_offset, modality: intensities of the references; the offset is added before
     clipping.
-    axes: the directions toward which the network's D, H, W grow, such as "SAR" for RAS+ (`pose.py`); spacing and
-    patch are in their order.
+    pose: how scans are shown to the network (`pose.py`); spacing and patch are in the order of its axes.
     references: how many labelled references it was made from (0: the memory bank).
     largest_pieces: per class the least share of its voxels that one connected piece holds, over its references
     (`pieces.py`); 0 where it is not known; () means that of none.
@@ -89,7 +88,7 @@ class TaskEmbedding:
     tuned: tuple[Tuned, ...] = ()
     largest_pieces: tuple[float, ...] = ()
     wide_tokens: TaskTokens = ()
-    axes: str = UPRIGHT
+    pose: Pose = RAS
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -170,10 +169,10 @@ class TaskEmbedding:
 
 
 def same_footing(first: TaskEmbedding, other: TaskEmbedding) -> bool:
-    """Whether two tasks share model, grid, axes and intensities, so that their tokens may be mixed."""
+    """Whether two tasks share model, grid, pose and intensities, so that their tokens may be mixed."""
 
     def footing(task: TaskEmbedding) -> tuple[Any, ...]:
-        grid = task.spacing_mm, task.patch_size, task.axes
+        grid = task.spacing_mm, task.patch_size, task.pose
         return task.model_hash, grid, task.normalisation, task.intensity_offset
 
     return footing(first) == footing(other)
@@ -271,7 +270,9 @@ def _mean_of(name: str, tasks: Sequence[TaskEmbedding], wide: bool = False) -> t
 
 def _footing_text(task: TaskEmbedding) -> str:
     spacing, patch = (" x ".join(f"{v:g}" for v in triple) for triple in (task.spacing_mm, task.patch_size))
-    return f"model {task.model_hash[:12]}, {spacing} mm, {patch} voxels, axes {task.axes}, {task.modality}"
+    return (
+        f"model {task.model_hash[:12]}, {spacing} mm, {patch} voxels, pose {task.pose.axes}, {task.modality}"
+    )
 
 
 class _Metadata(BaseModel):
@@ -289,7 +290,7 @@ class _Metadata(BaseModel):
     normalisation: Normalisation
     intensity_offset: float
     modality: str
-    axes: str
+    pose: Pose
     references: int
     model_hash: str
     made_by: str

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from preprocessing.errors import GridMismatchError, LabelValueError
-from preprocessing.geometry import UPRIGHT, GridTrace, Reorientation, Resampling
+from preprocessing.geometry import RAS, GridTrace, Pose, Resampling
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift
 
@@ -28,7 +28,7 @@ HIGHEST_LABEL = 255
 class PreparedCase:
     """image float32, labels uint8 or None, both [D,H,W]; `trace` leads back to the file's own grid.
 
-    D, H, W and `spacing_mm` run along the axes that were asked for, RAS+ unless others were.
+    They and `spacing_mm` lie in the pose that was asked for, RAS+ unless another one was.
     """
 
     image: np.ndarray
@@ -66,15 +66,15 @@ def preprocess_case(
     normalisation: Normalisation,
     labels: Volume | None = None,
     intensity_offset: float = 0.0,
-    axes: str = UPRIGHT,
+    pose: Pose = RAS,
 ) -> PreparedCase:
     """Add the offset, reorient to RAS+, normalise the native voxels, resample to `spacing_mm` (z,y,x; mm).
 
-    axes: of the result, see `Plan.axes`; `spacing_mm` is in their order.
+    pose: of the result, instead of RAS+; `spacing_mm` is in the order of its axes.
     The prepared spacing is the nearest to the wanted one that keeps the field of view. Raises
     GridMismatchError, LabelValueError (fractions, or values outside 0..255) and RawDataError (NaN, infinity).
     """
-    reorientation = Reorientation.to_ras(image.affine).turned(axes)
+    reorientation = pose.orient(image.affine)
     upright = Volume(reorientation.apply(image.array), reorientation.apply_affine(image.affine, image.shape))
     resampling = Resampling.to_spacing(upright.shape, upright.spacing_mm, spacing_mm)
     prepared_labels = None

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from scipy.interpolate import BSpline
 
 Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
+Frame = tuple[Triple, Triple, Triple]
 Box = tuple[slice, slice, slice]
 Matrices = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]  # (z,y,x); None: axis as it is
 TIE = 1e-5  # shares closer than this are equal: the lower label has the voxel, whatever the rounding
@@ -54,8 +56,30 @@ class Reorientation:
             flips[2 - int(target)] = bool(direction < 0)
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
+    @classmethod
+    def toward(cls, affine: np.ndarray, frame: Frame) -> Reorientation:
+        """To the axes whose directions are nearest to a frame's: of all 48 ways the one of the largest sum of cosines.
+
+        For the frame of RAS+ that is `to_ras`, but for scans that lie askew by half a right angle.
+        """
+        directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        cosines = np.asarray(frame) @ directions[:, ::-1]  # [D,H,W of the frame, axes (z,y,x) of the array]
+        order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[a, axes[a]]) for a in range(3)))
+        d, h, w = order
+        return cls((d, h, w), (bool(cosines[0, d] < 0), bool(cosines[1, h] < 0), bool(cosines[2, w] < 0)))
+
+    def frame(self, affine: np.ndarray) -> Frame:
+        """The directions in RAS+ (x,y,z), of unit length, toward which the new axes D, H, W grow."""
+        directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        rows = [
+            directions[:, 2 - axis] * (-1 if flip else 1)
+            for axis, flip in zip(self.axes, self.flips, strict=True)
+        ]
+        d, h, w = ((float(x), float(y), float(z)) for x, y, z in rows)
+        return d, h, w
+
     def turned(self, axes: str) -> Reorientation:
-        """This one (to RAS+), then on to the axes whose letters are given, such as "LAS" for D, H, W.
+        """This one, then on to the axes whose letters are given, such as "LAS" for D, H, W; it leads to "SAR".
 
         ValueError as `parse_axes`.
         """
@@ -112,6 +136,32 @@ def parse_axes(axes: str) -> tuple[tuple[int, bool], ...]:
             f"Axes are three letters, one each of S or I, A or P, R or L, such as {UPRIGHT}; got {axes!r}."
         )
     return found
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How arrays lie when a network sees them.
+
+    frame: the directions of what is called S, A, R; None: RAS+. A heart is cut across its own axis, which lies half
+    between the body's; what is nearest to Right of one scan is nearest to Anterior of the next. In the frame of one of
+    them all lie alike. axes: the letters toward which D, H, W grow, in that frame. ValueError as `parse_axes`.
+    """
+
+    axes: str = UPRIGHT
+    frame: Frame | None = None
+
+    def __post_init__(self) -> None:
+        parse_axes(self.axes)
+
+    def orient(self, affine: np.ndarray) -> Reorientation:
+        """From a file's own axes to these."""
+        base = (
+            Reorientation.to_ras(affine) if self.frame is None else Reorientation.toward(affine, self.frame)
+        )
+        return base.turned(self.axes)
+
+
+RAS = Pose()
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
 from preprocessing.choose import choose_specs
 from preprocessing.errors import PlanError
 from preprocessing.files import append_log, load_json, save_json, text_digest
 from preprocessing.fingerprint import LOG, CasePrint, Fingerprint, load_fingerprint
-from preprocessing.geometry import UPRIGHT, parse_axes
+from preprocessing.geometry import RAS, Pose
 from preprocessing.normalise import Normalisation
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.paths import Root
@@ -42,8 +42,8 @@ FIT_SHARE = 52 / 64  # of the crop's edge that a large object of a class may spa
 class Plan(BaseModel):
     """How a dataset's scans become arrays.
 
-    axes: the directions toward which the arrays' D, H, W grow, and so the order of spacing and patch; a store's are in
-    RAS+. `reasons` says in words why and is no part of the plan's identity.
+    pose: how the arrays lie, and so the order of spacing and patch; a store's are in RAS+. `reasons` says in words why
+    and is no part of the plan's identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,20 +57,12 @@ class Plan(BaseModel):
     normalisation: Normalisation
     intensity_offset: float
     reasons: tuple[str, ...]
-    axes: str = UPRIGHT
-
-    @field_validator("axes")
-    @classmethod
-    def _known(cls, axes: str) -> str:
-        parse_axes(axes)
-        return axes
+    pose: Pose = RAS
 
     @property
     def digest(self) -> str:
         """The same for two plans that give the same arrays."""
-        said = (
-            {"reasons"} if self.axes != UPRIGHT else {"reasons", "axes"}
-        )  # plans of before had no axes to tell
+        said = {"reasons"} if self.pose != RAS else {"reasons", "pose"}  # plans of before had none to tell
         return text_digest(self.model_dump_json(exclude=said))
 
 

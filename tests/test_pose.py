@@ -28,7 +28,7 @@ from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
-from preprocessing.geometry import UPRIGHT, Reorientation
+from preprocessing.geometry import UPRIGHT, Pose, Reorientation
 from preprocessing.normalise import Normalisation
 
 QUICK = PoseSettings(judges=2, finalists=4, final_judges=2)
@@ -105,7 +105,7 @@ def test_a_case_prepared_in_a_pose_is_the_upright_one_turned(axes: str) -> None:
     turned = turned_plan(upright_plan, axes)
     normalisation = Normalisation.for_modality("MR")
     upright = preprocess_case(image, upright_plan.spacing_mm, normalisation, labels)
-    found = preprocess_case(image, turned.spacing_mm, normalisation, labels, axes=turned.axes)
+    found = preprocess_case(image, turned.spacing_mm, normalisation, labels, pose=turned.pose)
     assert upright.labels is not None and found.labels is not None
     expected = turned_reference(PreparedReference("r", upright.image, upright.labels, {"a": 1}), axes)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-4)
@@ -115,7 +115,8 @@ def test_a_case_prepared_in_a_pose_is_the_upright_one_turned(axes: str) -> None:
 
 def test_a_turned_plan_is_another_plan() -> None:
     turned = turned_plan(plan(), "RSA")
-    assert (turned.spacing_mm, turned.patch_size, turned.axes) == ((1.0, 3.0, 2.0), (32, 16, 32), "RSA")
+    assert (turned.spacing_mm, turned.patch_size) == ((1.0, 3.0, 2.0), (32, 16, 32))
+    assert turned.pose == Pose("RSA")
     assert turned.digest != turned_plan(plan(), "LSA").digest
     assert turned_plan(plan(), UPRIGHT).digest == plan().digest
 
@@ -153,12 +154,17 @@ def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPa
         "b": replace(half_filled(2, True, "b"), labels=np.zeros((16, 32, 32), np.uint8)),
     }
     for _ in range(2):
-        settled = settle_pose(loaded, plan(), "auto", ["a", "b"], prepare.__getitem__, cache=cache)
-        assert settled.axes == "LSA" and calls == [1]
-    assert settle_pose(loaded, plan(), "auto", ["b"], prepare.__getitem__).axes == UPRIGHT, (
-        "nothing to judge by"
+        settled = settle_pose(
+            loaded, plan(), "auto", ["a", "b"], lambda _: prepare.__getitem__, np.eye(4), cache=cache
+        )
+        assert settled.pose.axes == "LSA" and calls == [1]
+    assert (
+        settle_pose(loaded, plan(), "auto", ["b"], lambda _: prepare.__getitem__, np.eye(4)).pose.axes
+        == UPRIGHT
+    ), "nothing to judge by"
+    assert (
+        settle_pose(loaded, plan(), "IPR", ["a"], lambda _: prepare.__getitem__, np.eye(4)).pose.axes == "IPR"
     )
-    assert settle_pose(loaded, plan(), "IPR", ["a"], prepare.__getitem__).axes == "IPR"
     assert calls == [1]
 
 
@@ -170,7 +176,7 @@ def test_a_scan_is_segmented_alike_in_every_pose(order: str) -> None:
     wanted = Wanted(masks=True, probabilities=True, certainty=True)
     upright = segment_scan(loaded_with(GreyModel(width=0.4)), [task], image, wanted=wanted)
     assert len(np.unique(upright.labels)) == 3
-    turned_task = replace(task, axes="LSA", spacing_mm=(1.3, 2.0, 1.7))
+    turned_task = replace(task, pose=Pose("LSA"), spacing_mm=(1.3, 2.0, 1.7))
     turned = segment_scan(loaded_with(GreyModel(width=0.4)), [turned_task], image, wanted=wanted)
     assert (turned.labels == upright.labels).mean() > 0.995, "but for rounding"
     for name in task.class_names:
@@ -185,7 +191,7 @@ def test_tasks_of_two_poses_share_one_label_map() -> None:
     array = np.random.default_rng(3).normal(size=(14, 21, 17)).astype(np.float32)
     image = volume(array, affine_of("PSR", (2.0, 1.3, 1.7)))
     one = make_task([1.0], ("bright",), class_values=(5,), spacing_mm=(2.0, 1.7, 1.3))
-    two = make_task([-1.0], ("dark",), class_values=(9,), spacing_mm=(1.3, 2.0, 1.7), axes="LSA")
+    two = make_task([-1.0], ("dark",), class_values=(9,), spacing_mm=(1.3, 2.0, 1.7), pose=Pose("LSA"))
     both = segment_scan(loaded_with(GreyModel(width=0.4)), [one, two], image).labels
     for task in (one, two):
         alone = segment_scan(loaded_with(GreyModel(width=0.4)), [task], image).labels
@@ -196,3 +202,38 @@ def test_a_pose_is_told_by_name_or_letters() -> None:
     assert [pose_named(text) for text in ("auto", "upright", "LSA")] == ["auto", "SAR", "LSA"]
     with pytest.raises(PredictionError, match="--pose is auto, upright, or three letters, .* got 'RAX'"):
         pose_named("RAX")
+
+
+def sliced_across(degrees: float) -> np.ndarray:
+    """Affine of a scan whose slices' normal lies that far from Right toward Anterior; x in plane, y toward Superior."""
+    angle = np.deg2rad(degrees)
+    normal, in_plane = [np.cos(angle), np.sin(angle), 0], [np.sin(angle), -np.cos(angle), 0]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([in_plane, [0, 0, 1], normal]).T * (1.0, 1.0, 8.0)
+    return affine
+
+
+def test_scans_askew_lie_alike_in_the_frame_of_one_of_them() -> None:
+    # slices across an axis 44 and 46 degrees from Right toward Anterior: nearest to Right, and to Anterior
+    first, second = (sliced_across(degrees) for degrees in (44.0, 46.0))
+
+    def slice_axis(reorientation: Reorientation) -> int:
+        return reorientation.axes.index(0)  # the file's axis 0 (z) runs across its slices
+
+    apart = [Reorientation.to_ras(affine) for affine in (first, second)]
+    assert slice_axis(apart[0]) != slice_axis(apart[1])
+    pose_of_first = Pose(frame=apart[0].frame(first))
+    assert pose_of_first.orient(first) == apart[0]
+    assert slice_axis(pose_of_first.orient(second)) == slice_axis(apart[0])
+    both = [pose_of_first.orient(affine).frame(affine) for affine in (first, second)]
+    assert np.sum(np.multiply(*both), axis=1) == pytest.approx(
+        [1, np.cos(np.deg2rad(2)), np.cos(np.deg2rad(2))], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPS", "PSR", "SAL"])
+def test_the_frame_of_an_upright_scan_is_that_of_ras(order: str) -> None:
+    affine = affine_of(order, (1.0, 2.0, 3.0))
+    upright = Reorientation.to_ras(affine)
+    assert upright.frame(affine) == ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+    assert Reorientation.toward(affine, upright.frame(affine)) == upright

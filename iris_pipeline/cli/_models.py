@@ -230,5 +230,5 @@ def summary(task: TaskEmbedding) -> str:
     source = (
         f"{task.references} reference{'s' * (task.references != 1)}" if task.references else "the memory bank"
     )
-    pose = "" if task.axes == UPRIGHT else f", pose {task.axes}"
+    pose = "" if task.pose.axes == UPRIGHT else f", pose {task.pose.axes}"
     return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}"
