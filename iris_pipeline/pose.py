@@ -48,8 +48,8 @@ class PoseSettings:
 
     references: int = 3
     judges: int = 4
-    finalists: int = 10
-    final_judges: int = 8
+    finalists: int = 6
+    final_judges: int = 6
     gain: float = 0.15
     seed: int = 0
 

@@ -111,11 +111,12 @@ def test_validation_is_the_mean_dice_of_the_dataset(tiny_store: Store) -> None:
     assert scores == {"tiny": pytest.approx(sum(expected) / len(expected))}
 
 
+@pytest.mark.parametrize("weight_momentum", [0.0, 0.5])
 def test_interrupted_and_resumed_equals_unbroken(
-    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight_momentum: float, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores = {"tiny": tiny_store}
-    train(SHORT, stores, tmp_path / "whole", device=CPU, show_progress=False)
+    stores, settings = {"tiny": tiny_store}, replace(SHORT, weight_momentum=weight_momentum)
+    train(settings, stores, tmp_path / "whole", device=CPU, show_progress=False)
     original = RunLog.step
 
     def stop_at_three(self: RunLog, iteration: int, *rest: object) -> None:
@@ -125,11 +126,11 @@ def test_interrupted_and_resumed_equals_unbroken(
 
     monkeypatch.setattr(RunLog, "step", stop_at_three)
     with pytest.raises(KeyboardInterrupt):
-        train(SHORT, stores, tmp_path / "broken", device=CPU, show_progress=False)
+        train(settings, stores, tmp_path / "broken", device=CPU, show_progress=False)
     monkeypatch.undo()
     assert json.loads((tmp_path / "broken" / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
     assert load_model(tmp_path / "broken").state.iteration == 3
-    train(SHORT, stores, tmp_path / "broken", device=CPU, resume=True, show_progress=False)
+    train(settings, stores, tmp_path / "broken", device=CPU, resume=True, show_progress=False)
     whole, resumed = load_model(tmp_path / "whole"), load_model(tmp_path / "broken")
     assert whole.state.iteration == resumed.state.iteration == 4
     assert whole.model_hash == resumed.model_hash
@@ -239,6 +240,7 @@ def test_errors(tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
         ("seed", -1, "--seed must be 0 or more; got -1"),
         ("learning_rate", 0.0, "--learning-rate must be above 0; got 0.0"),
         ("bank_momentum", 1.0, "--bank-momentum must be 0 or more and under 1; got 1.0"),
+        ("weight_momentum", 1.0, "--weight-momentum must be 0 or more and under 1; got 1.0"),
     ],
 )
 def test_numbers_that_cannot_be(option: str, value: float, says: str) -> None:
