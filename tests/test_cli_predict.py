@@ -36,7 +36,7 @@ def write_run(folder: Path, store: Store, seed: int, finished: str | None) -> No
     state = RunState(1, 1.0, seed, {"split": "paper"})
     save_checkpoint(folder / "checkpoint", model, memory, state, plans={"tiny": store.plan}, specs=specs)
     record = {"status": "finished", "finished": finished} if finished else {"status": "running"}
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps({"schema_version": 1, **record}))
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +346,23 @@ def test_runs_are_found_by_name_path_or_age(
         CheckpointError, match=r"No finished run in .*: train one with iris_train, or name a model"
     ):
         find_run(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "version"),
+    [('{"schema_version": 2, "status": "finished", "finished": "2027"}', "2"), ("[1]", "None")],
+)
+def test_a_run_of_another_schema_version_is_told_and_left_out(
+    root: Path, tmp_path: Path, content: str, version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = shutil.copytree(root / "results", tmp_path / "results")
+    (results / "new" / "run.json").write_text(content)
+    assert find_run(results, None) == results / "old"
+    assert capsys.readouterr().out == (
+        f"Left out: {results / 'new' / 'run.json'} has schema version {version}, this version reads 1; name the run "
+        "with -m to use it all the same.\n"
+    )
+    assert find_run(results, "new") == results / "new"
 
 
 # --- references that cannot be used ------------------------------------------------------------------
