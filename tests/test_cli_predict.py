@@ -385,6 +385,13 @@ def test_a_bad_reference_is_told_the_others_serve_and_the_command_fails(
     task = tmp_path / "x.task"
     assert encode_main(["-r", str(refs), "-o", str(task), "--root", str(root)]) == 1
     assert load_task(task).references == 1
+    (refs / "classes.json").rename(refs / "names.json")  # the values are then read from the good label files
+    nameless = tmp_path / "nameless.task"
+    assert encode_main(["-r", str(refs), "-o", str(nameless), "--root", str(root)]) == 1
+    assert "Reference 's4_a' is left out: " in (told := capsys.readouterr().err)
+    assert "1 of 2 references could not be used (s4_a), said why above" in told
+    assert load_task(nameless).class_names == ("label_1", "label_2", "label_5")
+    (refs / "names.json").rename(refs / "classes.json")
     (refs / "labels" / "s1_a.nii.gz").write_bytes(b"no scan either")
     assert encode_main(["-r", str(refs), "-o", str(tmp_path / "y.task"), "--root", str(root)]) == 1
     assert "At least one reference must be usable, and none of 2 is: 's1_a': " in capsys.readouterr().err

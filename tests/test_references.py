@@ -24,6 +24,7 @@ from iris_pipeline.references import (
     prepare_reference,
     reference_pair,
     reference_spec,
+    screen_references,
     stored_reference,
 )
 from preprocessing.class_names import read_class_names
@@ -148,6 +149,21 @@ def test_folders_that_hold_no_references(tmp_path: Path) -> None:
     save(tmp_path / "labels" / "b.nii.gz", LABELS, AFFINE)
     with pytest.raises(ReferenceCaseError, match=r"none pair up \(a, b\)"):
         find_references(tmp_path)
+
+
+def test_values_are_named_by_the_label_files_that_can_be_used(folder: Path) -> None:
+    save(folder / "images" / "three.nii.gz", IMAGE, AFFINE)
+    save(folder / "labels" / "three.nii.gz", LABELS.astype(np.int16) * 100, AFFINE)
+    (folder / "labels" / "one.nii.gz").write_bytes(b"no scan")
+    files = find_references(folder)
+    assert files.classes == {"label_2": 2} and [case.id for case in files.cases] == ["one", "three", "two"]
+    usable, refused = screen_references(files)
+    assert [case.id for case in usable.cases] == ["two"] and list(refused) == ["one", "three"]
+    assert "one.nii.gz cannot be read" in refused["one"]
+    (folder / "labels" / "two.nii.gz").write_bytes(b"no scan")
+    (folder / "labels" / "three.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(RawDataError, match=r"labels/one\.nii\.gz cannot be read"):
+        find_references(folder)
 
 
 def test_label_values_that_cannot_be(tmp_path: Path) -> None:
