@@ -146,7 +146,7 @@ def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePr
     """The fingerprint's view of each reference; ReferenceCaseError names one that cannot be used and why."""
     prints = []
     for case in tqdm(cases, desc="Measuring references", leave=False, disable=len(cases) < 2):
-        found = measure_case(case, spec)
+        found = measure_case(case, spec, reference=True)
         if not found.accepted:
             raise ReferenceCaseError(f"Reference '{case.id}' cannot be used: {found.why}")
         prints.append(found)
@@ -165,7 +165,7 @@ def screen_references(
     spec = made_up_spec(files.classes, modality or "MR")
     good, refused = [], {}
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
-        found = measure_case(case, spec)
+        found = measure_case(case, spec, reference=True)
         if found.accepted:
             good.append(case)
         else:
