@@ -24,6 +24,7 @@ from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import Reorientation
+from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
@@ -36,6 +37,7 @@ Triple = tuple[float, float, float]
 FILE = "fingerprint.json"
 PARTIAL = "fingerprint.partial.jsonl"
 LOG = "preprocess.log"
+WAIT = "wait until it has ended, then run this command again"
 PERCENTILES = (0.5, 2.0, 50.0, 98.0, 99.5)
 
 
@@ -363,13 +365,15 @@ def _run(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     verdicts: list[CaseVerdict] = []
     for spec in choose_specs(arguments.datasets, root.raw):
-        fingerprint = fingerprint_dataset(
-            spec.raw_folder(root.raw),
-            spec,
-            root.preprocessed / spec.name,
-            workers=arguments.workers,
-            progress=not arguments.quiet,
-        )
+        folder = root.preprocessed / spec.name
+        with only_run_in(folder, WAIT):
+            fingerprint = fingerprint_dataset(
+                spec.raw_folder(root.raw),
+                spec,
+                folder,
+                workers=arguments.workers,
+                progress=not arguments.quiet,
+            )
         verdicts += verdicts_of(fingerprint)
     print(verdict_text(verdicts))
     return int(any(verdict.verdict == "refused" for verdict in verdicts))

@@ -22,6 +22,7 @@ ORDER = (
     "preprocessing.errors",
     "preprocessing.paths",
     "preprocessing.files",
+    "preprocessing.lock",
     "preprocessing.parallel",
     "preprocessing.options",
     "preprocessing.patterns",
