@@ -28,6 +28,7 @@ from preprocessing.files import write_text
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
+RUN_SCHEMA_VERSION = 1  # of the run.json beside a run's checkpoint
 STATE_FILE = "state.json"
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
+from preprocessing.itk_files import DICOM_MAGIC
 from preprocessing.source import FileSource, Source
 from preprocessing.volume import case_id_of, is_image_path
-
-DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
 
 
 @dataclass(frozen=True)

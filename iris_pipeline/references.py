@@ -24,8 +24,8 @@ from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
-from preprocessing.class_names import read_class_names
-from preprocessing.errors import LabelValueError, ReferenceCaseError
+from preprocessing.class_names import name_values, read_class_names
+from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.plan import Plan, Policy, make_plan
@@ -95,35 +95,15 @@ def find_references(folder: Path) -> ReferenceFiles:
         Case(name, name, FileSource(image_files[name]), FileSource(label_files[name]), "MR")
         for name in paired
     )
-    return ReferenceFiles(cases, read_class_names(folder) or name_values(cases), tuple(alone))
+    classes = read_class_names(folder) or name_values([FileSource(label_files[name]) for name in paired])
+    return ReferenceFiles(cases, classes, tuple(alone))
 
 
 def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
     """One image and its label file; class names from the label file's folder, or the one above."""
     cases = (Case(case_id_of(image), case_id_of(image), FileSource(image), FileSource(labels), "MR"),)
-    return ReferenceFiles(
-        cases, read_class_names(labels.parent) or read_class_names(labels.parent.parent) or name_values(cases)
-    )
-
-
-def name_values(cases: Sequence[Case]) -> dict[str, int]:
-    """label_<value> for each value in any of the label files; LabelValueError for values outside 0..255."""
-    values: set[int] = set()
-    for case in tqdm(cases, desc="Reading label values", leave=False, disable=len(cases) < 2):
-        assert case.labels is not None
-        found = {int(v) for v in np.unique(case.labels.read_labels().array)}
-        wrong = sorted(v for v in found if not 0 <= v <= 255)
-        if wrong:
-            raise LabelValueError(
-                f"Label values of references are 0 (background) to 255; {case.labels} holds {wrong[:5]}: "
-                "renumber its classes."
-            )
-        values |= found
-    if not values - {0}:
-        raise ReferenceCaseError(
-            "A reference must show at least one class; all the given label files are empty."
-        )
-    return {f"label_{value}": value for value in sorted(values - {0})}
+    named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
+    return ReferenceFiles(cases, named or name_values([FileSource(labels)]))
 
 
 def reference_spec(
@@ -166,7 +146,7 @@ def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePr
     """The fingerprint's view of each reference; ReferenceCaseError names one that cannot be used and why."""
     prints = []
     for case in tqdm(cases, desc="Measuring references", leave=False, disable=len(cases) < 2):
-        found = measure_case(case, spec)
+        found = measure_case(case, spec, reference=True)
         if not found.accepted:
             raise ReferenceCaseError(f"Reference '{case.id}' cannot be used: {found.why}")
         prints.append(found)
@@ -185,7 +165,7 @@ def screen_references(
     spec = made_up_spec(files.classes, modality or "MR")
     good, refused = [], {}
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
-        found = measure_case(case, spec)
+        found = measure_case(case, spec, reference=True)
         if found.accepted:
             good.append(case)
         else:

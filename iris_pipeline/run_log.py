@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-from iris_pipeline.checkpoint import write_json
+from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, write_json
 from iris_pipeline.losses import LossParts
 from iris_pipeline.provenance import command_line, revision
 
@@ -20,7 +20,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 COLUMNS = ["iteration", "loss", "dice_loss", "ce_loss", "lr", "gradient_norm", "seconds", "validation_dice"]
-RUN_SCHEMA_VERSION = 1
 
 
 class RunLog:

@@ -120,7 +120,7 @@ def survey_folder(
             f"{len(alone)} of {len(cases)} cases lack the image or the mask and will be refused: "
             f"{', '.join(alone[:5])}{' ...' * (len(alone) > 5)}."
         )
-    mask_files = [len(case.labels.files) for case in pairs if case.labels is not None]
+    mask_files = [len(case.labels.files) for case in pairs if case.labels is not None and case.labels.files]
     return Survey(
         folder=folder,
         files=files,
@@ -129,7 +129,7 @@ def survey_folder(
         values=() if masks else _label_values(pairs, workers, progress, remarks),
         names={} if masks else _told_names(folder, remarks),
         masks=masks,
-        some_masks_missing=bool(masks) and min(mask_files) < len(masks),
+        some_masks_missing=bool(masks) and min(mask_files, default=0) < len(masks),
         scans=_some_scans(pairs, workers, progress),
         told=read_dataset_json(folder),
         remarks=tuple(remarks),

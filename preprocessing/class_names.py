@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.errors import RawDataError
+import numpy as np
+from tqdm import tqdm
+
+from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.source import Source
 
 
 def read_class_names(folder: Path) -> dict[str, int] | None:
@@ -39,6 +43,38 @@ def read_values(path: Path) -> dict[str, int]:
             "a value of its own in 1..255; correct it or take it away."
         )
     return classes
+
+
+def name_values(labels: Sequence[Source]) -> dict[str, int]:
+    """label_<value> for each value in any of the label files of references; one that cannot be used is left out.
+
+    RawDataError, or LabelValueError for values outside 0..255, where none can be used; ReferenceCaseError where all
+    are empty. Whoever uses the references says which were left out.
+    """
+    values: set[int] = set()
+    problems: list[RawDataError] = []
+    for source in tqdm(labels, desc="Reading label values", leave=False, disable=len(labels) < 2):
+        try:
+            found = {int(v) for v in np.unique(source.read_labels().array)}
+        except RawDataError as error:
+            problems.append(error)
+            continue
+        wrong = sorted(v for v in found if not 0 <= v <= 255)
+        if wrong:
+            sentence = (
+                f"Label values of references are 0 (background) to 255; {source} holds {wrong[:5]}: "
+                "renumber its classes."
+            )
+            problems.append(LabelValueError(sentence))
+            continue
+        values |= found
+    if problems and not values - {0}:
+        raise problems[0]
+    if not values - {0}:
+        raise ReferenceCaseError(
+            "A reference must show at least one class; all the given label files are empty."
+        )
+    return {f"label_{value}": value for value in sorted(values - {0})}
 
 
 def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:

@@ -61,10 +61,11 @@ class Found:
 
 @dataclass
 class _Pattern:
-    """files: case -> class ('' for one file with all) -> path."""
+    """files: case -> class ('' for one file with all) -> path. endings: of all files that fit."""
 
     text: str
     files: dict[Key, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    endings: set[str] = field(default_factory=set)
     ambiguous: bool = False
 
     @property
@@ -74,8 +75,11 @@ class _Pattern:
     def add(self, values: dict[str, str], path: str) -> None:
         named = values.get("class", "")
         key = frozenset((name, value) for name, value in values.items() if name != "class")
-        self.ambiguous |= self.files[key].get(named, path) != path
-        self.files[key][named] = path
+        stem = _without_ending(path)
+        known = self.files[key].setdefault(named, path)
+        # A copy of other format is told when it is read; here the first stands for both.
+        self.ambiguous |= _without_ending(known) != stem
+        self.endings.add(path[len(stem) :])
 
 
 @dataclass(frozen=True)
@@ -354,7 +358,4 @@ def _other_images(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
 def _with_endings(pattern: _Pattern) -> tuple[str, ...]:
     if pattern.text.endswith("/"):
         return (pattern.text.rstrip("/"),)
-    paths = [path for found in pattern.files.values() for path in found.values()]
-    return tuple(
-        pattern.text + ending for ending in sorted({path[len(_without_ending(path)) :] for path in paths})
-    )
+    return tuple(pattern.text + ending for ending in sorted(pattern.endings))

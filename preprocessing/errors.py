@@ -25,6 +25,10 @@ class LabelValueError(RawDataError):
     """A label map holds a value that the specification does not name."""
 
 
+class LockError(IrisError):
+    """Another run works in a folder, or the folder cannot be written."""
+
+
 class PlanError(IrisError):
     """A plan cannot be made, or belongs to another schema version."""
 

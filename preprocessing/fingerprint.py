@@ -24,6 +24,7 @@ from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import Reorientation
+from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
@@ -36,6 +37,7 @@ Triple = tuple[float, float, float]
 FILE = "fingerprint.json"
 PARTIAL = "fingerprint.partial.jsonl"
 LOG = "preprocess.log"
+WAIT = "wait until it has ended, then run this command again"
 PERCENTILES = (0.5, 2.0, 50.0, 98.0, 99.5)
 
 
@@ -170,16 +172,19 @@ def load_fingerprint(folder: Path) -> Fingerprint:
     )
 
 
-def measure_case(case: Case, spec: DatasetSpec, known: CasePrint | None = None) -> CasePrint:
+def measure_case(
+    case: Case, spec: DatasetSpec, known: CasePrint | None = None, reference: bool = False
+) -> CasePrint:
     """Read one case and say what it is; an IrisError in it becomes the verdict 'refused' with its sentence.
 
-    `known`, what an earlier run found, is handed back where the files still have the same bytes.
+    `known`, what an earlier run found, is handed back where the files still have the same bytes. reference: the case
+    is given to show a task; sentences then speak of its classes.json, since there is no specification to correct.
     """
     digest = case_digest(case)
     if known is not None and known.digest == digest and known.subject == case.subject:
         return known
     try:
-        return _measure_readable(case, spec, digest)
+        return _measure_readable(case, spec, digest, reference)
     except IrisError as error:
         return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=str(error), digest=digest)
 
@@ -195,7 +200,7 @@ def _measure(job: _Job) -> CasePrint:
     return measure_case(job.case, job.spec, job.known)
 
 
-def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
+def _measure_readable(case: Case, spec: DatasetSpec, digest: str, reference: bool) -> CasePrint:
     if case.labels is None:
         raise RawDataError(
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
@@ -207,7 +212,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     repairs = [text for text in dict.fromkeys((*mended, *found)) if text]
     check_field(image.shape, image.spacing_mm, str(case.image))
     check_grey_values(image.array, str(case.image))
-    check_label_values(labels.array, case.labels, spec)
+    check_label_values(labels.array, case.labels, spec, reference)
     check_sides(Volume(labels.array, image.affine), spec.classes, spec.sides, str(case.labels))
     orientation = "".join(nib.aff2axcodes(image.affine))
     reorientation = Reorientation.to_ras(image.affine)
@@ -215,7 +220,8 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
     classes = _measure_classes(label_map, spacing, spec)
     check_volumes(classes, case.id, spec)
-    remarks = [no_place(image.header), None if classes else "no class of the specification has a voxel"]
+    whose = "references" if reference else "specification"
+    remarks = [no_place(image.header), None if classes else f"no class of the {whose} has a voxel"]
     told = (*repairs, *image.doubts, *labels.doubts, *remarks)
     notes = [text for text in dict.fromkeys(told) if text]
     return CasePrint(
@@ -233,14 +239,20 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str) -> CasePrint:
     )
 
 
-def check_label_values(labels: np.ndarray, source: Source, spec: DatasetSpec) -> None:
-    """LabelValueError where a label map holds a value that is neither 0 nor a class of the specification."""
+def check_label_values(
+    labels: np.ndarray, source: Source, spec: DatasetSpec, reference: bool = False
+) -> None:
+    """LabelValueError where a label map holds a value that is neither 0 nor a class; reference: as `measure_case`."""
     unknown = sorted({int(value) for value in np.unique(labels)} - {0, *spec.classes.values()})
     if unknown:
         allowed = ", ".join(f"{value} ({name})" for name, value in spec.classes.items())
+        whose, remedy = f"dataset {spec.name} allows", "correct the label map or the specification"
+        if reference:
+            whose = "the classes of the references are"
+            remedy = "correct the label file or name its values (1 to 255) in their classes.json"
         raise LabelValueError(
-            f"{source} holds unknown label values ({', '.join(map(str, unknown))}): dataset {spec.name} allows "
-            f"0 (background), {allowed}; correct the label map or the specification."
+            f"{source} holds unknown label values ({', '.join(map(str, unknown))}): {whose} 0 (background), {allowed}; "
+            f"{remedy}."
         )
 
 
@@ -353,13 +365,15 @@ def _run(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     verdicts: list[CaseVerdict] = []
     for spec in choose_specs(arguments.datasets, root.raw):
-        fingerprint = fingerprint_dataset(
-            spec.raw_folder(root.raw),
-            spec,
-            root.preprocessed / spec.name,
-            workers=arguments.workers,
-            progress=not arguments.quiet,
-        )
+        folder = root.preprocessed / spec.name
+        with only_run_in(folder, WAIT):
+            fingerprint = fingerprint_dataset(
+                spec.raw_folder(root.raw),
+                spec,
+                folder,
+                workers=arguments.workers,
+                progress=not arguments.quiet,
+            )
         verdicts += verdicts_of(fingerprint)
     print(verdict_text(verdicts))
     return int(any(verdict.verdict == "refused" for verdict in verdicts))

@@ -7,7 +7,8 @@ Arrays are [D,H,W] = (z,y,x) in the file's own orientation; affines map the voxe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from preprocessing.errors import RawDataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice's first voxel, LPS+ mm
+DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
+IMAGE_KINDS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")  # storage classes (DICOM PS3.4, B.5)
+HEAD = 1024  # bytes of a DICOM file that hold its storage class
 UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
 
 
@@ -71,16 +75,26 @@ def dicom_files(folder: Path) -> list[str]:
 def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """A series; the step between slices is measured from their positions, so a tilted gantry is a sheared affine.
 
-    RawDataError where slices are missing or lie unevenly: no affine could place them.
+    RawDataError where a slice cannot be read, where slices are missing or lie unevenly: no affine could place them.
     """
     files = dicom_files(folder)
+    if damaged_file := unread_slice(folder, [Path(file) for file in files]):
+        raise RawDataError(
+            f"{damaged_file} cannot be read, although it lies among the slices of a series: copy it again, or take it "
+            "away if it is none."
+        )
     if len(files) == 1:
         return _from_itk(folder, lambda: sitk.ReadImage(files[0]))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     with _itk_silent():
-        array, affine = _from_itk(folder, reader.Execute)
+        try:
+            array, affine = _from_itk(folder, reader.Execute)
+        except RawDataError:
+            for file in files:  # the sentence is to name the one that the reader broke on
+                _from_itk(Path(file), lambda file=file: sitk.ReadImage(file))  # type: ignore[misc]
+            raise
     if all(reader.HasMetaDataKey(i, DICOM_POSITION) for i in range(len(files))):
         texts = [reader.GetMetaData(i, DICOM_POSITION).split("\\") for i in range(len(files))]
         steps = np.diff(np.array(texts, dtype=float), axis=0)
@@ -92,6 +106,41 @@ def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             )
         affine[:3, 2] = LPS_TO_RAS[:3, :3] @ steps.mean(axis=0)
     return array, affine
+
+
+def unread_slice(folder: Path, slices: Sequence[Path]) -> Path | None:
+    """The first file of a series' folder that should be a slice and is not among `slices`, those that can be read.
+
+    ITK leaves out what it cannot read: a damaged slice would be missing, and at the ends of the series nobody would
+    notice. A slice has their kind of name or of file; DICOM of another kind (a report, contours) may lie beside.
+    """
+    known = {path.name for path in slices}
+    patterns = {_numbers_apart(name) for name in known}
+    ours = _storage_class(slices[0])
+    for path in sorted(folder.iterdir()):
+        if path.name in known or path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+            continue
+        try:
+            with path.open("rb") as stream:
+                is_dicom = stream.read(132)[128:] == DICOM_MAGIC
+        except OSError:  # not ours to read
+            return path
+        named = path.suffix.lower() == ".dcm" or _numbers_apart(path.name) in patterns
+        if (is_dicom or named) and _storage_class(path) in (None, ours):
+            return path
+    return None
+
+
+def _numbers_apart(name: str) -> str:
+    """'IM0012' and 'IM0013' -> 'IM0': names that differ in their numbers alone are the same."""
+    return re.sub("[0-9]+", "0", name)
+
+
+def _storage_class(path: Path) -> bytes | None:
+    """What kind of DICOM a file says it is; None where its first bytes say nothing."""
+    with path.open("rb") as stream:
+        found = IMAGE_KINDS.search(stream.read(HEAD))
+    return found.group() if found else None
 
 
 def from_itk_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
-from preprocessing.errors import IrisError, PlanError, RawDataError, SpecError
+from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
 from preprocessing.files import append_log, save_json, text_digest
 from preprocessing.fingerprint import (
     LOG,
+    WAIT,
     CasePrint,
     CaseVerdict,
     Fingerprint,
@@ -25,6 +26,7 @@ from preprocessing.fingerprint import (
     verdict_text,
     verdicts_of,
 )
+from preprocessing.lock import only_run_in
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
@@ -68,8 +70,8 @@ def plan_and_preprocess(
 
     A refused case stops nothing, and neither does an unknown name or a dataset that cannot be done: the
     others are finished first, then the error is raised (all sentences, where there are several). PlanError
-    where a store of another plan is there and `overwrite` is not set. `report` gets the verdicts of each
-    dataset as it ends.
+    where a store of another plan is there and `overwrite` is not set, LockError where another run works on a
+    dataset. `report` gets the verdicts of each dataset as it ends.
     """
     verdicts: list[CaseVerdict] = []
     specs, unknown = known_specs(names, raw_root)
@@ -78,10 +80,13 @@ def plan_and_preprocess(
         raw, folder = spec.raw_folder(raw_root), preprocessed_root / spec.name
         mine: list[CaseVerdict] = []
         try:
-            fingerprint = fingerprint_dataset(raw, spec, folder, workers=workers, progress=progress)
-            mine = verdicts_of(fingerprint)
-            plan = settle_plan(folder, make_plan(fingerprint, spec, policy, crop), overwrite)
-            mine = fill_store(raw, folder, spec, fingerprint, plan, workers=workers, progress=progress)
+            with only_run_in(folder, WAIT):
+                fingerprint = fingerprint_dataset(raw, spec, folder, workers=workers, progress=progress)
+                mine = verdicts_of(fingerprint)
+                plan = settle_plan(folder, make_plan(fingerprint, spec, policy, crop), overwrite)
+                mine = fill_store(raw, folder, spec, fingerprint, plan, workers=workers, progress=progress)
+        except LockError as error:  # the log there is the other run's
+            failures.append(error)
         except (PlanError, RawDataError, SpecError) as error:
             failures.append(error)
             if folder.is_dir():

@@ -8,13 +8,14 @@ Sources are frozen, compare by value and travel between processes. Arrays are [D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.errors import RawDataError
-from preprocessing.volume import Volume, as_image, as_labels, read_raw
+from preprocessing.volume import CORNER_VOXELS, Volume, as_image, as_labels, corner_shift, read_raw
 
 
 class Source(ABC):
@@ -97,6 +98,46 @@ class FrameSource(Source):
 
     def __str__(self) -> str:
         return f"{self.path} (frame {self.frame})"
+
+
+@dataclass(frozen=True)
+class Copies(Source):
+    """What is there more than once under one name, say as .nii and as .nii.gz: usable where all hold the same.
+
+    `sources`: two or more, the first of which is read for all.
+    """
+
+    sources: tuple[Source, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for source in self.sources for path in source.files)
+
+    @property
+    def recipe(self) -> str:
+        return "copies " + "|".join(source.recipe for source in self.sources)
+
+    def read(self) -> Volume:
+        """The first, with a doubt that names the others. RawDataError where one differs or cannot be read."""
+        first = self.sources[0].read()
+        for source in self.sources[1:]:
+            other = source.read()
+            voxels, _ = corner_shift(first.shape, first.affine, other.affine)
+            if voxels > CORNER_VOXELS or not np.array_equal(first.array, other.array):
+                raise RawDataError(f"{one_name(self.files)} and differ: keep one.")
+        told = f"{one_name(self.files)} and hold the same voxels; the first is used"
+        return replace(first, doubts=(*first.doubts, told))
+
+
+def one_of(sources: Sequence[Source]) -> Source:
+    """The only one, or all of them as copies."""
+    return sources[0] if len(sources) == 1 else Copies(tuple(sources))
+
+
+def one_name(files: Sequence[Path]) -> str:
+    """How a message on copies begins: their names, with the folders where only these tell them apart."""
+    apart = len({path.name for path in files}) < len(files)
+    return " and ".join(str(path) if apart else path.name for path in files) + " go by one name"
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from conftest import TinyRaw
 
 from preprocessing.adapters import LAYOUTS, find_cases
 from preprocessing.errors import RawDataError, SpecError
+from preprocessing.fingerprint import measure_case
 from preprocessing.layouts import FORMS
 from preprocessing.source import FileSource
+from preprocessing.spec import parse_spec
+from preprocessing.volume import read_labels, read_volume, write_volume
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -52,10 +59,79 @@ def test_a_case_without_a_partner_is_listed(tmp_path: Path, tiny_raw: TinyRaw) -
     }
 
 
-def test_two_files_of_one_case_are_refused(tmp_path: Path, tiny_raw: TinyRaw) -> None:
-    touch(tmp_path, "imagesTr/s1_a.nii.gz", "imagesTr/s1_a.nii")
-    with pytest.raises(RawDataError, match=r"holds case 's1_a' twice, s1_a\.nii and s1_a\.nii\.gz: keep one"):
-        find_cases(tmp_path, tiny_raw.spec)
+def test_two_files_of_one_case_concern_this_case_alone(tmp_path: Path, tiny_raw: TinyRaw) -> None:
+    raw = shutil.copytree(tiny_raw.dataset, tmp_path / "tiny")
+    images, labels = raw / "imagesTr", raw / "labelsTr"
+    write_volume(images / "s1_a.nii", read_volume(images / "s1_a.nii.gz"))  # the same, not compressed
+    other = read_labels(labels / "s3_a.nii.gz")
+    write_volume(labels / "s3_a.nii", replace(other, array=other.array[::-1]))
+    moved = read_volume(images / "s4_a.nii.gz")
+    write_volume(images / "s4_a.nii", replace(moved, affine=moved.affine + 9 * np.eye(4, k=3)))
+    cases = find_cases(raw, tiny_raw.spec)
+    found = {case.id: measure_case(case, tiny_raw.spec) for case in cases}
+    assert {name: (each.verdict, each.why) for name, each in found.items()} == {
+        "s1_a": (
+            "ok",
+            "s1_a.nii and s1_a.nii.gz go by one name and hold the same voxels; the first is used",
+        ),
+        "s2_a": ("ok", ""),
+        "s2_b": ("ok", ""),
+        "s3_a": ("refused", "s3_a.nii and s3_a.nii.gz go by one name and differ: keep one."),
+        "s4_a": ("refused", "s4_a.nii and s4_a.nii.gz go by one name and differ: keep one."),
+    }
+    (images / "s1_a.nii").unlink()
+    (alone, *_) = find_cases(raw, tiny_raw.spec)
+    plain = measure_case(alone, tiny_raw.spec)
+    assert plain.content == found["s1_a"].content, "the voxels are those of the one file"
+    assert plain.digest != found["s1_a"].digest, "a copy taken away is noticed"
+
+
+FILES = """\
+name: made
+title: Made
+modality: MR
+role: upstream
+source: here
+licence: none
+"""
+PAIRS = "layout: files\nfiles: {image: 'images/{case}.nii*', labels: 'labels/{case}.nii*'}\nclasses: {a: 1}\n"
+MASKS = (
+    "layout: files\nfiles: {image: '{case}/i.nii.gz', labels: '{case}/{class}.nii*'}\nclasses: {a: 1, b: 2}\n"
+)
+MAPS = (
+    "layout: probability_maps\nclasses: {a: 1, b: 2}\n"
+    "files: {image: '{case}/i.nii.gz', maps: {a: '{case}/a.nii*', b: '{case}/b.nii*'}}\n"
+)
+FRAMES = (
+    "layout: frames\nclasses: {a: 1}\nfiles: {image: '{case}/i_{frame}.nii*', labels: '{case}/l_{frame}.nii*', "
+    "info: '{case}/info', frames: [ED], case: '{case}'}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "good", "bad", "why"),
+    [
+        (PAIRS, ["images/1.nii", "labels/1.nii"], "labels/2.nii.gz", "2.nii and 2.nii.gz go by one name and differ"),
+        (MASKS, ["1/i.nii.gz", "1/a.nii", "1/b.nii"], "2/b.nii.gz", "b.nii and b.nii.gz go by one name in the class b"),
+        (MAPS, ["1/i.nii.gz", "1/a.nii", "1/b.nii"], "2/a.nii.gz", "a.nii and a.nii.gz go by one name in the class a"),
+        (FRAMES, ["1/i_1.nii", "1/l_1.nii", "1/info"], "2/i_1.nii.gz", "i_1.nii and i_1.nii.gz go by one name and d"),
+    ],
+)  # fmt: skip
+def test_no_layout_is_refused_for_one_case_that_is_there_twice(
+    tmp_path: Path, layout: str, good: list[str], bad: str, why: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in [*good, *(name.replace("1", "2", 1) for name in good), bad]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("info"):
+            (tmp_path / name).write_text("ED: 1\n")
+            continue
+        array = rng.integers(0, 2, (4, 4, 4)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / name)
+    spec = parse_spec(FILES + layout, "made.yaml")
+    one, two = (measure_case(case, spec) for case in find_cases(tmp_path, spec))
+    assert one.accepted
+    assert two.verdict == "refused" and two.why.startswith(why) and two.why.endswith(": keep one.")
 
 
 def test_every_layout_has_an_adapter_and_a_form() -> None:

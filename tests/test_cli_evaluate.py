@@ -30,12 +30,12 @@ class Place:
         for strategy in ("one-shot", "bank"):
             self.predict("night", strategy, self.test)
 
-    def predict(self, run: str, strategy: str, cases: list[str]) -> Path:
+    def predict(self, run: str, strategy: str, cases: list[str], part: str = "test") -> Path:
         out = self.folder / "results" / run / "predictions" / "tiny" / strategy
         out.mkdir(parents=True)
         for case in cases:
             shutil.copy(self.labels / f"{case}.nii.gz", out)
-        made_from = {"dataset": "tiny", "split": "paper", "part": "test", "strategy": strategy}
+        made_from = {"dataset": "tiny", "split": "paper", "part": part, "strategy": strategy}
         (out / "predict.json").write_text(json.dumps({"schema_version": 1, "made_from": made_from}))
         (out / "classes.json").write_text(json.dumps(self.store.manifest.classes))
         return out
@@ -109,7 +109,7 @@ def test_missing_and_shifted_predictions_fail_the_command_but_not_the_others(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = list(place.store.manifest.splits["paper"]["train"])
-    out = place.predict("evening", "one-shot", cases)
+    out = place.predict("evening", "one-shot", cases, "train")
     gone, moved = cases[0], cases[1]
     (out / f"{gone}.nii.gz").unlink()
     labels = read_labels(out / f"{moved}.nii.gz")
@@ -173,6 +173,23 @@ def test_a_method_is_scored_on_its_split_alone(place: Place, capsys: pytest.Capt
     assert evaluate_main([*arguments, train]) == 1
     assert f"holds cases of paper/test alone, and of tiny it has no {train}" in capsys.readouterr().err
     assert evaluate_main([*arguments, place.test[0]]) == 0
+
+
+@pytest.mark.parametrize(
+    "place_named", [["-p", "night"], ["-p", "{masks}"], ["-p", "{masks}", "-o", "rows.csv"]]
+)
+def test_a_runs_row_takes_no_case_that_trained(
+    place: Place, place_named: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place.folder)
+    train = place.store.manifest.splits["paper"]["train"][0]
+    shutil.copy(place.labels / f"{train}.nii.gz", place.masks("bank"))
+    arguments = [each.replace("{masks}", str(place.masks("bank"))) for each in place_named]
+    assert evaluate_main([*arguments, "--cases", place.test[0], train]) == 1
+    says = f"A run's row holds cases of paper/test alone, and of tiny it has no {train}: name others with --cases."
+    assert says in capsys.readouterr().err
+    assert not place.rows("bank").exists() and not Path("rows.csv").exists()
+    assert evaluate_main([*arguments, "--cases", place.test[0]]) == 0
 
 
 def test_truth_by_a_datasets_name(place: Place) -> None:

@@ -36,7 +36,7 @@ def write_run(folder: Path, store: Store, seed: int, finished: str | None) -> No
     state = RunState(1, 1.0, seed, {"split": "paper"})
     save_checkpoint(folder / "checkpoint", model, memory, state, plans={"tiny": store.plan}, specs=specs)
     record = {"status": "finished", "finished": finished} if finished else {"status": "running"}
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps({"schema_version": 1, **record}))
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +348,23 @@ def test_runs_are_found_by_name_path_or_age(
         find_run(tmp_path, None)
 
 
+@pytest.mark.parametrize(
+    ("content", "version"),
+    [('{"schema_version": 2, "status": "finished", "finished": "2027"}', "2"), ("[1]", "None")],
+)
+def test_a_run_of_another_schema_version_is_told_and_left_out(
+    root: Path, tmp_path: Path, content: str, version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = shutil.copytree(root / "results", tmp_path / "results")
+    (results / "new" / "run.json").write_text(content)
+    assert find_run(results, None) == results / "old"
+    assert capsys.readouterr().out == (
+        f"Left out: {results / 'new' / 'run.json'} has schema version {version}, this version reads 1; name the run "
+        "with -m to use it all the same.\n"
+    )
+    assert find_run(results, "new") == results / "new"
+
+
 # --- references that cannot be used ------------------------------------------------------------------
 
 
@@ -368,6 +385,13 @@ def test_a_bad_reference_is_told_the_others_serve_and_the_command_fails(
     task = tmp_path / "x.task"
     assert encode_main(["-r", str(refs), "-o", str(task), "--root", str(root)]) == 1
     assert load_task(task).references == 1
+    (refs / "classes.json").rename(refs / "names.json")  # the values are then read from the good label files
+    nameless = tmp_path / "nameless.task"
+    assert encode_main(["-r", str(refs), "-o", str(nameless), "--root", str(root)]) == 1
+    assert "Reference 's4_a' is left out: " in (told := capsys.readouterr().err)
+    assert "1 of 2 references could not be used (s4_a), said why above" in told
+    assert load_task(nameless).class_names == ("label_1", "label_2", "label_5")
+    (refs / "names.json").rename(refs / "classes.json")
     (refs / "labels" / "s1_a.nii.gz").write_bytes(b"no scan either")
     assert encode_main(["-r", str(refs), "-o", str(tmp_path / "y.task"), "--root", str(root)]) == 1
     assert "At least one reference must be usable, and none of 2 is: 's1_a': " in capsys.readouterr().err

@@ -140,6 +140,15 @@ def test_several_endings_are_several_patterns(tmp_path: Path) -> None:
     assert found.labels == ("labels/{case}.nii.gz", "labels/{case}.nrrd")
 
 
+def test_a_copy_of_another_format_is_no_other_case(tmp_path: Path) -> None:
+    write(tmp_path, [f"images/{case}{E}" for case in "abc"] + [f"labels/{case}{E}" for case in "abc"])
+    write(tmp_path, ["images/b.nii", "labels/c.mha"])
+    found = discover_pairs(tmp_path)
+    assert found.images == ("images/{case}.nii", f"images/{{case}}{E}")
+    assert found.labels == ("labels/{case}.mha", f"labels/{{case}}{E}")
+    assert (found.cases, found.images_alone, found.labels_alone) == (3, 0, 0)
+
+
 def test_other_images_of_the_same_masks_are_told(tmp_path: Path) -> None:
     write(tmp_path, [f"B{i}/B{i}_{word}{E}" for i in P for word in ("t1", "t2", "flair", "seg")])
     found = discover_pairs(tmp_path)

@@ -158,9 +158,9 @@ def test_nothing_is_read_twice_unless_it_changed(
     read: list[str] = []
     real = module._measure_readable
 
-    def counted(case: Case, spec: DatasetSpec, digest: str) -> module.CasePrint:
+    def counted(case: Case, spec: DatasetSpec, digest: str, reference: bool) -> module.CasePrint:
         read.append(case.id)
-        return real(case, spec, digest)
+        return real(case, spec, digest, reference)
 
     monkeypatch.setattr(module, "_measure_readable", counted)
     assert fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False) == first
@@ -179,11 +179,11 @@ def test_a_broken_run_goes_on_where_it_stopped(
     )
     real, read = module._measure_readable, []
 
-    def breaking(case: Case, spec: DatasetSpec, digest: str) -> module.CasePrint:
+    def breaking(case: Case, spec: DatasetSpec, digest: str, reference: bool) -> module.CasePrint:
         read.append(case.id)
         if len(read) == 3:
             raise KeyboardInterrupt
-        return real(case, spec, digest)
+        return real(case, spec, digest, reference)
 
     monkeypatch.setattr(module, "_measure_readable", breaking)
     with pytest.raises(KeyboardInterrupt):

@@ -20,14 +20,17 @@ from iris_pipeline.references import (
     embed_draws,
     find_references,
     image_hash,
+    made_up_spec,
     plan_references,
     prepare_reference,
     reference_pair,
     reference_spec,
+    screen_references,
     stored_reference,
 )
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.fingerprint import measure_case
 from preprocessing.geometry import UPRIGHT, Reorientation
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.plan import Plan
@@ -150,6 +153,27 @@ def test_folders_that_hold_no_references(tmp_path: Path) -> None:
         find_references(tmp_path)
 
 
+def test_values_are_named_by_the_label_files_that_can_be_used(folder: Path) -> None:
+    save(folder / "images" / "three.nii.gz", IMAGE, AFFINE)
+    save(folder / "labels" / "three.nii.gz", LABELS.astype(np.int16) * 100, AFFINE)
+    (folder / "labels" / "one.nii.gz").write_bytes(b"no scan")
+    files = find_references(folder)
+    assert files.classes == {"label_2": 2} and [case.id for case in files.cases] == ["one", "three", "two"]
+    usable, refused = screen_references(files)
+    assert [case.id for case in usable.cases] == ["two"] and list(refused) == ["one", "three"]
+    assert "one.nii.gz cannot be read" in refused["one"]
+    assert "the classes of the references are 0 (background), 2 (label_2); correct the la" in refused["three"]
+    assert "specification" not in refused["three"], "nobody wrote one for these"
+    save(folder / "labels" / "one.nii.gz", LABELS * 0, AFFINE)
+    (empty, *_) = find_references(folder).cases
+    told = measure_case(empty, made_up_spec(files.classes, "MR"), reference=True).why
+    assert told == "no class of the references has a voxel"
+    (folder / "labels" / "two.nii.gz").write_bytes(b"no scan")
+    (folder / "labels" / "three.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(RawDataError, match=r"labels/three\.nii\.gz cannot be read"):
+        find_references(folder)
+
+
 def test_label_values_that_cannot_be(tmp_path: Path) -> None:
     image = save(tmp_path / "image.nii.gz", IMAGE, AFFINE)
     labels = save(tmp_path / "labels.nii.gz", LABELS.astype(np.int16) * 100, AFFINE)
@@ -188,7 +212,12 @@ def test_a_reference_that_cannot_be_used_is_named(folder: Path) -> None:
     with pytest.raises(ReferenceCaseError, match=r"Reference 'two' cannot be used: .*same grid"):
         reference_spec(files)
     save(folder / "labels" / "two.nii.gz", LABELS + 1, AFFINE)
-    with pytest.raises(ReferenceCaseError, match=r"Reference 'two' cannot be used: .*1, 3, 8"):
+    says = (
+        r"Reference 'two' cannot be used: \S+two\.nii\.gz holds unknown label values \(1, 3, 8\): the classes of the "
+        r"references are 0 \(background\), 2 \(label_2\), 7 \(label_7\); correct the label file or name its values "
+        r"\(1 to 255\) in their classes\.json\.$"
+    )
+    with pytest.raises(ReferenceCaseError, match=says):
         reference_spec(files)
     (folder / "images" / "one.nii.gz").unlink()
     with pytest.raises(ReferenceCaseError, match=r"Reference 'one' cannot be used: .*does not exist"):

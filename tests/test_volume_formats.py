@@ -5,13 +5,17 @@ Arrays are [D,H,W] = (z,y,x); affines map (x,y,z) to RAS+ mm.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from nifti_files import sentence
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, RLELossless
 from scans import affine_of, save
 
 from preprocessing.errors import RawDataError
@@ -103,6 +107,56 @@ def test_a_series_that_lacks_a_slice_is_refused(
         "export the whole series again."
     )
     assert capfd.readouterr().err == "", "ITK's own warning is printed too"
+
+
+BROKEN = {
+    "cut off": lambda content: content[:-500],
+    "header alone": lambda content: content[:400],
+    "empty": lambda content: b"",
+    "another thing": lambda content: b"<html>not found</html>",
+}
+
+
+@pytest.mark.parametrize("which", [2, 5])  # the last one leaves even steps behind
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_slice_that_cannot_be_read_is_named(tmp_path: Path, how: str, which: int) -> None:
+    files = write_dicom(tmp_path / "series", itk_image(numbers(6, 50, 40), AXIAL))
+    files[which].write_bytes(BROKEN[how](files[which].read_bytes()))
+    assert sentence(tmp_path / "series") == (
+        f"{files[which]} cannot be read, although it lies among the slices of a series: copy it again, or take it "
+        "away if it is none."
+    )
+
+
+def test_a_slice_whose_voxels_cannot_be_unpacked_is_named(tmp_path: Path) -> None:
+    files = write_dicom(tmp_path / "series", itk_image(numbers(6, 50, 40), AXIAL))
+    for path in files:
+        packed = pydicom.dcmread(path)
+        packed.compress(RLELossless)
+        packed.save_as(path)
+    assert read_volume(tmp_path / "series").shape == (6, 50, 40)
+    files[2].write_bytes(files[2].read_bytes()[:-3000] + bytes(3000))
+    assert re.fullmatch(
+        rf"{re.escape(str(files[2]))} cannot be read \(.*\): the file is damaged, copy it again\.",
+        sentence(tmp_path / "series"),
+    )
+
+
+def test_what_may_lie_beside_the_slices(tmp_path: Path) -> None:
+    """A report in DICOM, the folder's register, notes, hidden files: none of them is a slice."""
+    folder = tmp_path / "series"
+    write_dicom(folder, itk_image(numbers(6, 50, 40), AXIAL))
+    report = Dataset()
+    report.file_meta = FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = "1.2.7"
+    report.Modality, report.SeriesInstanceUID, report.StudyInstanceUID = "SR", "1.2.9", "1.2"
+    pydicom.dcmwrite(folder / "report.dcm", report, enforce_file_format=True)
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (folder / "notes.txt").write_text("arms up")
+    (folder / "._1.2.3_99.dcm").write_bytes(b"shadow")
+    assert read_volume(folder).shape == (6, 50, 40)
 
 
 def test_one_slice_is_a_scan(tmp_path: Path) -> None:

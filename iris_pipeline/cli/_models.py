@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, checkpoint_of, load_model
+from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
@@ -36,7 +36,8 @@ def shipped_model(name: str | None = None) -> Path | None:
 def newest_run(results: Path) -> Path:
     """The finished training run that ended last and whose model is there; CheckpointError if there is none.
 
-    A run whose tables alone were kept, as those that come with the repository, has no model.
+    A run whose tables alone were kept, as those that come with the repository, has no model. One whose run.json is
+    of another schema version is told and left out.
     """
     finished = []
     for path in results.glob("*/run.json"):
@@ -46,7 +47,13 @@ def newest_run(results: Path) -> Path:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if record.get("status") == "finished":
+        found = record.get("schema_version") if isinstance(record, dict) else None
+        if found != RUN_SCHEMA_VERSION:
+            print(
+                f"Left out: {path} has schema version {found}, this version reads {RUN_SCHEMA_VERSION}; "
+                "name the run with -m to use it all the same."
+            )
+        elif record.get("status") == "finished":
             finished.append((str(record.get("finished", "")), path.parent))
     if not finished:
         raise CheckpointError(

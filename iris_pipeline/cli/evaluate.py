@@ -131,18 +131,21 @@ def _evaluate_one(
     if arguments.split:
         origin = replace(origin, split=f"{arguments.split}/{arguments.part}")
     of_split = _split_cases(origin, root)
-    foreign = sorted(set(arguments.cases or ()) - set(of_split or ()))
-    if arguments.method and foreign:
-        raise EvaluationError(
-            f"A method's row holds cases of {origin.split} alone, and of {origin.dataset} it has no "
-            f"{', '.join(foreign[:5])}: name others with --cases, or leave --method out and give -g."
-        )
     wanted = arguments.cases or of_split
     if wanted is not None:
         absent = sorted(set(wanted) - {truth.id for truth in truths})
         if absent:
             raise EvaluationError(
                 f"There is no truth for {', '.join(absent)}: check --cases, --split and -g."
+            )
+        foreign = sorted(set(wanted) - set(of_split)) if of_split is not None else []
+        if foreign:  # a case that trained, in a row that says test
+            whose, remedy = (
+                ("A run", "") if not arguments.method else ("A method", ", or leave --method out and give -g")
+            )
+            raise EvaluationError(
+                f"{whose}'s row holds cases of {origin.split} alone, and of {origin.dataset} it has no "
+                f"{', '.join(foreign[:5])}: name others with --cases{remedy}."
             )
         truths = [truth for truth in truths if truth.id in wanted]
     evaluation = evaluate_folder(

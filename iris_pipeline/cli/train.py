@@ -17,6 +17,7 @@ from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train import train
 from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import CheckpointError, ModelError, StoreError
+from preprocessing.lock import only_run_in
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -230,6 +231,18 @@ def _command(arguments: argparse.Namespace) -> int:
         )
     default_name = f"{next(iter(stores)) if len(stores) == 1 else f'{len(stores)}_datasets'}"
     folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
+    with only_run_in(folder, "wait until it has ended, or give another --name"):
+        return _train(arguments, device, stores, folder, start)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    stores: dict[str, Store],
+    folder: Path,
+    start: Path | None,
+) -> int:
+    """The run in its folder, which is ours alone meanwhile."""
     settings = _settings(arguments, device)
     if arguments.resume and (folder / "checkpoint" / "state.json").exists():
         settings = TrainSettings.from_json(load_model(folder).state.settings)

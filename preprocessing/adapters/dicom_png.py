@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from preprocessing.adapters.base import Case
-from preprocessing.adapters.files import by_case, nothing_found, pair_up
+from preprocessing.adapters.files import file_sources, nothing_found, pair_up
 from preprocessing.layouts import SeriesFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import FileSource, Source
+from preprocessing.source import Source
 from preprocessing.source_kinds import PngStackSource
 from preprocessing.spec import DatasetSpec
 
@@ -30,7 +30,7 @@ def find_dicom_png_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
             matches = find(folder, [pattern], form.where)
             return [Match(match.path, {**match.names, "volume": name}) for match in matches]
 
-        images |= {case: FileSource(path) for case, path in by_case(named(volume.image), form.case).items()}
+        images |= file_sources(named(volume.image), form.case)
         for match in named(volume.masks):
             series = folder / fill(volume.masks_of or volume.image, match.names)
             labels[fill(form.case, match.names)] = PngStackSource(match.path, series, greys)

@@ -17,7 +17,7 @@ from preprocessing.errors import RawDataError
 from preprocessing.layouts import PairFiles
 from preprocessing.masks import MaskFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import FileSource, Source, Unreadable
+from preprocessing.source import FileSource, Source, Unreadable, one_name, one_of
 from preprocessing.spec import DatasetSpec
 
 _DATE = re.compile(r"(\d{2})-(\d{2})-(\d{4})")
@@ -26,7 +26,7 @@ _DATE = re.compile(r"(\d{2})-(\d{2})-(\d{4})")
 def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """Layout `files`: one image file and one label file a case.
 
-    RawDataError where there is no image, or two files for one case.
+    RawDataError where there is no image.
     """
     form = spec.raw_files
     assert isinstance(form, PairFiles)
@@ -41,10 +41,10 @@ def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     if not images:
         raise nothing_found(folder, spec, form.image)
     cases = pair_up(
-        {case: FileSource(path) for case, path in by_case(images, form.case).items()},
+        file_sources(images, form.case),
         _mask_files(labels, form.case, spec)
         if "{class}" in form.labels[0]
-        else {case: FileSource(path) for case, path in by_case(labels, form.case).items()},
+        else file_sources(labels, form.case),
         spec,
     )
     if form.subject is None:
@@ -64,18 +64,27 @@ def _one_role_each(images: list[Match], labels: list[Match]) -> tuple[list[Match
 
 
 def _mask_files(labels: list[Match], template: str, spec: DatasetSpec) -> dict[str, Source]:
-    """Case id -> its mask files, in the order of the classes."""
+    """Case id -> its mask files, in the order of the classes; a class with two files makes its case unreadable."""
     of_class: dict[str, list[Match]] = defaultdict(list)
     for match in labels:
         of_class[match.names["class"]].append(match)
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    found: dict[str, dict[str, list[Path]]] = defaultdict(dict)
     for name in spec.classes:
-        for case, path in by_case(of_class[name], template).items():
-            found[case][name] = path
+        for case, paths in by_case(of_class[name], template).items():
+            found[case][name] = paths
     return {
-        case: MaskFiles(tuple((spec.classes[name], path) for name, path in files.items()))
+        case: one_file_each(files)
+        or MaskFiles(tuple((spec.classes[name], paths[0]) for name, paths in files.items()))
         for case, files in found.items()
     }
+
+
+def one_file_each(files: Mapping[str, list[Path]]) -> Unreadable | None:
+    """None, or what becomes of a case in which a class (name -> its files) has more than one file."""
+    twice = next(((name, paths) for name, paths in files.items() if len(paths) > 1), None)
+    if twice is None:
+        return None
+    return Unreadable(f"{one_name(twice[1])} in the class {twice[0]}: keep one.")
 
 
 def pair_up(images: Mapping[str, Source], labels: Mapping[str, Source], spec: DatasetSpec) -> list[Case]:
@@ -93,16 +102,22 @@ def pair_up(images: Mapping[str, Source], labels: Mapping[str, Source], spec: Da
     return cases
 
 
-def by_case(matches: Iterable[Match], template: str) -> dict[str, Path]:
-    """Case id -> its file. RawDataError for two files of one case."""
-    found: dict[str, Path] = {}
+def by_case(matches: Iterable[Match], template: str) -> dict[str, list[Path]]:
+    """Case id -> its file; several where it is there more than once."""
+    found: dict[str, list[Path]] = defaultdict(list)
     for match in matches:
-        case_id = fill(template, match.names)
-        if found.setdefault(case_id, match.path) != match.path:
-            raise RawDataError(
-                f"Case '{case_id}' is there twice, {found[case_id]} and {match.path}: keep one."
-            )
-    return found
+        paths = found[fill(template, match.names)]
+        if match.path not in paths:  # several patterns may fit one file
+            paths.append(match.path)
+    return dict(found)
+
+
+def file_sources(matches: Iterable[Match], template: str) -> dict[str, Source]:
+    """Case id -> its file as a source, or its copies."""
+    return {
+        case: one_of([FileSource(path) for path in paths])
+        for case, paths in by_case(matches, template).items()
+    }
 
 
 def nothing_found(folder: Path, spec: DatasetSpec, patterns: Iterable[str]) -> RawDataError:

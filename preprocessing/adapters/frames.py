@@ -14,7 +14,7 @@ from preprocessing.adapters.files import nothing_found, pair_up
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import FrameFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import FileSource, FrameSource, Source, Unreadable
+from preprocessing.source import FileSource, FrameSource, Source, Unreadable, one_of
 from preprocessing.spec import DatasetSpec
 
 FRAME = "frame"
@@ -61,14 +61,14 @@ def _case_id(form: FrameFiles, names: Mapping[str, str], phase: str, number: int
     return fill(form.case, {**names, "phase": phase, FRAME: f"{number:02d}"})
 
 
-def _by_subject(matches: Iterable[Match]) -> dict[tuple[tuple[str, str], ...], dict[int | None, Path]]:
-    """Named parts without {frame} -> frame number (None: a 4D file) -> file."""
-    found: dict[tuple[tuple[str, str], ...], dict[int | None, Path]] = {}
+def _by_subject(matches: Iterable[Match]) -> dict[tuple[tuple[str, str], ...], dict[int | None, list[Path]]]:
+    """Named parts without {frame} -> frame number (None: a 4D file) -> file; several where it is there twice."""
+    found: dict[tuple[tuple[str, str], ...], dict[int | None, list[Path]]] = {}
     for match in matches:
         number = int(match.names[FRAME]) if match.names.get(FRAME, "").isdecimal() else None
-        frames = found.setdefault(_key(match), {})
-        if frames.setdefault(number, match.path) != match.path:
-            raise RawDataError(f"One image is there twice, {frames[number]} and {match.path}: keep one.")
+        paths = found.setdefault(_key(match), {}).setdefault(number, [])
+        if match.path not in paths:  # several patterns may fit one file
+            paths.append(match.path)
     return found
 
 
@@ -77,11 +77,11 @@ def _key(match: Match) -> tuple[tuple[str, str], ...]:
 
 
 def _source(
-    files: Mapping[int | None, Path], number: int, first: int, labelled: bool = False
+    files: Mapping[int | None, list[Path]], number: int, first: int, labelled: bool = False
 ) -> Source | None:
     if None in files:
-        return FrameSource(files[None], number - first, labelled)
-    return FileSource(files[number]) if number in files else None
+        return one_of([FrameSource(path, number - first, labelled) for path in files[None]])
+    return one_of([FileSource(path) for path in files[number]]) if number in files else None
 
 
 def _row(

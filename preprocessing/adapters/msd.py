@@ -11,7 +11,7 @@ from pathlib import Path
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import FolderFiles
-from preprocessing.source import FileSource
+from preprocessing.source import FileSource, Source, one_of
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -37,19 +37,19 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
             id=case_id,
             subject=spec.subject_of(case_id),
             # A label without an image names the file that should be there, and is then refused by name.
-            image=FileSource(images.get(case_id, raw / IMAGES / f"{case_id}.nii.gz")),
-            labels=FileSource(labels[case_id]) if case_id in labels else None,
+            image=images.get(case_id, FileSource(raw / IMAGES / f"{case_id}.nii.gz")),
+            labels=labels.get(case_id),
             modality=spec.modality,
         )
         for case_id in sorted(images.keys() | labels.keys())
     ]
 
 
-def _by_id(folder: Path, channel: int | None = None) -> dict[str, Path]:
-    """Case id -> file; of `channel`, if given, whose number the names end in."""
+def _by_id(folder: Path, channel: int | None = None) -> dict[str, Source]:
+    """Case id -> its file, or its copies; of `channel`, if given, whose number the names end in."""
     if not folder.is_dir():
         return {}
-    found: dict[str, Path] = {}
+    found: dict[str, list[Source]] = {}
     for path in sorted(folder.iterdir()):
         # "._x.nii.gz" are resource forks of macOS inside many public archives.
         if path.name.startswith(".") or not is_image_path(path):
@@ -60,9 +60,5 @@ def _by_id(folder: Path, channel: int | None = None) -> dict[str, Path]:
             if not whole.endswith(ending):
                 continue
             case_id = whole.removesuffix(ending)
-        if case_id in found:
-            raise RawDataError(
-                f"{folder} holds case '{case_id}' twice, {found[case_id].name} and {path.name}: keep one."
-            )
-        found[case_id] = path
-    return found
+        found.setdefault(case_id, []).append(FileSource(path))
+    return {case_id: one_of(sources) for case_id, sources in found.items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from preprocessing.adapters.base import Case
-from preprocessing.adapters.files import by_case, nothing_found, pair_up
+from preprocessing.adapters.files import by_case, file_sources, nothing_found, one_file_each, pair_up
 from preprocessing.layouts import MapFiles
 from preprocessing.patterns import find
-from preprocessing.source import FileSource, Source, Unreadable
+from preprocessing.source import Source, Unreadable
 from preprocessing.source_kinds import ArgmaxSource
 from preprocessing.spec import DatasetSpec
 
@@ -21,7 +21,7 @@ def find_probability_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     form = spec.raw_files
     assert isinstance(form, MapFiles)
     folder = spec.settled_folder(raw)
-    images = by_case(find(folder, form.image, form.where), form.case)
+    images = file_sources(find(folder, form.image, form.where), form.case)
     if not images:
         raise nothing_found(folder, spec, form.image)
     maps = {name: by_case(find(folder, each, form.where), form.case) for name, each in form.maps.items()}
@@ -33,6 +33,7 @@ def find_probability_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
                 f"Case {case_id} lacks the probability map of {', '.join(missing)}: all {len(maps)} are needed."
             )
         else:
-            ordered = sorted((spec.classes[name], found[case_id]) for name, found in maps.items())
-            labels[case_id] = ArgmaxSource(tuple(ordered), form.above)
-    return pair_up({case: FileSource(path) for case, path in images.items()}, labels, spec)
+            ordered = sorted((spec.classes[name], found[case_id][0]) for name, found in maps.items())
+            twice = one_file_each({name: found[case_id] for name, found in maps.items()})
+            labels[case_id] = twice or ArgmaxSource(tuple(ordered), form.above)
+    return pair_up(images, labels, spec)
