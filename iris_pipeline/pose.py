@@ -42,8 +42,9 @@ NAMES = {"auto": SEARCH, "upright": UPRIGHT}
 class PoseSettings:
     """references: how many take part, of as many subjects as there are. judges: crops at half the resolution on which
     every pose is tried; the `finalists` best and the upright one then have `final_judges` at the whole one. gain: the
-    share of the upright pose's loss by which another one must be better at both. A pose that the model knows shows
-    itself at both (hearts: by 0.13 to 0.45); where it knows none, one of them differs by chance (lungs, see LOG.md).
+    share of the upright pose's loss by which another one must be better at the whole resolution, being better at half of
+    it, too. A pose that the model knows shows itself (hearts: 0.21 to 0.45); where it knows none, one of the two
+    resolutions may prefer some pose by chance, and not both (lungs: up to 0.05; LOG.md).
     """
 
     references: int = 3
@@ -120,8 +121,9 @@ def find_pose(
     judged = losses(finalists, references, plan, settings.final_judges)
     # What one resolution takes for the best by chance is seldom so for the other: both must say so.
     losses_of = {axes: (tried[POSES.index(axes)], loss) for axes, loss in zip(finalists, judged, strict=True)}
-    limits = [(1 - settings.gain) * loss for loss in losses_of[UPRIGHT]]
-    better = [axes for axes in finalists if losses_of[axes][0] < limits[0] and losses_of[axes][1] < limits[1]]
+    coarse, whole = losses_of[UPRIGHT]
+    limits = coarse, (1 - settings.gain) * whole
+    better = [axes for axes in finalists if all(x < y for x, y in zip(losses_of[axes], limits, strict=True))]
     return min(better, key=lambda axes: sum(losses_of[axes]), default=UPRIGHT)
 
 
