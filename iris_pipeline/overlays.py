@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.errors import EvaluationError
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
 matplotlib.use("Agg")

@@ -26,7 +26,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, one_shot
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
-from preprocessing.geometry import AS_IT_IS, UPRIGHT, Pose, Reorientation, parse_axes
+from preprocessing.orientation import AS_IT_IS, UPRIGHT, Pose, Reorientation, parse_axes
 from preprocessing.plan import Plan
 
 POSES = tuple(
@@ -42,8 +42,8 @@ NAMES = {"auto": SEARCH, "upright": UPRIGHT}
 class PoseSettings:
     """references: how many take part, of as many subjects as there are. judges: crops at half the resolution on which
     every pose is tried; the `finalists` best and the upright one then have `final_judges` at the whole one. gain: the
-    share of the upright pose's loss by which another one must be better at the whole resolution, being better at half of
-    it, too. A pose that the model knows shows itself (hearts: 0.21 to 0.45); where it knows none, one of the two
+    share of the upright pose's loss by which another one must be better at the whole resolution, being better at half
+    of it, too. A pose that the model knows shows itself (hearts: 0.21 to 0.45); where it knows none, one of the two
     resolutions may prefer some pose by chance, and not both (lungs: up to 0.05; LOG.md).
     """
 
@@ -121,8 +121,8 @@ def find_pose(
     judged = losses(finalists, references, plan, settings.final_judges)
     # What one resolution takes for the best by chance is seldom so for the other: both must say so.
     losses_of = {axes: (tried[POSES.index(axes)], loss) for axes, loss in zip(finalists, judged, strict=True)}
-    coarse, whole = losses_of[UPRIGHT]
-    limits = coarse, (1 - settings.gain) * whole
+    halfway, whole = losses_of[UPRIGHT]
+    limits = halfway, (1 - settings.gain) * whole
     better = [axes for axes in finalists if all(x < y for x, y in zip(losses_of[axes], limits, strict=True))]
     return min(better, key=lambda axes: sum(losses_of[axes]), default=UPRIGHT)
 

@@ -21,7 +21,7 @@ from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
 from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
 THRESHOLD = 0.5

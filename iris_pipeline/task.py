@@ -22,8 +22,8 @@ from torch import Tensor
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
 from preprocessing.errors import TaskError
-from preprocessing.geometry import RAS, Pose
 from preprocessing.normalise import Normalisation
+from preprocessing.orientation import RAS, Pose
 
 SCHEMA_VERSION = 4  # 2: references per class, records of tuning; 3: tokens of the wide view; 4: pose
 _METADATA_KEY = (

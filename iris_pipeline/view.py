@@ -31,7 +31,7 @@ from iris_pipeline.tables import EVALUATION, read_rows
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import BrowserError, EvaluationError, SpecError
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.paths import Root
 from preprocessing.source import FileSource, Source
 from preprocessing.volume import Volume, case_id_of

@@ -16,8 +16,9 @@ import nibabel as nib
 import numpy as np
 
 from preprocessing.errors import GridMismatchError, LabelValueError
-from preprocessing.geometry import RAS, GridTrace, Pose, Resampling
+from preprocessing.geometry import GridTrace, Resampling
 from preprocessing.normalise import Normalisation, normalise
+from preprocessing.orientation import RAS, Pose
 from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift
 
 EQUAL_MM = 1e-3  # headers hold float32: what is nearer than this is the same

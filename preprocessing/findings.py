@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.errors import LabelValueError, RawDataError
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
 SMALLEST_MM, LARGEST_MM = (

@@ -23,9 +23,9 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LabelValueError, RawDataError
 from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
-from preprocessing.geometry import Reorientation
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
+from preprocessing.orientation import Reorientation
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
 from preprocessing.source import Source

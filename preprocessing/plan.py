@@ -18,9 +18,9 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import PlanError
 from preprocessing.files import append_log, load_json, save_json, text_digest
 from preprocessing.fingerprint import LOG, CasePrint, Fingerprint, load_fingerprint
-from preprocessing.geometry import RAS, Pose
 from preprocessing.normalise import Normalisation
 from preprocessing.options import add_plan_options, add_store_options, ending
+from preprocessing.orientation import RAS, Pose
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.splits import subjects_of_test

@@ -22,7 +22,7 @@ from preprocessing.findings import (
     side_pairs,
     skew,
 )
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume
 

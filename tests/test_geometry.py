@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from itertools import product
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -15,15 +16,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from preprocessing import geometry
-from preprocessing.geometry import (
-    CropPad,
-    Reorientation,
-    Resampling,
-    cubic_matrix,
-    linear_matrix,
-    smoothing_matrix,
-)
+from preprocessing import geometry, orientation
+from preprocessing.geometry import CropPad, Resampling, cubic_matrix, linear_matrix, smoothing_matrix
+from preprocessing.orientation import Reorientation
 
 # Reorientation
 
@@ -281,6 +276,7 @@ def test_a_crop_of_another_shape_is_refused() -> None:
         crop.undo(np.zeros((2, 2, 2)))
 
 
-def test_the_legend_of_the_module_is_true() -> None:
-    assert doctest.testmod(geometry).attempted >= 4
-    assert doctest.testmod(geometry).failed == 0
+@pytest.mark.parametrize(("module", "examples"), [(geometry, 2), (orientation, 4)])
+def test_the_legends_of_the_modules_are_true(module: ModuleType, examples: int) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted >= examples and result.failed == 0

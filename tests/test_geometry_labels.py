@@ -8,11 +8,8 @@ from grids import SHAPES, blobs, oblique, one_hot_argmax, sampled, small_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.geometry import (
-    GridTrace,
-    Reorientation,
-    Resampling,
-)
+from preprocessing.geometry import GridTrace, Resampling
+from preprocessing.orientation import Reorientation
 
 TRACE_SHAPES = [
     ((6, 9, 8), (9, 5, 8)),

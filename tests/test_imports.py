@@ -36,6 +36,7 @@ ORDER = (
     "preprocessing.source",
     "preprocessing.class_names",
     "preprocessing.source_kinds",
+    "preprocessing.orientation",
     "preprocessing.geometry",
     "preprocessing.mending",
     "preprocessing.normalise",

@@ -24,7 +24,7 @@ from iris_pipeline.overlays import (
     view_case,
 )
 from preprocessing.errors import EvaluationError
-from preprocessing.geometry import Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
 SPACING = (4.0, 1.0, 2.0)  # (z,y,x)

@@ -22,7 +22,7 @@ from iris_pipeline.references import measure_references, plan_references
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
-from preprocessing.geometry import UPRIGHT
+from preprocessing.orientation import UPRIGHT
 from preprocessing.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import Volume

@@ -31,8 +31,8 @@ from iris_pipeline.references import (
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
 from preprocessing.fingerprint import measure_case
-from preprocessing.geometry import UPRIGHT, Reorientation
 from preprocessing.normalise import Normalisation, normalise
+from preprocessing.orientation import UPRIGHT, Reorientation
 from preprocessing.plan import Plan
 from preprocessing.source import FileSource
 from preprocessing.store import Store

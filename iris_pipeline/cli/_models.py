@@ -20,7 +20,7 @@ from iris_pipeline.references import ReferenceFiles, find_references, reference_
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError
-from preprocessing.geometry import UPRIGHT
+from preprocessing.orientation import UPRIGHT
 from preprocessing.paths import Root
 from preprocessing.spec import Modality
 
