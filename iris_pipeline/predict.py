@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,13 +255,14 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
     return values | {
         "normalisation": task.normalisation.model_dump(mode="json"),
         "tuned": [record.model_dump(mode="json") for record in task.tuned],
+        "pose": asdict(task.pose),
     }
 
 
 def digest(task: TaskEmbedding) -> str:
-    """16 hex digits over names, tokens, grid and intensities of a task, and which classes are one piece."""
+    """16 hex digits over names, tokens, grid, pose and intensities of a task, and which classes are one piece."""
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
-    text += f" {task.one_piece()}"
+    text += f" {task.one_piece()} {task.pose}"
     summed = hashlib.sha256(text.encode())
     for level in (*task.tokens, *task.wide_tokens):
         summed.update(level.float().cpu().contiguous().numpy().tobytes())
