@@ -61,14 +61,30 @@ def draw_example(
     )
 
 
-def tokens_loss(model: Iris, tokens: Sequence[Tensor], example: Example, options: InferenceOptions) -> Tensor:
-    """The training loss of a task's tokens on an example; its gradient reaches the tokens, not the encoder."""
+def encode_example(model: Iris, example: Example, options: InferenceOptions) -> tuple[Tensor, ...]:
+    """The features of an example's image, level by level; no gradient reaches the encoder."""
+    kind = torch.device(options.device).type
+    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+        return model.encode_image(example.image)
+
+
+def features_loss(
+    model: Iris,
+    tokens: Sequence[Tensor],
+    features: Sequence[Tensor],
+    example: Example,
+    options: InferenceOptions,
+) -> Tensor:
+    """The training loss of a task's tokens on an example whose image is encoded; its gradient reaches the tokens."""
     kind = torch.device(options.device).type
     with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
-        with torch.no_grad():
-            features = model.encode_image(example.image)
-        logits = model.segment_from_features(features, tuple(tokens))
+        logits = model.segment_from_features(tuple(features), tuple(tokens))
     return episode_loss(logits, example.masks, example.valid).total
+
+
+def tokens_loss(model: Iris, tokens: Sequence[Tensor], example: Example, options: InferenceOptions) -> Tensor:
+    """The training loss of a task's tokens on an example; its gradient reaches the tokens, not the encoder."""
+    return features_loss(model, tokens, encode_example(model, example, options), example, options)
 
 
 def crop_start(

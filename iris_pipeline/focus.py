@@ -35,8 +35,7 @@ def look_first(
     That is where the task has no tokens for the wide view, where a window shows most of the image anyhow, and where a
     class was not found.
     """
-    large = image.size >= WORTH * np.prod(task.patch_size)
-    if options.one_pass or not task.wide_tokens or not large:
+    if options.one_pass or not task.wide_tokens or not shows_less(task, image.shape):
         return None
     halved = halve_image(image)
     wide = wide_task(task, halved.shape)
@@ -56,6 +55,11 @@ def look_first(
             return None
         boxes.append(grown(box, image.shape))
     return Focus(tuple(boxes))
+
+
+def shows_less(task: TaskEmbedding, shape: tuple[int, ...]) -> bool:
+    """Whether a window at the task's resolution shows so little of an image [D,H,W] that a wide view is worth it."""
+    return bool(np.prod(shape) >= WORTH * np.prod(task.patch_size))
 
 
 def wide_task(task: TaskEmbedding, shape: tuple[int, ...]) -> TaskEmbedding:

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, tokens_loss
-from iris_pipeline.halved import STRIDE, halve_image, halve_labels, window_edges
+from iris_pipeline.halved import STRIDE, window_edges
 from iris_pipeline.pool import EmbeddingCache, content_key
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, one_shot
+from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, halved_reference, one_shot
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import AS_IT_IS, UPRIGHT, Pose, Reorientation, parse_axes
@@ -113,7 +113,7 @@ def find_pose(
         with tqdm(poses, desc=title, unit="pose", leave=False, disable=not progress) as bar:
             return [_loss(loaded, among, at, axes, options, settings.seed, judges) for axes in bar]
 
-    halved = [_halved(reference) for reference in references]
+    halved = [halved_reference(reference) for reference in references]
     coarse = plan.model_copy(update={"patch_size": _halved_patch(plan.patch_size)})
     tried = losses(POSES, halved, coarse, settings.judges)
     best = [POSES[number] for number in np.argsort(tried, kind="stable")[: settings.finalists]]
@@ -169,13 +169,6 @@ def _of_different_subjects(references: Sequence[PreparedReference], count: int) 
     first_ones = list(firsts.values())
     rest = [reference for reference in references if not any(reference is one for one in first_ones)]
     return [*first_ones, *rest][:count]
-
-
-def _halved(reference: PreparedReference) -> PreparedReference:
-    values = list(reference.classes.values())
-    return replace(
-        reference, image=halve_image(reference.image), labels=halve_labels(reference.labels, values)
-    )
 
 
 def _halved_patch(patch: tuple[int, int, int]) -> tuple[int, int, int]:

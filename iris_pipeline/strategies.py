@@ -155,13 +155,16 @@ def _encode_wide(
     autocast: bool,
 ) -> TaskTokens:
     """The same at half the resolution, where no class vanishes (`halve_labels`)."""
-    values = [reference.classes[name] for name in boxes]
-    halved = replace(
-        reference, image=halve_image(reference.image), labels=halve_labels(reference.labels, values)
-    )
+    halved = halved_reference(reference)
     found = class_boxes(halved)
     edges = window_edges(patch, halved.image.shape)
     return _encode(model, halved, {name: found[name] for name in boxes}, edges, device, autocast)
+
+
+def halved_reference(reference: PreparedReference) -> PreparedReference:
+    """A reference at half its resolution, each class of it still there."""
+    labels = halve_labels(reference.labels, list(reference.classes.values()))
+    return replace(reference, image=halve_image(reference.image), labels=labels)
 
 
 def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:

@@ -25,21 +25,27 @@ from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
 
-SCHEMA_VERSION = 4  # 2: references per class, records of tuning; 3: tokens of the wide view; 4: pose
+SCHEMA_VERSION = 5
+"""2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view"""
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
 
 
+View = Literal["whole resolution", "half the resolution"]
+
+
 class Tuned(BaseModel):
     """How in-context tuning made a task's tokens from its references.
 
+    view: the tokens it speaks of, `tokens` or `wide_tokens` of the task.
     steps: gradient steps kept, 0 where none helped. loss_before, loss: at the untuned and at the kept tokens,
     on what `judged_by` names: the reference held out from the tuning, or augmented copies of the only one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    view: View
     steps: int
     learning_rate: float
     seed: int

@@ -2,7 +2,8 @@
 
 Arrays are [D,H,W] = (z,y,x), prepared at the task's grid; K classes. Nothing here can see a query: the functions
 take references only. Steps are counted on a reference that is held out, where references of two subjects or more
-are there, and then taken again from the mean of all of them; with one subject augmented copies judge.
+are there, and then taken again from the mean of all of them; with one subject augmented copies judge. The tokens of the
+wide view (`focus.py`), which say where a second look is worth it, go the same way on the references at half resolution.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.examples import Example, draw_example, tokens_loss
+from iris_pipeline.examples import Example, draw_example, encode_example, features_loss, tokens_loss
+from iris_pipeline.focus import shows_less, wide_task
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble
-from iris_pipeline.task import TaskEmbedding, Tuned
+from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
+from iris_pipeline.task import TaskEmbedding, Tuned, View
 from preprocessing.errors import TaskError
 
 TRAIN_STREAM, JUDGE_STREAM = 0, 1
+Judge = tuple[Example, Sequence[Tensor]]
+"""A crop with the features of its image, which no step changes."""
 
 
 @dataclass(frozen=True)
@@ -68,32 +72,18 @@ def tune(
             f"Tuning needs references and the task of each; got {len(references)} and {len(tasks)} tasks."
         )
     whole = ensemble(tasks)
-    tutor = _Tutor(loaded, whole, options, settings)
     judge = held_out_subject([r.subject or r.id for r in references], [t.class_names for t in tasks])
-    if judge is None:
-        examples = tutor.judging(references, augmented=True)
-        kept, steps, before, after = tutor.descend(whole, references, examples, settings.steps, progress)
-    else:
-        others = [i for i, r in enumerate(references) if (r.subject or r.id) != judge]
-        held = [r for r in references if (r.subject or r.id) == judge]
-        begin = ensemble([tasks[i] for i in others])
-        missing = [name for name in whole.class_names if name not in begin.class_names]
-        if missing:  # no other reference shows them: they are tuned with the rest, but cannot be judged
-            begin = ensemble([begin, whole.select(missing)]).select(whole.class_names)
-        examples = tutor.judging(held, augmented=False)
-        _, steps, before, after = tutor.descend(
-            begin, [references[i] for i in others], examples, settings.steps, progress
-        )
-        kept = tutor.descend(whole, references, [], steps, progress)[0]
-    record = Tuned(
-        steps=steps,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        loss_before=before,
-        loss=after,
-        judged_by="augmented reference" if judge is None else "held-out reference",
-    )
-    return replace(whole, tokens=kept, made_by="tuning", tuned=(record,))
+    tutor = _Tutor(loaded, whole, options, settings, "whole resolution")
+    tokens, record = tutor.teach(references, tasks, judge, progress)
+    task = replace(whole, tokens=tokens, made_by="tuning", tuned=(record,))
+    if not whole.wide_tokens or not any(shows_less(whole, r.image.shape) for r in references):
+        return task  # nobody would look through them
+    halved = [halved_reference(reference) for reference in references]
+    z, y, x = (max(edges) for edges in zip(*(r.image.shape for r in halved), strict=True))
+    views = [wide_task(each, (z, y, x)) for each in tasks]
+    tutor = _Tutor(loaded, wide_task(whole, (z, y, x)), options, settings, "half the resolution")
+    wide, record = tutor.teach(halved, views, judge, progress)
+    return replace(task, wide_tokens=wide, tuned=(*task.tuned, record))
 
 
 def held_out_subject(subjects: Sequence[str], classes: Sequence[Sequence[str]]) -> str | None:
@@ -118,14 +108,53 @@ class _Tutor:
     task: TaskEmbedding
     options: InferenceOptions
     settings: TuningSettings
+    view: View = "whole resolution"
 
-    def judging(self, references: Sequence[PreparedReference], augmented: bool) -> list[Example]:
-        """Crops that stay the same from look to look."""
-        streams = [(self.settings.seed, JUDGE_STREAM, i) for i in range(self.settings.judges)]
-        return [
-            self.example(references[i % len(references)], np.random.default_rng(stream), augmented)
-            for i, stream in enumerate(streams)
-        ]
+    def teach(
+        self,
+        references: Sequence[PreparedReference],
+        tasks: Sequence[TaskEmbedding],
+        judge: str | None,
+        progress: bool,
+    ) -> tuple[tuple[Tensor, ...], Tuned]:
+        """The tuned tokens of one view and their record. judge: the subject held out while steps are counted; None:
+        augmented crops judge.
+        """
+        whole, steps = self.task, self.settings.steps
+        if judge is None:
+            judges = self.judging(references, augmented=True)
+            kept, steps, before, after = self.descend(whole, references, judges, steps, progress)
+        else:
+            others = [i for i, r in enumerate(references) if (r.subject or r.id) != judge]
+            held = [r for r in references if (r.subject or r.id) == judge]
+            begin = ensemble([tasks[i] for i in others])
+            missing = [name for name in whole.class_names if name not in begin.class_names]
+            if missing:  # no other reference shows them: they are tuned with the rest, but cannot be judged
+                begin = ensemble([begin, whole.select(missing)]).select(whole.class_names)
+            judges = self.judging(held, augmented=False)
+            _, steps, before, after = self.descend(
+                begin, [references[i] for i in others], judges, steps, progress
+            )
+            kept = self.descend(whole, references, [], steps, progress)[0]
+        record = Tuned(
+            view=self.view,
+            steps=steps,
+            learning_rate=self.settings.learning_rate,
+            seed=self.settings.seed,
+            loss_before=before,
+            loss=after,
+            judged_by="augmented reference" if judge is None else "held-out reference",
+        )
+        return kept, record
+
+    def judging(self, references: Sequence[PreparedReference], augmented: bool) -> list[Judge]:
+        """Crops that stay the same from look to look, and so do their features."""
+        judges: list[Judge] = []
+        for number in range(self.settings.judges):
+            rng = np.random.default_rng((self.settings.seed, JUDGE_STREAM, number))
+            example = self.example(references[number % len(references)], rng, augmented)
+            judges.append((example, encode_example(self.loaded.model, example, self.options)))
+        return judges
 
     def example(self, reference: PreparedReference, rng: np.random.Generator, augmented: bool) -> Example:
         """A crop round a random class of the reference, or (ANYWHERE) from anywhere in it."""
@@ -142,7 +171,7 @@ class _Tutor:
         self,
         start: TaskEmbedding,
         references: Sequence[PreparedReference],
-        judges: Sequence[Example],
+        judges: Sequence[Judge],
         steps: int,
         progress: bool,
     ) -> tuple[tuple[Tensor, ...], int, float, float]:
@@ -158,7 +187,11 @@ class _Tutor:
         with (
             _frozen(self.loaded.model),
             tqdm(
-                total=steps, desc="Tuning", unit="step", leave=False, disable=not progress or steps == 0
+                total=steps,
+                desc=f"Tuning at {self.view}",
+                unit="step",
+                leave=False,
+                disable=not progress or steps == 0,
             ) as bar,
         ):
             for step in range(steps):
@@ -167,29 +200,31 @@ class _Tutor:
                     number = step * settings.crops + crop
                     rng = np.random.default_rng((settings.seed, TRAIN_STREAM, number))
                     example = self.example(references[number % len(references)], rng, augmented=True)
-                    (self._loss_of(tokens, example) / settings.crops).backward()
+                    loss = tokens_loss(self.loaded.model, tokens, example, self.options)
+                    (loss / settings.crops).backward()
                 optimiser.step()
                 bar.update()
                 if judges and ((step + 1) % settings.check_every == 0 or step + 1 == steps):
-                    loss = self.loss(tokens, judges)
-                    bar.set_postfix_str(f"judged loss {before:.3f} -> {loss:.3f}")
+                    judged = self.loss(tokens, judges)
+                    bar.set_postfix_str(f"judged loss {before:.3f} -> {judged:.3f}")
                     looks += 1
-                    if loss < lowest:
-                        best, best_step, lowest, looks = _copy(tokens), step + 1, loss, 0
+                    if judged < lowest:
+                        best, best_step, lowest, looks = _copy(tokens), step + 1, judged, 0
                     if looks >= settings.patience:
                         break
         if not judges:
             return _copy(tokens), steps, before, before
         return best, best_step, before, lowest
 
-    def loss(self, tokens: Sequence[Tensor], examples: Sequence[Example]) -> float:
-        """Mean loss over examples; NaN without any."""
-        with torch.no_grad():
-            losses = [float(self._loss_of(tokens, example)) for example in examples]
+    def loss(self, tokens: Sequence[Tensor], judges: Sequence[Judge]) -> float:
+        """Mean loss over the judging crops; NaN without any."""
+        model, options = self.loaded.model, self.options
+        with torch.inference_mode():
+            losses = [
+                float(features_loss(model, tokens, features, example, options))
+                for example, features in judges
+            ]
         return float(np.mean(losses)) if losses else float("nan")
-
-    def _loss_of(self, tokens: Sequence[Tensor], example: Example) -> Tensor:
-        return tokens_loss(self.loaded.model, tokens, example, self.options)
 
 
 @contextmanager

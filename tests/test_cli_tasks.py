@@ -65,7 +65,7 @@ def test_a_tuned_task_is_stored_listed_and_used(
     file = tmp_path / "tuned.task"
     arguments = ["-r", str(refs), "-o", str(file), "--root", str(root), "--strategy", "tuning"]
     assert encode_main([*arguments, "--steps", "3", "--learning-rate", "0.03"]) == 0
-    assert "Tuned: 3 steps at 0.03, loss " in capsys.readouterr().out
+    assert "Tuned: at whole resolution, 3 steps of 0.03, loss " in capsys.readouterr().out
     task = load_task(file)
     assert task.made_by == "tuning" and task.tuned[0].steps == 3
     assert task.tuned[0].loss < task.tuned[0].loss_before
@@ -73,7 +73,10 @@ def test_a_tuned_task_is_stored_listed_and_used(
     said = capsys.readouterr().out
     assert "left, right, core from 2 references at " in said and ", tuning, model " in said
     assert "    1  left: 2 references\n" in said and "    5  core: 1 reference\n" in said
-    assert "  tuned: 3 steps at 0.03, loss " in said and " on the held-out reference\n" in said
+    assert (
+        "  tuned: at whole resolution, 3 steps of 0.03, loss " in said
+        and " on the held-out reference\n" in said
+    )
     predict = ["-t", str(file), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
     assert predict_main(predict) == 0
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape

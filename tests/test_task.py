@@ -107,8 +107,8 @@ def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
 
 
 def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
-    rewrite(tmp_path / "x.task", task, schema_version=5, a_key_of_tomorrow=1)
-    with pytest.raises(TaskError, match=r"reads task files of schema 4; .*x\.task is of schema 5"):
+    rewrite(tmp_path / "x.task", task, schema_version=6, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 5; .*x\.task is of schema 6"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
@@ -175,7 +175,13 @@ def test_a_tuned_task_comes_back(tmp_path: Path, task: TaskEmbedding) -> None:
 
 def record(steps: int) -> Tuned:
     return Tuned(
-        steps=steps, learning_rate=0.01, seed=0, loss_before=0.5, loss=0.25, judged_by="held-out reference"
+        view="whole resolution",
+        steps=steps,
+        learning_rate=0.01,
+        seed=0,
+        loss_before=0.5,
+        loss=0.25,
+        judged_by="held-out reference",
     )
 
 

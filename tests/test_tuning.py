@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from blobs import CLASSES, PLAN, blob_reference
+from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
 from iris_pipeline import tuning
 from iris_pipeline.examples import crop_start
+from iris_pipeline.focus import wide_task
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.pool import embed
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, held_out_subject, tune
 from preprocessing.errors import TaskError
@@ -69,6 +70,36 @@ def test_one_reference_is_judged_by_augmented_copies() -> None:
     )
 
 
+def large_reference(seed: int) -> PreparedReference:
+    """Both blobs in a volume that holds sixteen patches."""
+    image, labels = draw_blobs(seed, (96, 64, 64))
+    return blob_reference(seed, image=image, labels=labels)
+
+
+def test_the_wide_view_is_tuned_where_somebody_looks_through_it() -> None:
+    loaded = tiny_model()
+    loaded.knows_wide_view = True
+    references = [large_reference(seed) for seed in (1, 2)]
+    tasks = [embed(loaded, reference, PLAN).task for reference in references]
+    task, untuned = tune(loaded, references, tasks, settings=QUICK), ensemble(tasks)
+    assert [record.view for record in task.tuned] == ["whole resolution", "half the resolution"]
+    assert all(record.loss < record.loss_before - 0.01 for record in task.tuned)
+    for reference in map(halved_reference, [*references, large_reference(7)]):
+        views = [wide_task(each, reference.image.shape) for each in (task, untuned)]
+        after, before = (loss_on(loaded, each, reference) for each in views)
+        assert after < before - 0.01
+    # the whole view does not hang on the other one
+    narrow = tune(loaded, references, [replace(each, wide_tokens=()) for each in tasks], settings=QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(task.tokens, narrow.tokens, strict=True))
+    assert len(narrow.tuned) == 1 and narrow.wide_tokens == ()
+    # a reference that a window shows as a whole: its wide tokens stay
+    small = [blob_reference(seed) for seed in (1, 2)]
+    tasks = [embed(loaded, reference, PLAN).task for reference in small]
+    kept = tune(loaded, small, tasks, settings=QUICK)
+    assert len(kept.tuned) == 1 and kept.wide_tokens
+    assert all(torch.equal(a, b) for a, b in zip(kept.wide_tokens, ensemble(tasks).wide_tokens, strict=True))
+
+
 def test_equal_references_and_seed_give_equal_tokens() -> None:
     loaded, references = tiny_model(), [blob_reference(1)]
     tasks, short = tasks_of(loaded, references), replace(QUICK, steps=4, judges=1)
@@ -106,7 +137,9 @@ def test_tuning_stops_and_goes_back_when_the_judged_loss_falls_no_more(
     loaded.model.encoded.clear()
     with_losses(monkeypatch, [0.9, 0.8, 0.7, 0.75, 0.7])
     task = tune(loaded, [reference], tasks, settings=settings)
-    assert len(loaded.model.encoded) == 8, "two looks without a better loss end it, two steps each"
+    assert len(loaded.model.encoded) == settings.judges + 8, (
+        "two looks without a better loss end it, two steps each"
+    )
     assert (task.tuned[0].steps, task.tuned[0].loss_before, task.tuned[0].loss) == (4, 0.9, 0.7)
     assert all(torch.equal(a, b) for a, b in zip(task.tokens, kept, strict=True))
 

@@ -227,8 +227,8 @@ def tell_task(task: TaskEmbedding, arguments: argparse.Namespace, classes: Itera
 
 def tuned_text(record: Tuned) -> str:
     return (
-        f"{record.steps} steps at {record.learning_rate:g}, loss {record.loss_before:.3f} -> {record.loss:.3f} on "
-        f"the {record.judged_by}"
+        f"at {record.view}, {record.steps} steps of {record.learning_rate:g}, loss {record.loss_before:.3f} -> "
+        f"{record.loss:.3f} on the {record.judged_by}"
     )
 
 
