@@ -10,8 +10,9 @@ query is turned alike, in the frame of the first reference. The paper knows no s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import permutations, product
 
 import numpy as np
@@ -24,6 +25,7 @@ from iris_pipeline.halved import STRIDE, window_edges
 from iris_pipeline.pool import EmbeddingCache, content_key
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, halved_reference, one_shot
+from iris_pipeline.synthetic import Orientation
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import AS_IT_IS, UPRIGHT, Pose, Reorientation, parse_axes
@@ -40,14 +42,17 @@ NAMES = {"auto": SEARCH, "upright": UPRIGHT}
 
 @dataclass(frozen=True)
 class PoseSettings:
-    """references: how many take part, of as many subjects as there are. judges: crops at half the resolution on which
-    every pose is tried; the `finalists` best and the upright one then have `final_judges` at the whole one. gain: the
-    share of the upright pose's loss by which another one must be better at the whole resolution, being better at half
-    of it, too. A pose that the model knows shows itself (hearts: 0.21 to 0.45); where it knows none, one of the two
-    resolutions may prefer some pose by chance, and not both (lungs: up to 0.05; LOG.md).
+    """references: how many take part, of as many subjects as there are. Crops at half the resolution judge: every pose
+    by the `first_judges` of them, the `rivals` best and the upright one by all `judges`; the `finalists` best of these
+    and the upright one then have `final_judges` at the whole one. gain: the share of the upright pose's loss by which
+    another one must be better at the whole resolution, being better at half of it, too. A pose that the model knows
+    shows itself (hearts: 0.21 to 0.45); where it knows none, one of the two resolutions may prefer some pose by chance,
+    and not both (lungs: up to 0.05; LOG.md).
     """
 
     references: int = 3
+    first_judges: int = 2
+    rivals: int = 16
     judges: int = 4
     finalists: int = 6
     final_judges: int = 6
@@ -98,33 +103,40 @@ def find_pose(
     plan: Plan,
     options: InferenceOptions | None = None,
     settings: PoseSettings | None = None,
+    *,
+    cache: EmbeddingCache | None = None,
     progress: bool = False,
 ) -> str:
     """The axes in which the model segments the references best; UPRIGHT unless another is far better.
 
     references: prepared upright, at `plan`, each with a class or more. ReferenceCaseError where one shows none.
+    cache: keeps what a reference becomes in each pose, for other sets of which it is one.
     """
     options, settings = options or InferenceOptions(), settings or PoseSettings()
+    cache = cache if cache is not None else EmbeddingCache()
 
-    def losses(
-        poses: Sequence[str], among: Sequence[PreparedReference], at: Plan, judges: int
-    ) -> list[float]:
-        title = f"{len(poses)} poses on {judges} crops"
-        with tqdm(poses, desc=title, unit="pose", leave=False, disable=not progress) as bar:
-            return [_loss(loaded, among, at, axes, options, settings.seed, judges) for axes in bar]
+    def trial(among: Sequence[PreparedReference], at: Plan) -> _Trial:
+        return _Trial(loaded, among, at, options, settings.seed, cache.turned, progress)
 
     halved = [halved_reference(reference) for reference in references]
-    coarse = plan.model_copy(update={"patch_size": _halved_patch(plan.patch_size)})
-    tried = losses(POSES, halved, coarse, settings.judges)
-    best = [POSES[number] for number in np.argsort(tried, kind="stable")[: settings.finalists]]
-    finalists = list(dict.fromkeys([UPRIGHT, *best]))
-    judged = losses(finalists, references, plan, settings.final_judges)
+    coarse = trial(halved, plan.model_copy(update={"patch_size": _halved_patch(plan.patch_size)}))
+    first = coarse.losses(POSES, range(settings.first_judges))
+    rivals = _best(first, settings.rivals)
+    second = coarse.losses(rivals, range(settings.first_judges, settings.judges))
+    tried = {axes: (first[axes] + second[axes]) / settings.judges for axes in rivals}
+    finalists = _best(tried, settings.finalists)
+    judged = trial(references, plan).losses(finalists, range(settings.final_judges))
     # What one resolution takes for the best by chance is seldom so for the other: both must say so.
-    losses_of = {axes: (tried[POSES.index(axes)], loss) for axes, loss in zip(finalists, judged, strict=True)}
+    losses_of = {axes: (tried[axes], judged[axes] / settings.final_judges) for axes in finalists}
     halfway, whole = losses_of[UPRIGHT]
     limits = halfway, (1 - settings.gain) * whole
     better = [axes for axes in finalists if all(x < y for x, y in zip(losses_of[axes], limits, strict=True))]
     return min(better, key=lambda axes: sum(losses_of[axes]), default=UPRIGHT)
+
+
+def _best(losses: Mapping[str, float], count: int) -> list[str]:
+    """The upright pose and the `count` of least loss, the earlier of equal ones."""
+    return list(dict.fromkeys([UPRIGHT, *sorted(losses, key=losses.__getitem__)[:count]]))
 
 
 def settle_pose(
@@ -148,27 +160,34 @@ def settle_pose(
         return turned_plan(plan, wanted)
     plan = in_frame_of(plan, affine)
     settings, options = PoseSettings(), options or InferenceOptions()
-    prepare = prepare_at(plan)
-    prepared = [prepare(name) for name in names]
-    references = _of_different_subjects([r for r in prepared if class_boxes(r)], settings.references)
+    references = _of_different_subjects(map(prepare_at(plan), names), settings.references)
     if not references:
         return plan
-    poses = cache.poses if cache is not None else {}
+    cache = cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
     key = content_key(loaded.model_hash, options.autocast, plan, *content)
-    if key not in poses:
-        poses[key] = find_pose(loaded, references, plan, options, settings, progress)
-    return turned_plan(plan, poses[key])
+    if key not in cache.poses:
+        cache.poses[key] = find_pose(
+            loaded, references, plan, options, settings, cache=cache, progress=progress
+        )
+    return turned_plan(plan, cache.poses[key])
 
 
-def _of_different_subjects(references: Sequence[PreparedReference], count: int) -> list[PreparedReference]:
-    """`count` of them, one a subject before any second one."""
+def _of_different_subjects(references: Iterable[PreparedReference], count: int) -> list[PreparedReference]:
+    """`count` that show a class, one a subject before any second one; no more are read than that takes."""
     firsts: dict[str, PreparedReference] = {}
+    rest = []
     for reference in references:
-        firsts.setdefault(reference.subject or reference.id, reference)
-    first_ones = list(firsts.values())
-    rest = [reference for reference in references if not any(reference is one for one in first_ones)]
-    return [*first_ones, *rest][:count]
+        subject = reference.subject or reference.id
+        if not class_boxes(reference):
+            continue
+        if subject in firsts:
+            rest.append(reference)
+        else:
+            firsts[subject] = reference
+        if len(firsts) == count:
+            break
+    return [*firsts.values(), *rest][:count]
 
 
 def _halved_patch(patch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -177,46 +196,65 @@ def _halved_patch(patch: tuple[int, int, int]) -> tuple[int, int, int]:
     return window_edges((z, y, x), (z, y, x))
 
 
-def _loss(
-    loaded: LoadedModel,
-    upright: Sequence[PreparedReference],
-    plan: Plan,
-    axes: str,
-    options: InferenceOptions,
-    seed: int,
-    judges: int,
-) -> float:
-    """Mean loss over the judging crops in one pose."""
-    turned = turned_plan(plan, axes)
-    references = [turned_reference(reference, axes) for reference in upright]
-    tasks = [
-        one_shot(
-            loaded.model,
-            reference,
-            turned,
-            model_hash=loaded.model_hash,
-            device=options.device,
-            autocast=options.autocast,
-        )
-        for reference in references
-    ]
-    found = []
-    for number in range(judges):
-        which = number % len(references)
-        task, alone = _teachers(tasks, references, which)
-        # Drawn upright and then turned, so that every pose is asked for the very same crops.
-        example = draw_example(
-            upright[which],
-            task.class_names,
-            plan.patch_size,
-            np.random.default_rng((seed, number)),
-            augmented=alone,
-            anywhere=0.0,
-            device=options.device,
-        )
-        with torch.inference_mode():
-            found.append(float(tokens_loss(loaded.model, task.tokens, _turned(example, axes), options)))
-    return float(np.mean(found))
+@dataclass(frozen=True)
+class _Trial:
+    """Poses on trial at one resolution: upright references at a plan. kept: tasks by content, filled as they come."""
+
+    loaded: LoadedModel
+    upright: Sequence[PreparedReference]
+    plan: Plan
+    options: InferenceOptions
+    seed: int
+    kept: dict[str, TaskEmbedding]
+    progress: bool
+
+    def losses(self, poses: Iterable[str], numbers: Sequence[int]) -> dict[str, float]:
+        """The sum of each pose's loss over the judging crops of these numbers."""
+        poses = list(poses)
+        title = f"{len(poses)} poses on {len(numbers)} crops"
+        with tqdm(poses, desc=title, unit="pose", leave=False, disable=not self.progress) as bar:
+            return {axes: self._loss(axes, numbers) for axes in bar}
+
+    def _loss(self, axes: str, numbers: Sequence[int]) -> float:
+        tasks = [self._task(number, axes) for number in range(len(self.upright))]
+        total = 0.0
+        for number in numbers:
+            which = number % len(self.upright)
+            task, alone = _teachers(tasks, self.upright, which)
+            # Drawn upright and then turned, so that every pose is asked for the very same crops.
+            example = draw_example(
+                self.upright[which],
+                task.class_names,
+                self.plan.patch_size,
+                np.random.default_rng((self.seed, number)),
+                augmented=alone,
+                anywhere=0.0,
+                device=self.options.device,
+            )
+            with torch.inference_mode():
+                total += float(
+                    tokens_loss(self.loaded.model, task.tokens, _turned(example, axes), self.options)
+                )
+        return total
+
+    def _task(self, which: int, axes: str) -> TaskEmbedding:
+        """The task of one reference in a pose."""
+        plan = turned_plan(self.plan, axes)
+        key = content_key(self.loaded.model_hash, self.options.autocast, plan, self._content[which])
+        if key not in self.kept:
+            self.kept[key] = one_shot(
+                self.loaded.model,
+                turned_reference(self.upright[which], axes),
+                plan,
+                model_hash=self.loaded.model_hash,
+                device=self.options.device,
+                autocast=self.options.autocast,
+            )
+        return self.kept[key]
+
+    @cached_property
+    def _content(self) -> list[str]:
+        return [content_key(r.image, r.labels, sorted(r.classes.items())) for r in self.upright]
 
 
 def _teachers(
@@ -238,10 +276,6 @@ def _teachers(
 
 def _turned(example: Example, axes: str) -> Example:
     turn = parse_axes(axes)
-    order = [axis + 2 for axis, _ in turn]
-    flipped = [number + 2 for number, (_, flip) in enumerate(turn) if flip]
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.permute(0, 1, *order).flip(flipped).contiguous()
-
-    return Example(moved(example.image), moved(example.masks), example.valid)
+    flipped = tuple(number for number, (_, flip) in enumerate(turn) if flip)
+    orientation = Orientation((turn[0][0], turn[1][0], turn[2][0]), flipped)
+    return Example(orientation.apply(example.image), orientation.apply(example.masks), example.valid)

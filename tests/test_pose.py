@@ -31,7 +31,7 @@ from preprocessing.errors import PredictionError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import UPRIGHT, Pose, Reorientation
 
-QUICK = PoseSettings(judges=2, finalists=4, final_judges=2)
+QUICK = PoseSettings(first_judges=1, rivals=8, judges=2, finalists=4, final_judges=2)
 
 
 class TowardFirstAxis(torch.nn.Module):
@@ -171,6 +171,50 @@ def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPa
         settle_pose(loaded, plan(), "IPR", ["a"], lambda _: prepare.__getitem__, np.eye(4)).pose.axes == "IPR"
     )
     assert calls == [1]
+
+
+class Counting(TowardFirstAxis):
+    """Counts the references that it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded = 0
+
+    def encode_task(self, image: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        self.encoded += 1
+        return super().encode_task(image, masks)
+
+
+def test_a_reference_is_encoded_once_a_pose_however_many_sets_it_is_in() -> None:
+    a, b, c = (half_filled(2, True, name) for name in "abc")
+    b, c = (replace(r, image=r.image + number) for number, r in enumerate((b, c), 1))
+    model, cache = Counting(), EmbeddingCache()
+    assert find_pose(loaded_with(model), [a, b], plan(), settings=QUICK, cache=cache)[0] == "R"
+    whole = model.encoded - 2 * len(POSES)
+    assert 2 <= whole <= 2 * (1 + QUICK.finalists), (
+        "all poses at half the resolution, finalists at the whole one"
+    )
+    before = model.encoded
+    assert find_pose(loaded_with(model), [a, b], plan(), settings=QUICK, cache=cache)[0] == "R"
+    assert model.encoded == before
+    assert find_pose(loaded_with(model), [b, c], plan(), settings=QUICK, cache=cache)[0] == "R"
+    assert model.encoded - before <= len(POSES) + 1 + QUICK.finalists + 1
+    alone = Counting()
+    find_pose(loaded_with(alone), [b, c], plan(), settings=QUICK)
+    assert alone.encoded >= 2 * len(POSES)
+
+
+def test_no_more_references_are_read_than_take_part() -> None:
+    read: list[str] = []
+    subjects = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d"}
+
+    def prepare(name: str) -> PreparedReference:
+        read.append(name)
+        return half_filled(0, True, subjects[name])
+
+    loaded = loaded_with(TowardFirstAxis())
+    settle_pose(loaded, plan(), "auto", list(subjects), lambda _: prepare, np.eye(4))
+    assert read == ["a1", "a2", "b", "c"]
 
 
 @pytest.mark.parametrize("order", ["RAS", "PSR"])
