@@ -44,7 +44,8 @@ from preprocessing.volume import Volume
 DEFAULT_REFERENCES = 5
 REFERENCES = "references.json"
 TaskOf = Callable[[InputCase, Volume], TaskEmbedding]
-Note = Callable[[str, Sequence[Draw]], None]
+Note = Callable[[str, Sequence[Draw], str], None]
+"""takes a query, the references that were drawn for it, and the axes of the pose in which it was shown"""
 """Is told the references of each query."""
 
 
@@ -103,9 +104,9 @@ def predict_split(
     cases: the dataset's raw cases (`find_cases`). The bank needs no reference, one-shot draws one, every other
     strategy as many as the experiment says, by its seed; never one of the query's subject. For a held-out
     dataset the plan, too, is made from the drawn references alone. OUT/references.json says which references each
-    query had. cache: keeps embedded references over several calls. A query without reference or raw file is a
-    verdict. StoreError if there is no such split, if the store's plan is not the model's, or if the model was trained
-    on cases that are to be segmented.
+    query had, and in which pose it was shown. cache: keeps embedded references over several calls. A query without
+    reference or raw file is a verdict. StoreError if there is no such split, if the store's plan is not the model's,
+    or if the model was trained on cases that are to be segmented.
     """
     options, experiment = options or InferenceOptions(), experiment or Experiment()
     wanted = split_cases(loaded, store, split, part)
@@ -153,12 +154,13 @@ def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float
 
 
 def note_references(out: Path) -> Note:
-    """Keeps OUT/references.json: query -> {reference: its classes}."""
+    """Keeps OUT/references.json: query -> its references, each with its classes, and its pose."""
 
-    def note(case_id: str, draws: Sequence[Draw]) -> None:
+    def note(case_id: str, draws: Sequence[Draw], pose: str) -> None:
         path = out / REFERENCES
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_json(path, known | {case_id: {draw.id: list(draw.classes) for draw in draws}})
+        shown = {draw.id: list(draw.classes) for draw in draws}
+        write_json(path, known | {case_id: {"references": shown, "pose": pose}})
 
     return note
 
@@ -336,8 +338,9 @@ def _drawn_tasks(
             raise ReferenceCaseError(f"A reference is never its own query; '{case.id}' was drawn for itself.")
         if draws not in made:
             made[draws] = make(draws)
+        task = made[draws](image)
         if note is not None:
-            note(case.id, draws)
-        return made[draws](image)
+            note(case.id, draws, task.pose.axes)
+        return task
 
     return task_of

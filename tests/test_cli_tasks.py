@@ -147,7 +147,9 @@ def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, s
     assert settings.get("steps") == (2 if strategy == "tuning" else None)
     used = json.loads((out / "references.json").read_text(encoding="utf-8"))
     subjects = {entry.id: entry.subject for entry in tiny_store.manifest.cases}
-    for query, drawn in used.items():
+    for query, given in used.items():
+        drawn = given["references"]
+        assert given["pose"] == "SAR", "datasets that the model was trained on are not searched"
         assert set(drawn) <= set(parts["train"]) and len(drawn) >= min(2, len(parts["train"]))
         assert subjects[query] not in {subjects[name] for name in drawn}
 

@@ -108,7 +108,8 @@ def test_one_shot_from_the_train_part(
     assert made_from["model"] == loaded.model_hash and made_from["weighting"] == "gaussian"
     references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
     assert sorted(references) == parts["test"]
-    assert all(set(used) <= set(parts["train"]) and used for used in references.values())
+    used = [given["references"] for given in references.values()]
+    assert all(set(each) <= set(parts["train"]) and each for each in used)
     # the reference's masks that the model saw are those of one train case
     seen = loaded.model.masks[0][0].sum((1, 2, 3)).tolist()
     train = [[int((tiny_store.labels(i) == v).sum()) for v in (1, 2, 5)] for i in parts["train"]]
@@ -169,8 +170,9 @@ def test_a_held_out_dataset_lends_other_subjects(
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts], floor=0.7)
     references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
     assert sorted(references) == [case.id for case in cases]
-    for query, used in references.items():
-        assert used and not any(name.startswith(query[:2]) for name in used)
+    for query, given in references.items():
+        assert given["references"] and not any(name.startswith(query[:2]) for name in given["references"])
+        assert given["pose"] == "SAR"
 
 
 def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
