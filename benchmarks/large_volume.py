@@ -29,7 +29,8 @@ from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.sliding_window import segment_volume
-from iris_pipeline.task import TaskEmbedding, load_task, save_task
+from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.task_file import load_task, save_task
 from preprocessing.case import preprocess_case
 from preprocessing.normalise import Normalisation
 from preprocessing.volume import Volume, read_volume, write_volume

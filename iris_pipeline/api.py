@@ -24,7 +24,8 @@ from iris_pipeline.predict import InferenceOptions, predict_case
 from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.task import TaskEmbedding, load_task, merge, save_task
+from iris_pipeline.task import TaskEmbedding, merge
+from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError

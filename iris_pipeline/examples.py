@@ -19,6 +19,7 @@ from iris_pipeline.losses import episode_loss
 from iris_pipeline.model import Iris
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import Box, PreparedReference, class_boxes
+from iris_pipeline.voxel_head import VoxelHead
 
 ANYWHERE = 0.25  # share of crops that lie anywhere in the volume, to learn what is no object
 
@@ -74,11 +75,14 @@ def features_loss(
     features: Sequence[Tensor],
     example: Example,
     options: InferenceOptions,
+    head: VoxelHead | None = None,
 ) -> Tensor:
-    """The training loss of a task's tokens on an example whose image is encoded; its gradient reaches the tokens."""
+    """The training loss of a task on an example whose image is encoded; its gradient reaches tokens and head."""
     kind = torch.device(options.device).type
     with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
         logits = model.segment_from_features(tuple(features), tuple(tokens))
+    if head is not None:
+        logits = head(example.image, logits)
     return episode_loss(logits, example.masks, example.valid).total
 
 

@@ -69,6 +69,7 @@ def wide_task(task: TaskEmbedding, shape: tuple[int, ...]) -> TaskEmbedding:
         task,
         tokens=task.wide_tokens,
         wide_tokens=(),
+        head=None,  # fitted at the whole resolution, and for its tokens
         spacing_mm=(z, y, x),
         patch_size=window_edges(task.patch_size, shape),
     )

@@ -249,10 +249,14 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
         )
 
 
+_TENSORS = ("tokens", "wide_tokens", "head")
+
+
 def describe(task: TaskEmbedding) -> dict[str, Any]:
     """A task without its tokens, fit for JSON."""
-    values = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("tokens", "wide_tokens")}
+    values = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in _TENSORS}
     return values | {
+        "refined": task.head is not None,
         "normalisation": task.normalisation.model_dump(mode="json"),
         "tuned": [record.model_dump(mode="json") for record in task.tuned],
         "pose": asdict(task.pose),
@@ -260,10 +264,10 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
 
 
 def digest(task: TaskEmbedding) -> str:
-    """16 hex digits over names, tokens, grid, pose and intensities of a task, and which classes are one piece."""
+    """16 hex digits over names, tokens, head, grid, pose and intensities of a task, and which classes are one piece."""
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
     text += f" {task.one_piece()} {task.pose}"
     summed = hashlib.sha256(text.encode())
-    for level in (*task.tokens, *task.wide_tokens):
+    for level in (*task.tokens, *task.wide_tokens, *(task.head.parts if task.head is not None else ())):
         summed.update(level.float().cpu().contiguous().numpy().tobytes())
     return summed.hexdigest()[:16]

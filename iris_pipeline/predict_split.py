@@ -20,7 +20,7 @@ from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import SEARCH, settle_pose
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
-from iris_pipeline.query_tasks import STRATEGIES, TaskForQuery, task_for_query
+from iris_pipeline.query_tasks import DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Candidate,
     Draw,
@@ -78,8 +78,9 @@ class Experiment:
         said["pose"] = self.pose
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
-        if self.strategy == "tuning":
-            said["settings"] = asdict(self.tuning)
+        if self.strategy in DESCENDING:
+            settings = replace(self.tuning, refine=self.strategy == "refining")
+            said["settings"] = asdict(replace(settings, steps=settings.most_steps))
         return said
 
 

@@ -25,9 +25,11 @@ from preprocessing.errors import PredictionError
 from preprocessing.spec import Modality
 from preprocessing.volume import Volume
 
-ONE_TASK = ("one-shot", "ensemble", "tuning")
+ONE_TASK = ("one-shot", "ensemble", "tuning", "refining")
+DESCENDING = ("tuning", "refining")
+"""go downhill on their references' loss (`tuning.py`)"""
 PER_QUERY = ("image-retrieval", "object-retrieval")
-REFERENCE_STRATEGIES = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", "tuning")
+REFERENCE_STRATEGIES = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", *DESCENDING)
 STRATEGIES = (*REFERENCE_STRATEGIES, "bank")
 TaskForQuery = Callable[[Volume], TaskEmbedding]
 
@@ -52,7 +54,8 @@ def pooled_task(
             f"One task for all queries is made by {', '.join(ONE_TASK)}; got {strategy!r}: retrieval makes one "
             "for each query, use it in iris_predict."
         )
-    if strategy == "tuning":
+    if strategy in DESCENDING:
+        tuning = replace(tuning or TuningSettings(), refine=strategy == "refining")
         shown = [_shown(prepare(reference.id), reference.task) for reference in pool]
         task = tune(loaded, shown, [reference.task for reference in pool], options, tuning, progress)
     else:

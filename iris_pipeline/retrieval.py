@@ -124,6 +124,7 @@ def retrieve_classes(
         start,
         tokens=_weighted(start, tasks, weights, lambda each: each.tokens),
         wide_tokens=_weighted(start, tasks, weights, lambda each: each.wide_tokens) if wide else (),
+        head=None,  # it was fitted for other tokens
     )
     used = {choice.id for chosen in choices.values() for choice in chosen}
     return _of_pool(task, pool, len(used) or start.references, "object-retrieval"), choices

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import ModelError
 
 Weighting = Literal["gaussian", "uniform"]
@@ -168,6 +169,7 @@ def segment_slabs(
         for n, w, s in zip(padded.shape, window, starts, strict=True)
     ]
     tokens = tuple(level.to(device) for level in task.tokens)
+    head = task.head.to(device) if task.head is not None else None
     depth, (low, high, _) = window[0], rows.indices(image.shape[1]) if rows else (0, image.shape[1], 1)
     region = (slice(inner[1].start + low, inner[1].start + high), inner[2])
     pairs = [
@@ -192,7 +194,7 @@ def segment_slabs(
                 elif options.skip != "air" or place.contrast > AIR:
                     waiting.append(place)
                 if waiting and (len(waiting) == options.batch_size or n == len(pairs)):
-                    air = _run(model, tokens, waiting, slab, region, air)
+                    air = _run(model, tokens, head, waiting, slab, region, air)
                     waiting = []
                 if bar is not None:
                     bar.update()
@@ -293,6 +295,7 @@ class _Place:
 def _run(
     model: Segmenter,
     tokens: TaskTokens,
+    head: VoxelHead | None,
     places: Sequence[_Place],
     slab: Tensor,
     region: tuple[slice, slice],
@@ -300,9 +303,10 @@ def _run(
 ) -> Tensor | None:
     """Add the network's answers for some windows; return the answer for an empty one, if it is known by now."""
     batch = np.stack([place.patch for place in places])[:, None]
-    logits = model.segment(
-        torch.from_numpy(batch).to(slab.device), tuple(t.expand(len(places), -1, -1, -1) for t in tokens)
-    )
+    image = torch.from_numpy(batch).to(slab.device)
+    logits = model.segment(image, tuple(t.expand(len(places), -1, -1, -1) for t in tokens))
+    if head is not None:
+        logits = head(image, logits)
     for logit, place in zip(logits, places, strict=True):
         probabilities = logit.float().sigmoid_()
         _add(slab, probabilities, place, region)

@@ -1,4 +1,4 @@
-"""The value a reference becomes: a task embedding, and the small .task file that carries it.
+"""The value a reference becomes: a task embedding (`task_file.py` writes it).
 
 K classes; m context tokens; C_l channels of task level l. `spacing_mm` and `patch_size` are (z,y,x), as
 everywhere.
@@ -7,30 +7,20 @@ A task holds no image: it can be shared where images may not be.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
+from iris_pipeline.voxel_head import Share, VoxelHead, mix
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
-
-SCHEMA_VERSION = 5
-"""2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view"""
-_METADATA_KEY = (
-    "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
-)
-
 
 View = Literal["whole resolution", "half the resolution"]
 
@@ -73,6 +63,7 @@ class TaskEmbedding:
     made_by: the strategy. created: ISO time, or "" so that equal references give equal bytes.
     tuned: a record for each tuning that the tokens went through.
     reference_hashes: content hashes of the reference images, so that a reference is never its own query.
+    head: what refining added to the tokens (`voxel_head.py`); None where nobody refined them.
     class_values: value of each class in the references' label maps and so in the results (1..255); () means
     1..K.
     """
@@ -95,6 +86,7 @@ class TaskEmbedding:
     largest_pieces: tuple[float, ...] = ()
     wide_tokens: TaskTokens = ()
     pose: Pose = RAS
+    head: VoxelHead | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -162,6 +154,7 @@ class TaskEmbedding:
             largest_pieces=tuple(self.largest_pieces[row] for row in rows),
             tokens=tuple(level[:, rows] for level in self.tokens),
             wide_tokens=tuple(level[:, rows] for level in self.wide_tokens),
+            head=self.head.select(rows) if self.head is not None else None,
         )
 
     def check_model(self, model_hash: str) -> None:
@@ -228,12 +221,30 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         largest_pieces=least_pieces(tasks, list(values)),
         tokens=tuple(torch.stack(level)[None] for level in zip(*(m for m, _ in means.values()), strict=True)),
         wide_tokens=tuple(torch.stack(level)[None] for level in zip(*wide, strict=True)),
+        head=mix(
+            [head_shares(name, those, [_count(name, t) for t in those]) for name, those in having.items()]
+        ),
         references=len(hashes) if counted else sum(task.references for task in tasks),
         made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
         created=max(task.created for task in tasks),
         reference_hashes=hashes,
         tuned=tuple(dict.fromkeys(record for task in tasks for record in task.tuned)),
     )
+
+
+def _count(name: str, task: TaskEmbedding) -> int:
+    return task.class_references[task.class_names.index(name)]
+
+
+def head_shares(name: str, tasks: Sequence[TaskEmbedding], counts: Sequence[int]) -> list[Share]:
+    """The heads of a class of several tasks, for `mix`; counts: of references, by which they weigh."""
+    total = max(1, sum(counts))
+    if len(tasks) == 1:
+        return [(tasks[0].head, tasks[0].class_names.index(name), 1.0)]
+    return [
+        (task.head, task.class_names.index(name), count / total)
+        for task, count in zip(tasks, counts, strict=True)
+    ]
 
 
 def all_wide(tasks: Sequence[TaskEmbedding]) -> bool:
@@ -279,112 +290,3 @@ def _footing_text(task: TaskEmbedding) -> str:
     return (
         f"model {task.model_hash[:12]}, {spacing} mm, {patch} voxels, pose {task.pose.axes}, {task.modality}"
     )
-
-
-class _Metadata(BaseModel):
-    """What a .task file says beside its tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int
-    class_names: tuple[str, ...]
-    class_values: tuple[int, ...]
-    levels: int
-    wide_levels: int
-    spacing_mm: tuple[float, float, float]
-    patch_size: tuple[int, int, int]
-    normalisation: Normalisation
-    intensity_offset: float
-    modality: str
-    pose: Pose
-    references: int
-    model_hash: str
-    made_by: str
-    created: str
-    reference_hashes: tuple[str, ...]
-    class_references: tuple[int, ...]
-    tuned: tuple[Tuned, ...]
-    largest_pieces: tuple[float, ...]
-
-
-_COUNTED = ("schema_version", "levels", "wide_levels")
-
-
-def save_task(path: Path | str, task: TaskEmbedding) -> None:
-    """Write a .task file: safetensors, float32 tokens, JSON metadata. Equal tasks give equal bytes."""
-    path = Path(path)
-    values = {name: getattr(task, name) for name in _Metadata.model_fields if name not in _COUNTED}
-    metadata = _Metadata(
-        schema_version=SCHEMA_VERSION, levels=len(task.tokens), wide_levels=len(task.wide_tokens), **values
-    )
-    tensors = {f"tokens.{i}": t for i, t in enumerate(task.tokens)}
-    tensors |= {f"wide_tokens.{i}": t for i, t in enumerate(task.wide_tokens)}
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
-    content = save(tensors, metadata={_METADATA_KEY: metadata.model_dump_json()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise TaskError(
-            f"The task cannot be written to {path} ({error.strerror}); choose another -o."
-        ) from None
-
-
-def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskEmbedding:
-    """Read a .task file; TaskError if it is missing, damaged, of another schema or of another model."""
-    path = Path(path)
-    if not path.is_file():
-        raise TaskError(f"There is no task file {path}; make one with iris_encode -r REFS -o {path.name}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise TaskError(
-            f"{path} is not a readable task file ({error}); make it again with iris_encode."
-        ) from None
-    if text is None:
-        raise TaskError(f"{path} is a safetensors file but no task file; task files are made by iris_encode.")
-    metadata = _parse(path, text)
-    names = [f"tokens.{i}" for i in range(metadata.levels)]
-    wide = [f"wide_tokens.{i}" for i in range(metadata.wide_levels)]
-    if set(tensors) != {*names, *wide}:
-        raise TaskError(
-            f"{path} should hold the tokens of {metadata.levels} levels and holds {sorted(tensors)}; encode "
-            "it again."
-        )
-    values = {name: getattr(metadata, name) for name in _Metadata.model_fields if name not in _COUNTED}
-    task = TaskEmbedding(
-        tokens=tuple(tensors[name] for name in names),
-        wide_tokens=tuple(tensors[name] for name in wide),
-        **values,
-    )
-    if expected_model_hash is not None:
-        task.check_model(expected_model_hash)
-    return task
-
-
-def _parse(path: Path, text: str) -> _Metadata:
-    """The metadata of a .task file; its version comes first, lest a newer file be called damaged."""
-    try:
-        version = _Version.model_validate_json(text).schema_version
-        if version != SCHEMA_VERSION:
-            raise TaskError(
-                f"This version reads task files of schema {SCHEMA_VERSION}; {path} is of schema {version}: "
-                "use the version that wrote it, or encode the references again."
-            )
-        return _Metadata.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise TaskError(
-            f"{path} has unreadable metadata ({where}: {problem['msg']}); encode it again."
-        ) from None
-
-
-class _Version(BaseModel):
-    schema_version: int

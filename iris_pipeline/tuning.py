@@ -2,8 +2,9 @@
 
 Arrays are [D,H,W] = (z,y,x), prepared at the task's grid; K classes. Nothing here can see a query: the functions
 take references only. Steps are counted on a reference that is held out, where references of two subjects or more
-are there, and then taken again from the mean of all of them; with one subject augmented copies judge. The tokens of the
-wide view (`focus.py`), which say where a second look is worth it, go the same way on the references at half resolution.
+are there, and then taken again from the mean of all of them; with one subject augmented copies judge. The tokens of
+the wide view (`focus.py`), which say where a second look is worth it, go the same way on the references at half
+resolution. Refining lets a voxel head (`voxel_head.py`) go downhill together with the tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +20,32 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.examples import Example, draw_example, encode_example, features_loss, tokens_loss
+from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
 from iris_pipeline.focus import shows_less, wide_task
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
 from iris_pipeline.task import TaskEmbedding, Tuned, View
+from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
 
 TRAIN_STREAM, JUDGE_STREAM = 0, 1
 Judge = tuple[Example, Sequence[Tensor]]
 """A crop with the features of its image, which no step changes."""
+Lesson = tuple[tuple[Tensor, ...], VoxelHead | None]
+"""What goes downhill: the tokens of a view, and a head where there is one."""
 
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """steps: the most gradient steps (Adam). crops: augmented crops a step. check_every: steps between two looks
+    """refine: a voxel head goes downhill, too, at `head_rate`. steps: the most gradient steps (Adam); None: 60, and 120
+    where a head has to be learned from nothing. crops: augmented crops a step. check_every: steps between two looks
     at the judging crops, of which there are `judges`; patience: looks without a better loss before it ends.
     """
 
-    steps: int = 60
+    refine: bool = False
+    steps: int | None = None
     learning_rate: float = 0.03
+    head_rate: float = 0.02
     crops: int = 1
     check_every: int = 10
     patience: int = 2
@@ -45,12 +53,16 @@ class TuningSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.crops, self.check_every, self.patience, self.judges)
-        if min(counts) < 1 or not self.learning_rate > 0:
+        counts = (self.most_steps, self.crops, self.check_every, self.patience, self.judges)
+        if min(counts) < 1 or not min(self.learning_rate, self.head_rate) > 0:
             raise TaskError(
-                "Tuning takes counts of 1 or more and a learning rate above 0; got steps, crops, check_every, "
-                f"patience, judges {counts} and {self.learning_rate}."
+                "Tuning takes counts of 1 or more and learning rates above 0; got steps, crops, check_every, "
+                f"patience, judges {counts} and {self.learning_rate}, {self.head_rate}."
             )
+
+    @property
+    def most_steps(self) -> int:
+        return self.steps if self.steps is not None else 120 if self.refine else 60
 
 
 def tune(
@@ -61,7 +73,8 @@ def tune(
     settings: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """The references' mean task after gradient descent on their loss: `made_by` "tuning", with its record.
+    """The references' mean task after gradient descent on their loss, with a record a view: `made_by` "tuning", or
+    "refining" where the settings ask for a head.
 
     tasks: the one-shot task of each reference, in the same order; their mean is where tuning starts, and where it
     stays if no step lowers the judged loss. TaskError if there is no reference or not one task for each.
@@ -74,15 +87,17 @@ def tune(
     whole = ensemble(tasks)
     judge = held_out_subject([r.subject or r.id for r in references], [t.class_names for t in tasks])
     tutor = _Tutor(loaded, whole, options, settings, "whole resolution")
-    tokens, record = tutor.teach(references, tasks, judge, progress)
-    task = replace(whole, tokens=tokens, made_by="tuning", tuned=(record,))
+    start = VoxelHead.begin(len(whole.class_names), settings.seed) if settings.refine else None
+    (tokens, head), record = tutor.teach(references, tasks, start, judge, progress)
+    made_by = "refining" if settings.refine else "tuning"
+    task = replace(whole, tokens=tokens, head=head, made_by=made_by, tuned=(record,))
     if not whole.wide_tokens or not any(shows_less(whole, r.image.shape) for r in references):
         return task  # nobody would look through them
     halved = [halved_reference(reference) for reference in references]
     z, y, x = (max(edges) for edges in zip(*(r.image.shape for r in halved), strict=True))
     views = [wide_task(each, (z, y, x)) for each in tasks]
     tutor = _Tutor(loaded, wide_task(whole, (z, y, x)), options, settings, "half the resolution")
-    wide, record = tutor.teach(halved, views, judge, progress)
+    (wide, _), record = tutor.teach(halved, views, None, judge, progress)
     return replace(task, wide_tokens=wide, tuned=(*task.tuned, record))
 
 
@@ -114,13 +129,15 @@ class _Tutor:
         self,
         references: Sequence[PreparedReference],
         tasks: Sequence[TaskEmbedding],
+        head: VoxelHead | None,
         judge: str | None,
         progress: bool,
-    ) -> tuple[tuple[Tensor, ...], Tuned]:
-        """The tuned tokens of one view and their record. judge: the subject held out while steps are counted; None:
-        augmented crops judge.
+    ) -> tuple[Lesson, Tuned]:
+        """The tuned tokens of one view, with the head if it began with one, and their record. judge: the subject held
+        out while steps are counted; None: augmented crops judge.
         """
-        whole, steps = self.task, self.settings.steps
+        steps = self.settings.most_steps
+        whole = _lesson(self.task, head)
         if judge is None:
             judges = self.judging(references, augmented=True)
             kept, steps, before, after = self.descend(whole, references, judges, steps, progress)
@@ -128,12 +145,12 @@ class _Tutor:
             others = [i for i, r in enumerate(references) if (r.subject or r.id) != judge]
             held = [r for r in references if (r.subject or r.id) == judge]
             begin = ensemble([tasks[i] for i in others])
-            missing = [name for name in whole.class_names if name not in begin.class_names]
+            missing = [name for name in self.task.class_names if name not in begin.class_names]
             if missing:  # no other reference shows them: they are tuned with the rest, but cannot be judged
-                begin = ensemble([begin, whole.select(missing)]).select(whole.class_names)
+                begin = ensemble([begin, self.task.select(missing)]).select(self.task.class_names)
             judges = self.judging(held, augmented=False)
             _, steps, before, after = self.descend(
-                begin, [references[i] for i in others], judges, steps, progress
+                _lesson(begin, head), [references[i] for i in others], judges, steps, progress
             )
             kept = self.descend(whole, references, [], steps, progress)[0]
         record = Tuned(
@@ -169,21 +186,28 @@ class _Tutor:
 
     def descend(
         self,
-        start: TaskEmbedding,
+        start: Lesson,
         references: Sequence[PreparedReference],
         judges: Sequence[Judge],
         steps: int,
         progress: bool,
-    ) -> tuple[tuple[Tensor, ...], int, float, float]:
-        """Tokens after descent, the steps they took, and the judged loss before and after.
+    ) -> tuple[Lesson, int, float, float]:
+        """What was learned by descent, the steps it took, and the judged loss before and after.
 
-        With judges the best looked-at tokens are kept; without, those after the last step.
+        With judges the best that was looked at is kept; without, what there is after the last step.
         """
         settings = self.settings
-        tokens = [level.clone().to(self.options.device).requires_grad_() for level in start.tokens]
-        optimiser = torch.optim.Adam(tokens, lr=settings.learning_rate)
-        before = self.loss(tokens, judges)
-        best, best_step, lowest, looks = _copy(tokens), 0, before, 0
+        learned = _copy(start, self.options.device)
+        tokens, head = learned
+        groups: list[dict[str, Any]] = [{"params": list(tokens), "lr": settings.learning_rate}]
+        if head is not None:
+            groups.append({"params": list(head.parts), "lr": settings.head_rate})
+        for group in groups:
+            for tensor in group["params"]:
+                tensor.requires_grad_()
+        optimiser = torch.optim.Adam(groups)
+        before = self.loss(learned, judges)
+        best, best_step, lowest, looks = _copy(learned), 0, before, 0
         with (
             _frozen(self.loaded.model),
             tqdm(
@@ -200,31 +224,31 @@ class _Tutor:
                     number = step * settings.crops + crop
                     rng = np.random.default_rng((settings.seed, TRAIN_STREAM, number))
                     example = self.example(references[number % len(references)], rng, augmented=True)
-                    loss = tokens_loss(self.loaded.model, tokens, example, self.options)
-                    (loss / settings.crops).backward()
+                    features = encode_example(self.loaded.model, example, self.options)
+                    (self._loss_of(learned, example, features) / settings.crops).backward()
                 optimiser.step()
                 bar.update()
                 if judges and ((step + 1) % settings.check_every == 0 or step + 1 == steps):
-                    judged = self.loss(tokens, judges)
+                    judged = self.loss(learned, judges)
                     bar.set_postfix_str(f"judged loss {before:.3f} -> {judged:.3f}")
                     looks += 1
                     if judged < lowest:
-                        best, best_step, lowest, looks = _copy(tokens), step + 1, judged, 0
+                        best, best_step, lowest, looks = _copy(learned), step + 1, judged, 0
                     if looks >= settings.patience:
                         break
         if not judges:
-            return _copy(tokens), steps, before, before
+            return _copy(learned), steps, before, before
         return best, best_step, before, lowest
 
-    def loss(self, tokens: Sequence[Tensor], judges: Sequence[Judge]) -> float:
+    def loss(self, learned: Lesson, judges: Sequence[Judge]) -> float:
         """Mean loss over the judging crops; NaN without any."""
-        model, options = self.loaded.model, self.options
         with torch.inference_mode():
-            losses = [
-                float(features_loss(model, tokens, features, example, options))
-                for example, features in judges
-            ]
+            losses = [float(self._loss_of(learned, example, features)) for example, features in judges]
         return float(np.mean(losses)) if losses else float("nan")
+
+    def _loss_of(self, learned: Lesson, example: Example, features: Sequence[Tensor]) -> Tensor:
+        tokens, head = learned
+        return features_loss(self.loaded.model, tokens, features, example, self.options, head)
 
 
 @contextmanager
@@ -240,5 +264,17 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _copy(tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(level.detach().float().cpu().clone() for level in tokens)
+def _lesson(task: TaskEmbedding, head: VoxelHead | None) -> Lesson:
+    return task.tokens, head
+
+
+def _copy(lesson: Lesson, device: str = "cpu") -> Lesson:
+    """The same numbers in new tensors, without their history."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().float().to(device, copy=True)
+
+    tokens, head = lesson
+    return tuple(copied(level) for level in tokens), (
+        VoxelHead(*(copied(part) for part in head.parts)) if head is not None else None
+    )

@@ -24,7 +24,8 @@ from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.confidence import load_calibration
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import reference_pair
-from iris_pipeline.task import TaskEmbedding, save_task
+from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.task_file import save_task
 from preprocessing.store import Store
 from preprocessing.volume import read_volume
 

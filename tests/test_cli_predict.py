@@ -20,7 +20,7 @@ from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.references import stored_reference
 from iris_pipeline.strategies import one_shot
-from iris_pipeline.task import load_task
+from iris_pipeline.task_file import load_task
 from preprocessing.errors import CheckpointError
 from preprocessing.store import Store
 

@@ -15,7 +15,7 @@ from test_cli_predict import write_run
 from iris_pipeline.cli.advise import advise_main
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.tasks import encode_main, tasks_main
-from iris_pipeline.task import load_task
+from iris_pipeline.task_file import load_task
 from preprocessing.store import Store
 
 COARSE = ["--overlap", "0"]  # fewer windows, so that the tests take less time

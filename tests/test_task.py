@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from stub_model import HASH, make_task
 
-from iris_pipeline.task import TaskEmbedding, Tuned, load_task, merge, save_task
+from iris_pipeline.task import TaskEmbedding, Tuned, merge
+from iris_pipeline.task_file import load_task, save_task
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 
@@ -114,7 +115,9 @@ def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) 
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, levels=3)
-    with pytest.raises(TaskError, match="should hold the tokens of 3 levels and holds"):
+    with pytest.raises(
+        TaskError, match="should hold tokens.0, tokens.1, tokens.2 and holds tokens.0, tokens.1"
+    ):
         load_task(tmp_path / "x.task")
 
 

@@ -209,7 +209,7 @@ def test_settings_and_references_that_cannot_be() -> None:
         tune(loaded, [], [])
     with pytest.raises(TaskError, match="needs references and the task of each; got 1 and 2 tasks"):
         tune(loaded, [reference], tasks_of(loaded, [reference]) * 2)
-    with pytest.raises(TaskError, match=r"counts of 1 or more and a learning rate above 0; got .*\(0, 1, "):
+    with pytest.raises(TaskError, match=r"counts of 1 or more and learning rates above 0; got .*\(0, 1, "):
         TuningSettings(steps=0)
-    with pytest.raises(TaskError, match="and -1"):
+    with pytest.raises(TaskError, match=r"and -1, 0\.02"):
         TuningSettings(learning_rate=-1)

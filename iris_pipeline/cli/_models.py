@@ -125,8 +125,18 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         metavar="SEED",
         help="of the draw of references, and of tuning (default: 0)",
     )
-    parser.add_argument("--steps", type=at_least_one, metavar="N", help="of tuning, at most (default: 60)")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="of tuning (default: 0.03)")
+    parser.add_argument(
+        "--steps",
+        type=at_least_one,
+        metavar="N",
+        help="of tuning and refining, at most (default: 60, refining 120)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="of the tokens, in tuning and refining (default: 0.03)",
+    )
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )

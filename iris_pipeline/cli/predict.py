@@ -53,7 +53,7 @@ from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, en
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import bank, ensemble
-from iris_pipeline.task import load_task
+from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
 from preprocessing.paths import Root
 from preprocessing.store import open_stores

@@ -22,12 +22,12 @@ from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
-from iris_pipeline.query_tasks import STRATEGIES
+from iris_pipeline.query_tasks import DESCENDING, STRATEGIES
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
-DEFAULT_STRATEGIES = ("one-shot", "ensemble", "object-retrieval", "tuning", "bank")
+DEFAULT_STRATEGIES = ("one-shot", "ensemble", "object-retrieval", "tuning", "refining", "bank")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def plan_jobs(
         if strategy == "bank":
             jobs += [Job(dataset, Experiment("bank")) for dataset in datasets if dataset in known]
             continue
-        several = [count for count in counts if strategy == "tuning" or count > 1]
+        several = [count for count in counts if strategy in DESCENDING or count > 1]
         wanted = [1] if strategy == "one-shot" else several
         jobs += [
             Job(dataset, Experiment(strategy, count, draw))
