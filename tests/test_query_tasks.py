@@ -128,7 +128,9 @@ def test_the_start_of_object_retrieval_is_filled_up() -> None:
 def test_names_that_are_no_strategy_here() -> None:
     loaded = tiny_model()
     pool, references = pool_of(loaded, [1])
-    with pytest.raises(PredictionError, match=r"one of one-shot, ensemble, .*, tuning, refining where .*; got 'bank'"):
+    with pytest.raises(
+        PredictionError, match=r"one of one-shot, ensemble, .*, tuning, refining where .*; got 'bank'"
+    ):
         make("bank", loaded, pool, references)
     with pytest.raises(
         PredictionError, match="One task for all queries is made by .*; got 'image-retrieval'"
