@@ -29,7 +29,7 @@ from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.plan import Plan, Policy, make_plan
-from preprocessing.source import FileSource, Source
+from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
 from preprocessing.volume import case_id_of, is_image_path
@@ -91,11 +91,8 @@ def find_references(folder: Path) -> ReferenceFiles:
             f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
         )
     # The modality is not known yet: `reference_spec` is told or guesses it.
-    cases = tuple(
-        Case(name, name, FileSource(image_files[name]), FileSource(label_files[name]), "MR")
-        for name in paired
-    )
-    classes = read_class_names(folder) or name_values([FileSource(label_files[name]) for name in paired])
+    cases = tuple(Case(name, name, image_files[name], label_files[name], "MR") for name in paired)
+    classes = read_class_names(folder) or name_values([label_files[name] for name in paired])
     return ReferenceFiles(cases, classes, tuple(alone))
 
 
@@ -370,15 +367,10 @@ def embed_files(
     return FilePool(pool, plan, prepare)
 
 
-def _by_id(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_id(folder: Path) -> dict[str, Source]:
+    """Case id -> its file; a case with two cannot be read, which its verdict says."""
+    found: dict[str, list[FileSource]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not is_image_path(path):
-            continue
-        name = case_id_of(path)
-        if name in found:
-            raise ReferenceCaseError(
-                f"{folder} holds two files of the case '{name}' ({found[name].name}, {path.name}): keep one."
-            )
-        found[name] = path
-    return found
+        if is_image_path(path):
+            found.setdefault(case_id_of(path), []).append(FileSource(path))
+    return {name: one_source(name, files) for name, files in found.items()}

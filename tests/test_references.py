@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,20 @@ def test_values_are_named_by_the_label_files_that_can_be_used(folder: Path) -> N
     (folder / "labels" / "three.nii.gz").write_bytes(b"no scan")
     with pytest.raises(RawDataError, match=r"labels/three\.nii\.gz cannot be read"):
         find_references(folder)
+
+
+def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
+    shutil.copy(folder / "images" / "one.nii.gz", folder / "images" / "one_0000.nii.gz")
+    usable, refused = screen_references(find_references(folder))
+    assert [case.id for case in usable.cases] == ["two"]
+    assert refused == {
+        "one": f"Each case has one file; 'one' has one.nii.gz and one_0000.nii.gz in {folder / 'images'}: keep one of "
+        "them."
+    }
+    (folder / "images" / "one_0000.nii.gz").unlink()
+    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two_0000.nii.gz")
+    files = find_references(folder)
+    assert files.classes == {"label_2": 2, "label_7": 7} and list(screen_references(files)[1]) == ["two"]
 
 
 def test_label_values_that_cannot_be(tmp_path: Path) -> None:
