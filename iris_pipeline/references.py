@@ -163,10 +163,15 @@ def screen_references(
     good, refused = [], {}
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
         found = measure_case(case, spec, reference=True)
-        if found.accepted:
-            good.append(case)
-        else:
+        if not found.accepted:
             refused[case.id] = found.why
+        elif not found.classes:  # of no use, and rarely meant
+            refused[case.id] = (
+                f"A reference shows a class, but {case.labels} has no voxel of {', '.join(files.classes)}: correct the "
+                "label file, or take the reference away."
+            )
+        else:
+            good.append(case)
     if not good:
         told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
         raise ReferenceCaseError(

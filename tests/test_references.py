@@ -175,6 +175,17 @@ def test_values_are_named_by_the_label_files_that_can_be_used(folder: Path) -> N
         find_references(folder)
 
 
+def test_a_reference_that_shows_no_class_is_left_out_aloud(folder: Path) -> None:
+    save(folder / "labels" / "one.nii.gz", LABELS * 0, AFFINE)
+    (folder / "classes.json").write_text('{"ball": 2, "doll": 7}')
+    usable, refused = screen_references(find_references(folder))
+    assert [case.id for case in usable.cases] == ["two"]
+    assert refused == {
+        "one": f"A reference shows a class, but {folder / 'labels' / 'one.nii.gz'} has no voxel of ball, doll: correct "
+        "the label file, or take the reference away."
+    }
+
+
 def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
     shutil.copy(folder / "images" / "one.nii.gz", folder / "images" / "one_0000.nii.gz")
     usable, refused = screen_references(find_references(folder))
