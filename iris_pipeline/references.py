@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
@@ -121,17 +122,23 @@ def reference_spec(
 def made_up_spec(
     classes: Mapping[str, int], modality: Modality, intensity_offset: float = 0.0
 ) -> DatasetSpec:
-    """A specification for references of no known dataset."""
-    return DatasetSpec(
-        name="references",
-        title="References",
-        modality=modality,
-        role="held-out",
-        source="given",
-        licence="",
-        classes=dict(classes),
-        intensity_offset=intensity_offset,
-    )
+    """A specification for references of no known dataset. ReferenceCaseError for values or a modality there are not."""
+    try:
+        return DatasetSpec(
+            name="references",
+            title="References",
+            modality=modality,
+            role="held-out",
+            source="given",
+            licence="",
+            classes=dict(classes),
+            intensity_offset=intensity_offset,
+        )
+    except ValidationError:
+        raise ReferenceCaseError(
+            "References are of CT, MR or PET, and each class has a value of its own in 1..255; got modality "
+            f"{modality!r} and classes {dict(classes)}: correct them."
+        ) from None
 
 
 def guess_modality(prints: Sequence[CasePrint]) -> Modality:
