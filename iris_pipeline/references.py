@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.pose import SEARCH, settle_pose
 from iris_pipeline.sliding_window import InferenceOptions
@@ -68,12 +69,12 @@ class Draw:
     classes: tuple[str, ...]
 
 
-def find_references(folder: Path) -> ReferenceFiles:
+def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id.
 
     Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
-    beside the two folders; without either, value v is named label_v. ReferenceCaseError if nothing can be
-    paired.
+    beside the two folders; without either, value v is named label_v. channel: of images that have several, see
+    `inputs.find_inputs`. ReferenceCaseError if nothing can be paired, RawDataError if there is no such channel.
     """
     for images, labels in FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
@@ -84,6 +85,8 @@ def find_references(folder: Path) -> ReferenceFiles:
             f"and one label file; {folder} is neither."
         )
     image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
+    if channel is not None:
+        image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     alone = sorted(set(image_files) ^ set(label_files))
     paired = sorted(set(image_files) & set(label_files))
     if not paired:
@@ -97,9 +100,11 @@ def find_references(folder: Path) -> ReferenceFiles:
     return ReferenceFiles(cases, classes, tuple(alone))
 
 
-def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
-    """One image and its label file; class names from the label file's folder, or the one above."""
-    cases = (Case(case_id_of(image), case_id_of(image), FileSource(image), FileSource(labels), "MR"),)
+def reference_pair(image: Path, labels: Path, channel: str | None = None) -> ReferenceFiles:
+    """One image and its label file; class names from the label file's folder, or the one above. channel: as above."""
+    found = FileSource(image) if channel is None else find_inputs(image, channel)[0][0].image
+    assert found is not None
+    cases = (Case(case_id_of(image), case_id_of(image), found, FileSource(labels), "MR"),)
     named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
     return ReferenceFiles(cases, named or name_values([FileSource(labels)]))
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scans import ORDERS, affine_of, paint, save, volume
@@ -184,6 +185,24 @@ def test_a_reference_that_shows_no_class_is_left_out_aloud(folder: Path) -> None
         "one": f"A reference shows a class, but {folder / 'labels' / 'one.nii.gz'} has no voxel of ball, doll: correct "
         "the label file, or take the reference away."
     }
+
+
+def test_a_channel_of_the_references_by_its_name(folder: Path) -> None:
+    (folder / "images" / "one.nii.gz").rename(folder / "images" / "one_0001.nii.gz")
+    save(folder / "images" / "one_0000.nii.gz", IMAGE * 0, AFFINE)
+    (folder / "images" / "two.nii.gz").unlink()
+    both = nib.Nifti1Image(np.stack([IMAGE * 0, IMAGE], -1).transpose(2, 1, 0, 3), AFFINE)
+    nib.save(both, folder / "images" / "two.nii.gz")
+    names = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"ball": 2, "doll": 7}}
+    (folder / "dataset.json").write_text(json.dumps(names))
+    files = find_references(folder, "t1")
+    assert [case.id for case in files.cases] == ["one", "two"] and files.unpaired == ()
+    for case in files.cases:
+        assert np.array_equal(case.image.read_image().array, IMAGE)
+    pair = reference_pair(folder / "images" / "two.nii.gz", folder / "labels" / "two.nii.gz", "T1")
+    assert np.array_equal(pair.cases[0].image.read_image().array, IMAGE)
+    with pytest.raises(RawDataError, match="names the channels flair, t1; got 'T2'"):
+        find_references(folder, "T2")
 
 
 def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
