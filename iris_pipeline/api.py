@@ -31,7 +31,7 @@ from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
 from preprocessing.source import Source
 from preprocessing.spec import Modality
-from preprocessing.volume import Volume
+from preprocessing.volume import SINGULAR, Volume
 
 __all__ = [
     "InferenceOptions",
@@ -230,4 +230,8 @@ def _volume(
     affine = np.asarray(affine, dtype=float)
     if affine.shape != (4, 4):
         raise RawDataError(f"An affine is 4 x 4, (x,y,z,1) to RAS+ mm; got shape {list(affine.shape)}.")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
+        raise RawDataError(
+            f"An affine gives each voxel a place of its own; got {affine[:3].tolist()}, which does not: correct it."
+        )
     return Volume(array, affine)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.itk_files import DICOM_MAGIC
-from preprocessing.source import FileSource, Source
+from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
 
 
@@ -36,8 +36,8 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     A NIfTI/mha/nrrd file; a folder of them; the folder of a DICOM series; or a folder with such folders in it,
     at any depth (one series below is named as the folder, several by their paths). channel: a number from 0
     on, or a name that a dataset.json in the folder or the one above gives ("channel_names", "modality");
-    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. RawDataError if
-    there is nothing to segment or no such channel.
+    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. A case with two
+    files cannot be read, the others can. RawDataError if there is nothing to segment or no such channel.
     """
     if path.is_file():
         if not is_image_path(path):
@@ -54,17 +54,15 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     if _is_dicom_series(path):
         return [InputCase(path.resolve().name, FileSource(path, number))], []
     files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
-    cases, notes = _cases_of(files, number)
+    found, notes = _files_of(files, number)
     for name, folder in _series_below(path):
-        if name in cases:
-            raise _twice(name, cases[name], folder)
-        cases[name] = InputCase(name, FileSource(folder, number))
-    if not cases:
+        found.setdefault(name, []).append(FileSource(folder, number))
+    if not found:
         raise RawDataError(
             f"The folder {path} holds no scan{' of channel ' + channel if channel and files else ''}: put NIfTI, "
             "mha, mhd or nrrd files or DICOM series folders into it."
         )
-    return [cases[name] for name in sorted(cases)], notes
+    return [InputCase(name, one_source(name, found[name])) for name in sorted(found)], notes
 
 
 def _channel_number(folder: Path, channel: str | None) -> int | None:
@@ -90,9 +88,9 @@ def _channel_number(folder: Path, channel: str | None) -> int | None:
     )
 
 
-def _cases_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, InputCase], list[str]]:
-    """Case id -> input of the files of a folder, and notes on the channels left out."""
-    cases: dict[str, InputCase] = {}
+def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list[FileSource]], list[str]]:
+    """Case id -> its files in a folder, one where all is well, and notes on the channels left out."""
+    found: dict[str, list[FileSource]] = {}
     notes = []
     split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
     for path in files:
@@ -107,19 +105,10 @@ def _cases_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, Inpu
                 )
             continue
         name = base if is_channel else case_id_of(path)
-        if name in cases:
-            raise _twice(name, cases[name], path)
-        cases[name] = InputCase(name, FileSource(path, None if is_channel else number))
-    for base in sorted(split - cases.keys()):
+        found.setdefault(name, []).append(FileSource(path, None if is_channel else number))
+    for base in sorted(split - found.keys()):
         notes.append(f"{base} left out: it has no file {base}_{number:04d}.")
-    return cases, notes
-
-
-def _twice(name: str, first: InputCase, second: Path) -> RawDataError:
-    shown = first.image.name if first.image is not None else ""
-    return RawDataError(
-        f"Each case has one file; '{name}' has {shown} and {second.name}: take one of them away."
-    )
+    return found, notes
 
 
 def _stem(path: Path) -> str:

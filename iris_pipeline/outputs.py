@@ -8,6 +8,7 @@ OUT/probabilities/<case>/<class>.nii.gz holds 8-bit multiples of 1/255, which re
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from preprocessing.volume import Volume, write_volume
 
 PER_CLASS = "per_class"
 PROBABILITIES = "probabilities"
+ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Outputs:
 
 def label_path(out: Path, case: str) -> Path:
     """The label map of a case."""
-    return out / f"{case}.nii.gz"
+    return out / f"{case}{ENDING}"
 
 
 def is_complete(out: Path, case: str, outputs: Outputs) -> bool:
@@ -59,14 +61,22 @@ def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> Non
     write_volume(label_path(out, case), Volume(result.labels, image.affine, image.header))
 
 
+def remove_result(out: Path, case: str) -> None:
+    """Take away the files of a case, the label map first: without it nothing counts as whole."""
+    label_path(out, case).unlink(missing_ok=True)
+    for kind in (PER_CLASS, PROBABILITIES):
+        if (out / kind / case).is_dir():
+            shutil.rmtree(out / kind / case)
+
+
 def file_names(names: Sequence[str]) -> dict[str, str]:
     """Class name -> file name: letters, digits, `.`, `-` and `_` stay, others become `_`; none comes twice."""
     files: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "class"
         number, tried = 1, plain
-        while f"{tried}.nii.gz".lower() in {file.lower() for file in files.values()}:
+        while f"{tried}{ENDING}".lower() in {file.lower() for file in files.values()}:
             number += 1
             tried = f"{plain}_{number}"
-        files[name] = f"{tried}.nii.gz"
+        files[name] = f"{tried}{ENDING}"
     return files

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.outputs import Outputs, is_complete, write_result
+from iris_pipeline.outputs import ENDING, Outputs, is_complete, remove_result, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
@@ -131,8 +131,8 @@ def predict_cases(
     Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value),
     OUT/predict.json (what the results were made from) and OUT/predict.log; with `judge`, which tells how good
     each mask is, OUT/confidence.csv too. Existing results are skipped unless `overwrite`; PredictionError if they were
-    made from something else than model, options and `made_from` of this call, or if OUT is the folder of an
-    input.
+    made from something else than model, options and `made_from` of this call (with `overwrite`: if they are of
+    other cases than the inputs), or if OUT is the folder of an input.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -154,7 +154,7 @@ def predict_cases(
         **made_from,
     }
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
-    _check_former_results(out, identity, overwrite)
+    _make_way(out, identity, inputs, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / CLASSES, dict(classes))
     write_json(out / RECORD, {"schema_version": 1, "made_from": identity, **(remarks or {})})
@@ -172,18 +172,41 @@ def predict_cases(
     return verdicts
 
 
-def _check_former_results(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
-    if overwrite or not (out / RECORD).is_file() or not any(out.glob("*.nii.gz")):
+def _make_way(out: Path, identity: Mapping[str, Any], inputs: Sequence[InputCase], overwrite: bool) -> None:
+    """Refuse results that were made otherwise, or, with `overwrite`, take those of the inputs away.
+
+    All of them before the first is made anew: else, after an interruption, the rest would pass for results of
+    this call.
+    """
+    results = sorted(path.name.removesuffix(ENDING) for path in out.glob(f"[!.]*{ENDING}"))
+    if not results:
         return
     try:
         former = json.loads((out / RECORD).read_text(encoding="utf-8"))["made_from"]
     except (OSError, ValueError, KeyError, TypeError):
         former = None
-    if former != json.loads(json.dumps(identity)):
+    if former is not None and former == json.loads(json.dumps(identity)):
+        return
+    made = (
+        f"were made otherwise (see {RECORD} there)"
+        if former is not None
+        else f"have no {RECORD} that says how"
+    )
+    if not overwrite:
         raise PredictionError(
-            f"One folder holds results of one model, task and setting; those in {out} were made otherwise "
-            f"(see {RECORD} there): give another -o, or --overwrite."
+            f"One folder holds results of one model, task and setting; those in {out} {made}: give another -o, or "
+            "--overwrite."
         )
+    others = [name for name in results if name not in {case.id for case in inputs}]
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise PredictionError(
+            f"--overwrite replaces results of the scans that are given, and those of others in {out} ({shown}) {made}: "
+            "give another -o, or take them away."
+        )
+    for case in inputs:
+        remove_result(out, case.id)
+    (out / TABLE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

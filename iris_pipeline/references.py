@@ -14,9 +14,11 @@ from typing import cast
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.pose import SEARCH, settle_pose
 from iris_pipeline.sliding_window import InferenceOptions
@@ -29,7 +31,7 @@ from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.plan import Plan, Policy, make_plan
-from preprocessing.source import FileSource, Source
+from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
 from preprocessing.volume import case_id_of, is_image_path
@@ -67,12 +69,12 @@ class Draw:
     classes: tuple[str, ...]
 
 
-def find_references(folder: Path) -> ReferenceFiles:
+def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id.
 
     Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
-    beside the two folders; without either, value v is named label_v. ReferenceCaseError if nothing can be
-    paired.
+    beside the two folders; without either, value v is named label_v. channel: of images that have several, see
+    `inputs.find_inputs`. ReferenceCaseError if nothing can be paired, RawDataError if there is no such channel.
     """
     for images, labels in FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
@@ -83,6 +85,8 @@ def find_references(folder: Path) -> ReferenceFiles:
             f"and one label file; {folder} is neither."
         )
     image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
+    if channel is not None:
+        image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     alone = sorted(set(image_files) ^ set(label_files))
     paired = sorted(set(image_files) & set(label_files))
     if not paired:
@@ -91,17 +95,16 @@ def find_references(folder: Path) -> ReferenceFiles:
             f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
         )
     # The modality is not known yet: `reference_spec` is told or guesses it.
-    cases = tuple(
-        Case(name, name, FileSource(image_files[name]), FileSource(label_files[name]), "MR")
-        for name in paired
-    )
-    classes = read_class_names(folder) or name_values([FileSource(label_files[name]) for name in paired])
+    cases = tuple(Case(name, name, image_files[name], label_files[name], "MR") for name in paired)
+    classes = read_class_names(folder) or name_values([label_files[name] for name in paired])
     return ReferenceFiles(cases, classes, tuple(alone))
 
 
-def reference_pair(image: Path, labels: Path) -> ReferenceFiles:
-    """One image and its label file; class names from the label file's folder, or the one above."""
-    cases = (Case(case_id_of(image), case_id_of(image), FileSource(image), FileSource(labels), "MR"),)
+def reference_pair(image: Path, labels: Path, channel: str | None = None) -> ReferenceFiles:
+    """One image and its label file; class names from the label file's folder, or the one above. channel: as above."""
+    found = FileSource(image) if channel is None else find_inputs(image, channel)[0][0].image
+    assert found is not None
+    cases = (Case(case_id_of(image), case_id_of(image), found, FileSource(labels), "MR"),)
     named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
     return ReferenceFiles(cases, named or name_values([FileSource(labels)]))
 
@@ -124,17 +127,23 @@ def reference_spec(
 def made_up_spec(
     classes: Mapping[str, int], modality: Modality, intensity_offset: float = 0.0
 ) -> DatasetSpec:
-    """A specification for references of no known dataset."""
-    return DatasetSpec(
-        name="references",
-        title="References",
-        modality=modality,
-        role="held-out",
-        source="given",
-        licence="",
-        classes=dict(classes),
-        intensity_offset=intensity_offset,
-    )
+    """A specification for references of no known dataset. ReferenceCaseError for values or a modality there are not."""
+    try:
+        return DatasetSpec(
+            name="references",
+            title="References",
+            modality=modality,
+            role="held-out",
+            source="given",
+            licence="",
+            classes=dict(classes),
+            intensity_offset=intensity_offset,
+        )
+    except ValidationError:
+        raise ReferenceCaseError(
+            "References are of CT, MR or PET, and each class has a value of its own in 1..255; got modality "
+            f"{modality!r} and classes {dict(classes)}: correct them."
+        ) from None
 
 
 def guess_modality(prints: Sequence[CasePrint]) -> Modality:
@@ -166,10 +175,15 @@ def screen_references(
     good, refused = [], {}
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
         found = measure_case(case, spec, reference=True)
-        if found.accepted:
-            good.append(case)
-        else:
+        if not found.accepted:
             refused[case.id] = found.why
+        elif not found.classes:  # of no use, and rarely meant
+            refused[case.id] = (
+                f"A reference shows a class, but {case.labels} has no voxel of {', '.join(files.classes)}: correct the "
+                "label file, or take the reference away."
+            )
+        else:
+            good.append(case)
     if not good:
         told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
         raise ReferenceCaseError(
@@ -370,15 +384,10 @@ def embed_files(
     return FilePool(pool, plan, prepare)
 
 
-def _by_id(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_id(folder: Path) -> dict[str, Source]:
+    """Case id -> its file; a case with two cannot be read, which its verdict says."""
+    found: dict[str, list[FileSource]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not is_image_path(path):
-            continue
-        name = case_id_of(path)
-        if name in found:
-            raise ReferenceCaseError(
-                f"{folder} holds two files of the case '{name}' ({found[name].name}, {path.name}): keep one."
-            )
-        found[name] = path
-    return found
+        if is_image_path(path):
+            found.setdefault(case_id_of(path), []).append(FileSource(path))
+    return {name: one_source(name, files) for name, files in found.items()}

@@ -199,7 +199,7 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
     for task in tasks[1:]:
         if not same_footing(first, task):
             raise TaskError(
-                "Tasks can be merged only if they share model, spacing, patch size and intensities; "
+                "Tasks can be merged only if they share model, spacing, patch size, pose and intensities; "
                 f"{'/'.join(first.class_names)} ({_footing_text(first)}) and {'/'.join(task.class_names)} "
                 f"({_footing_text(task)}) differ: encode the references together, or the one set with "
                 "iris_encode --like the other's task."

@@ -33,7 +33,7 @@ def choose_channel(path: Path, channels: int, wanted: int | None) -> int:
     if wanted is None and channels > 1:
         raise RawDataError(
             f"A scan has one channel, but {path} has {channels} and none was named: choose one of 0 to "
-            f"{channels - 1} (iris_predict: --channel)."
+            f"{channels - 1} (--channel, of references --reference-channel)."
         )
     if wanted is not None and not 0 <= wanted < channels:
         there = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"

@@ -72,6 +72,32 @@ class FileSource(Source):
 
 
 @dataclass(frozen=True)
+class RefusedSource(Source):
+    """Of a case that is known to be unreadable before it is read; `why`, one sentence, is what reading raises."""
+
+    paths: tuple[Path, ...]
+    why: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.paths
+
+    def read(self) -> Volume:
+        raise RawDataError(self.why)
+
+
+def one_source(case: str, found: Sequence[FileSource]) -> Source:
+    """The one source of a case; of several, one that is refused, so that the other cases of its folder go on."""
+    if len(found) == 1:
+        return found[0]
+    shown = " and ".join(source.name for source in found)
+    return RefusedSource(
+        tuple(source.path for source in found),
+        f"Each case has one file; '{case}' has {shown} in {found[0].path.parent}: keep one of them.",
+    )
+
+
+@dataclass(frozen=True)
 class FrameSource(Source):
     """One frame (from 0) of a 4D NIfTI (x,y,z,t). labelled: an empty frame is an error, not an empty label map."""
 

@@ -145,9 +145,10 @@ def open_stores(preprocessed: Path, names: Iterable[str] | None = None) -> dict[
     """The stores of these names, or every finished one, by name. StoreError where one is missing."""
     finished = sorted(path.parent.name for path in preprocessed.glob(f"*/{MANIFEST}"))
     wanted = finished if names is None else list(dict.fromkeys(names))
-    if not wanted:
+    if not wanted or (not finished and not any((preprocessed / name).is_dir() for name in wanted)):
+        told = " ".join(wanted) or "NAME"
         raise StoreError(
-            f"{preprocessed} holds no finished store: run iris_plan_and_preprocess -d NAME first."
+            f"{preprocessed} holds no finished store: run iris_plan_and_preprocess -d {told} first."
         )
     for name in wanted:
         if not (preprocessed / name).is_dir():

@@ -35,6 +35,7 @@ ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_HEADER_BYTES = 540
 FRACTION = 1e-3  # of a label value: below it a float is a whole number that was scaled and stored
+SINGULAR = 1e-12  # mm^3 of a voxel: below it the affine places nothing
 CORNER_VOXELS = 0.5  # two geometries whose corners lie no farther apart count as one
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micron; all other codes are taken for mm
 PLACE = (
@@ -228,7 +229,7 @@ def _read(
         raise RawDataError(
             f"A voxel holds one real number, but {path} holds {array.dtype}: extract one channel."
         )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
         raise RawDataError(f"{path} has a singular affine, so its voxels have no place: mend its header.")
     return array, affine, header
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
         segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright"), Scan(image, (1.0, 1.0)))  # type: ignore[arg-type]
     with pytest.raises(RawDataError, match=r"An affine is 4 x 4, .* got shape \[3, 3\]"):
         segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright"), Scan(image, affine=np.eye(3)))
+    flat = np.diag([1.0, 1.0, 0.0, 1.0])
+    with pytest.raises(RawDataError, match=r"a place of its own; got \[\[1.0, .* 0.0\]\], which does not"):
+        segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright"), Scan(image, affine=flat))
+    for values, modality in (({"ball": 0}, "MR"), ({"ball": 256}, "MR"), (CLASSES, "MRI")):
+        told = re.escape(f"in 1..255; got modality '{modality}' and classes {values}: correct them.")
+        with pytest.raises(ReferenceCaseError, match=told):
+            encode(loaded, [labelled(1)], values, modality=modality, pose="upright")  # type: ignore[arg-type]
     with pytest.raises(RawDataError, match=r"either spacing_mm .* got shape \[32, 32\], spacing \(1.0, "):
         encode(loaded, [LabelledScan(image[0], labels[0], SPACING)], CLASSES, pose="upright")
     with pytest.raises(RawDataError, match=r"got shape \[32, 32, 32\], spacing None, no affine"):

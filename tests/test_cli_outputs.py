@@ -107,7 +107,10 @@ def test_channels_and_dicom_are_segmented_on_their_own_grid(
     common = ["-i", str(tmp_path / "in"), "-t", str(tmp_path / "a.task"), "--root", str(root), "-o"]
     assert predict_main([*common, str(tmp_path / "none")]) == 1
     said = capsys.readouterr()
-    assert "four.nii.gz has 2 and none was named: choose one of 0 to 1 (iris_predict: --channel)" in said.err
+    assert (
+        "four.nii.gz has 2 and none was named: choose one of 0 to 1 (--channel, of references --reference-channel)"
+        in said.err
+    )
     assert "2 segmented, 0 skipped as already there, 1 refused." in said.out, "the others are finished"
     assert "plain_0001.nii.gz left out: the model reads one channel, plain_0000" in said.out
     (tmp_path / "in" / "dataset.json").write_text('{"channel_names": {"0": "CT", "1": "LGE"}}')

@@ -161,16 +161,18 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
     image, affine = load(refs / "images" / "s4_a.nii.gz")
     save(scans / "renamed.nii.gz", image, affine)
     (scans / "torn.nii.gz").write_bytes((scans / "s2_a_0000.nii.gz").read_bytes()[:500])
+    shutil.copy(scans / "s3_a_0000.nii.gz", scans / "s3_a.nii.gz")
     status = predict_main(
         ["-i", str(scans), "-o", str(tmp_path / "out"), "-r", str(refs), "--root", str(root)]
     )
     assert status == 1
     captured = capsys.readouterr()
-    assert "Error: 2 of 4 cases could not be segmented (renamed, torn): predict.log" in captured.err
-    assert "2 segmented, 0 skipped as already there, 2 refused." in captured.out
+    assert "Error: 3 of 4 cases could not be segmented (renamed, s3_a, torn): predict.log" in captured.err
+    assert "1 segmented, 0 skipped as already there, 3 refused." in captured.out
     log = (tmp_path / "out" / "predict.log").read_text(encoding="utf-8")
     assert "renamed: refused: A reference is never its own query" in log
     assert "torn: refused: " in log and "torn.nii.gz cannot be read" in log
+    assert "s3_a: refused: Each case has one file; 's3_a' has s3_a.nii.gz and s3_a_0000.nii.gz in " in log
 
 
 @pytest.mark.parametrize(

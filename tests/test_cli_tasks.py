@@ -107,7 +107,10 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
     encode = ["-r", str(tmp_path / "two"), "--root", str(root)]
     assert encode_main([*encode, "-o", foreign, "-m", "other"]) == 0
     assert tasks_main(["merge", str(files["one"]), foreign, "-o", str(tmp_path / "x")]) == 1
-    assert "Tasks can be merged only if they share model, spacing" in capsys.readouterr().err
+    assert (
+        "Tasks can be merged only if they share model, spacing, patch size, pose and intensities; "
+        in capsys.readouterr().err
+    )
     assert tasks_main([foreign, "-m", "run", "--root", str(root)]) == 1
     assert "serves only the model that encoded it" in capsys.readouterr().err
     like = ["--like", foreign, "-o", str(tmp_path / "x"), "-m", "run"]

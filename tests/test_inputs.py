@@ -74,10 +74,18 @@ def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
     ]
 
 
-def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a.nii.gz", "a_0000.mha")
-    with pytest.raises(RawDataError, match=r"'a' has a\.nii\.gz and a_0000\.mha: take one of them away"):
-        find_inputs(tmp_path)
+def test_two_files_of_one_case_refuse_this_case_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a_0000.mha", "b.nii.gz")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["a", "b"] and notes == []
+    assert cases[1] == InputCase("b", FileSource(tmp_path / "b.nii.gz"))
+    assert cases[0].image is not None
+    assert cases[0].image.files == (tmp_path / "a.nii.gz", tmp_path / "a_0000.mha")
+    with pytest.raises(
+        RawDataError,
+        match=rf"^Each case has one file; 'a' has a\.nii\.gz and a_0000\.mha in {tmp_path}: keep one of them\.$",
+    ):
+        cases[0].image.read_image()
 
 
 def test_dicom_series(tmp_path: Path) -> None:
@@ -109,8 +117,10 @@ def test_series_at_any_depth_stand_beside_files(tmp_path: Path) -> None:
         ("scan", "scan_0000.nii.gz"),
     ]
     touch(tmp_path, "p1.mha")
-    with pytest.raises(RawDataError, match=r"'p1' has p1\.mha and series: take one of them away"):
-        find_inputs(tmp_path)
+    first, *others = find_inputs(tmp_path)[0]
+    assert first.image is not None and len(others) == 3
+    with pytest.raises(RawDataError, match=r"'p1' has p1\.mha and series in .*: keep one of them"):
+        first.image.read_image()
 
 
 def test_a_channel_by_number_or_name(tmp_path: Path) -> None:

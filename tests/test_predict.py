@@ -16,6 +16,7 @@ from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import (
     InferenceOptions,
     modality_warning,
@@ -238,6 +239,56 @@ def test_results_of_two_tasks_or_settings_are_not_mixed(folder: Path) -> None:
     )
     assert [v.status for v in verdicts] == ["done", "done"]
     assert set(np.unique(load(folder / "out" / "a.nii.gz")[0])) == {0, 1, 2}
+
+
+def test_results_of_another_task_make_way_before_the_first_is_made_anew(
+    folder: Path, monkeypatch: Any
+) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    other = grey_task(image, labels, names=("ball", "doll"))[1]
+    a, b = (case for case in cases_of(folder) if case.id in "ab")
+    out, masks = folder / "out", Outputs(per_class=True)
+    predict_folder(loaded_with(model), task, [a, b], out, outputs=masks, progress=False)
+    (out / "confidence.csv").write_text("of the first task")
+    with pytest.raises(
+        PredictionError,
+        match=r"--overwrite replaces .* given, and those of others in .*out \(b\) were made otherwise .*: give another",
+    ):
+        predict_folder(loaded_with(model), other, [a], out, overwrite=True, progress=False)
+    assert (out / "a.nii.gz").is_file(), "refused before anything is lost"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("iris_pipeline.predict.segment_scan", stop)
+        predict_folder(loaded_with(model), other, [a, b], out, overwrite=True, progress=False)
+    assert not (out / "confidence.csv").exists()
+    verdicts = predict_folder(loaded_with(model), other, [a, b], out, outputs=masks, progress=False)
+    assert [v.status for v in verdicts] == ["done", "done"], "the first task's masks are not the second's"
+    for case in "ab":
+        names = sorted(path.name for path in (out / "per_class" / case).iterdir())
+        assert names == ["ball.nii.gz", "doll.nii.gz"]
+
+
+def test_a_file_that_happens_to_lie_there_is_no_result(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    cases, out = [case for case in cases_of(folder) if case.id in "ab"], folder / "out"
+    save(out / "a.nii.gz", image, np.eye(4))
+    with pytest.raises(
+        PredictionError, match=r"those in .*out have no predict\.json that says how: give another -o"
+    ):
+        predict_folder(loaded_with(model), task, cases, out, progress=False)
+    assert np.array_equal(load(out / "a.nii.gz")[0], image) and not (out / "predict.json").exists()
+    assert [
+        v.status for v in predict_folder(loaded_with(model), task, cases, out, overwrite=True, progress=False)
+    ] == [
+        "done",
+        "done",
+    ]
+    assert np.array_equal(load(out / "a.nii.gz")[0], labels)
 
 
 def test_results_never_land_among_the_inputs(folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scans import ORDERS, affine_of, paint, save, volume
@@ -172,6 +174,49 @@ def test_values_are_named_by_the_label_files_that_can_be_used(folder: Path) -> N
     (folder / "labels" / "three.nii.gz").write_bytes(b"no scan")
     with pytest.raises(RawDataError, match=r"labels/three\.nii\.gz cannot be read"):
         find_references(folder)
+
+
+def test_a_reference_that_shows_no_class_is_left_out_aloud(folder: Path) -> None:
+    save(folder / "labels" / "one.nii.gz", LABELS * 0, AFFINE)
+    (folder / "classes.json").write_text('{"ball": 2, "doll": 7}')
+    usable, refused = screen_references(find_references(folder))
+    assert [case.id for case in usable.cases] == ["two"]
+    assert refused == {
+        "one": f"A reference shows a class, but {folder / 'labels' / 'one.nii.gz'} has no voxel of ball, doll: correct "
+        "the label file, or take the reference away."
+    }
+
+
+def test_a_channel_of_the_references_by_its_name(folder: Path) -> None:
+    (folder / "images" / "one.nii.gz").rename(folder / "images" / "one_0001.nii.gz")
+    save(folder / "images" / "one_0000.nii.gz", IMAGE * 0, AFFINE)
+    (folder / "images" / "two.nii.gz").unlink()
+    both = nib.Nifti1Image(np.stack([IMAGE * 0, IMAGE], -1).transpose(2, 1, 0, 3), AFFINE)
+    nib.save(both, folder / "images" / "two.nii.gz")
+    names = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"ball": 2, "doll": 7}}
+    (folder / "dataset.json").write_text(json.dumps(names))
+    files = find_references(folder, "t1")
+    assert [case.id for case in files.cases] == ["one", "two"] and files.unpaired == ()
+    for case in files.cases:
+        assert np.array_equal(case.image.read_image().array, IMAGE)
+    pair = reference_pair(folder / "images" / "two.nii.gz", folder / "labels" / "two.nii.gz", "T1")
+    assert np.array_equal(pair.cases[0].image.read_image().array, IMAGE)
+    with pytest.raises(RawDataError, match="names the channels flair, t1; got 'T2'"):
+        find_references(folder, "T2")
+
+
+def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
+    shutil.copy(folder / "images" / "one.nii.gz", folder / "images" / "one_0000.nii.gz")
+    usable, refused = screen_references(find_references(folder))
+    assert [case.id for case in usable.cases] == ["two"]
+    assert refused == {
+        "one": f"Each case has one file; 'one' has one.nii.gz and one_0000.nii.gz in {folder / 'images'}: keep one of "
+        "them."
+    }
+    (folder / "images" / "one_0000.nii.gz").unlink()
+    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two_0000.nii.gz")
+    files = find_references(folder)
+    assert files.classes == {"label_2": 2, "label_7": 7} and list(screen_references(files)[1]) == ["two"]
 
 
 def test_label_values_that_cannot_be(tmp_path: Path) -> None:

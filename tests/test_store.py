@@ -164,6 +164,10 @@ def test_an_unknown_case_and_a_damaged_file_are_named(tiny_store: Store, tmp_pat
 def test_stores_are_opened_by_name(tiny_store: Store, tmp_path: Path) -> None:
     root = tiny_store.folder.parent
     assert list(open_stores(root)) == list(open_stores(root, ["tiny"])) == ["tiny"]
+    with pytest.raises(
+        StoreError, match=r"none holds no finished store: run iris_plan_and_preprocess -d tiny first"
+    ):
+        open_stores(tmp_path / "none", ["tiny"])
     with pytest.raises(StoreError, match=r"Unknown dataset 'tinny': known are tiny; did you mean 'tiny'\?"):
         open_stores(root, ["tinny"])
     with pytest.raises(StoreError, match="holds no finished store: run iris_plan_and_preprocess"):

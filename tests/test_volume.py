@@ -195,7 +195,7 @@ def test_images_that_are_not_one_3d_image(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5, 2), np.int16), np.eye(4)), tmp_path / "4d.nii.gz")
     text = sentence(tmp_path / "4d.nii.gz")
     assert text.startswith("A scan has one channel, but ") and text.endswith(
-        "4d.nii.gz has 2 and none was named: choose one of 0 to 1 (iris_predict: --channel)."
+        "4d.nii.gz has 2 and none was named: choose one of 0 to 1 (--channel, of references --reference-channel)."
     )
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5, 2, 3), np.int16), np.eye(4)), tmp_path / "5d.nii.gz")
     text = sentence(tmp_path / "5d.nii.gz")

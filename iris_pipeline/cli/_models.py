@@ -140,7 +140,16 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )
+    add_channel_option(parser)
     add_pose_option(parser)
+
+
+def add_channel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference-channel",
+        metavar="C",
+        help="of the references of -r, where they have several: a number from 0 on, or its name",
+    )
 
 
 def add_pose_option(parser: argparse.ArgumentParser) -> None:
@@ -196,16 +205,21 @@ class GivenReferences:
 
 
 def reference_files(
-    paths: Sequence[str], count: int | None = None, modality: Modality | None = None
+    paths: Sequence[str],
+    count: int | None = None,
+    modality: Modality | None = None,
+    channel: str | None = None,
 ) -> GivenReferences:
-    """-r FOLDER, or -r IMAGE LABEL. count: -k. A reference that cannot be used is told and left out."""
+    """-r FOLDER, or -r IMAGE LABEL; a reference that cannot be used is told and left out.
+
+    count: -k; channel: --reference-channel.
+    """
     if len(paths) > 2:
         raise RawDataError(
             f"-r takes one folder of references, or one image and its label file; got {len(paths)} paths."
         )
-    files = (
-        reference_pair(Path(paths[0]), Path(paths[1])) if len(paths) == 2 else find_references(Path(paths[0]))
-    )
+    image, *labels = map(Path, paths)
+    files = reference_pair(image, labels[0], channel) if labels else find_references(image, channel)
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
     usable, refused = screen_references(files, modality)

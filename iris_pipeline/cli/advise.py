@@ -10,6 +10,7 @@ from iris_pipeline.advice_page import write_advice
 from iris_pipeline.advisor import advise, plan_trials, run_trials
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
+    add_channel_option,
     add_device_options,
     add_model_options,
     add_pose_option,
@@ -48,6 +49,7 @@ def advise_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--modality", choices=["CT", "MR", "PET"], help="of the references (default: guessed)"
     )
+    add_channel_option(parser)
     add_pose_option(parser)
     add_model_options(parser)
     add_device_options(parser)
@@ -58,7 +60,7 @@ def advise_main(argv: list[str] | None = None) -> int:
 def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    given = reference_files([arguments.r], modality=arguments.modality)
+    given = reference_files([arguments.r], modality=arguments.modality, channel=arguments.reference_channel)
     files = given.files
     options = InferenceOptions(
         overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)

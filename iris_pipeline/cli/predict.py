@@ -181,7 +181,9 @@ def _predict_inputs(
                 print(f"Task: {summary(task)}.")
             judge = judge_of(arguments, loaded, folder, options)
             return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge)), None
-        given = reference_files(arguments.r, arguments.references, arguments.modality)
+        given = reference_files(
+            arguments.r, arguments.references, arguments.modality, arguments.reference_channel
+        )
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):

@@ -61,7 +61,9 @@ def encode_main(argv: list[str] | None = None) -> int:
 def _encode_command(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    given = reference_files(arguments.r, arguments.references, arguments.modality)
+    given = reference_files(
+        arguments.r, arguments.references, arguments.modality, arguments.reference_channel
+    )
     files = given.files
     task = encode_files(
         loaded,
