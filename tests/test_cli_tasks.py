@@ -119,26 +119,34 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval", "tuning"])
+OWN_OPTIONS = {
+    "image-retrieval": [],
+    "object-retrieval": ["--top", "1"],
+    "tuning": ["--steps", "2"],
+    "refining": ["--steps", "2"],
+}
+
+
+@pytest.mark.parametrize("strategy", OWN_OPTIONS)
 def test_strategies_with_given_references(
     root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any
 ) -> None:
     arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
-    assert predict_main([*arguments, "--strategy", strategy, "--steps", "2"]) == 0
+    assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 0
     assert "Task: left, right, core from 2 references at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
     # the same scan among the references is refused, whatever is retrieved
     image, affine = load(refs / "images" / "s1_a.nii.gz")
     own = save(tmp_path / "renamed.nii.gz", image, affine)
     arguments[3], arguments[5] = str(own), str(tmp_path / "refused")
-    assert predict_main([*arguments, "--strategy", strategy, "--steps", "2"]) == 1
+    assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 1
     assert "A reference is never its own query" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval", "tuning"])
+@pytest.mark.parametrize("strategy", OWN_OPTIONS)
 def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, strategy: str) -> None:
     arguments = ["--split", "paper", "-d", "tiny", "--root", str(root), "--raw", str(tiny_raw.root)]
-    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", "--steps", "2", "--top", "1", *COARSE]
+    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", *OWN_OPTIONS[strategy], *COARSE]
     assert predict_main(arguments) == 0
     out = root / "results" / "run" / "predictions" / "tiny" / f"{strategy}_k2_draw3"
     parts = tiny_store.manifest.splits["paper"]
@@ -147,7 +155,8 @@ def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, s
     assert (made_from["strategy"], made_from["references"], made_from["seed"]) == (strategy, 2, 3)
     settings = made_from.get("settings", {})
     assert settings.get("top") == (1 if strategy == "object-retrieval" else None)
-    assert settings.get("steps") == (2 if strategy == "tuning" else None)
+    assert settings.get("steps") == (2 if strategy in ("tuning", "refining") else None)
+    assert settings.get("refine") == {"tuning": False, "refining": True}.get(strategy)
     used = json.loads((out / "references.json").read_text(encoding="utf-8"))
     subjects = {entry.id: entry.subject for entry in tiny_store.manifest.cases}
     for query, given in used.items():
@@ -155,6 +164,29 @@ def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, s
         assert given["pose"] == "SAR", "datasets that the model was trained on are not searched"
         assert set(drawn) <= set(parts["train"]) and len(drawn) >= min(2, len(parts["train"]))
         assert subjects[query] not in {subjects[name] for name in drawn}
+
+
+def test_options_that_would_be_lost_are_refused(
+    root: Path, refs: Path, scan: str, tmp_path: Path, capsys: Any
+) -> None:
+    file, out = str(tmp_path / "x.task"), tmp_path / "out"
+    encode = ["-r", str(refs), "-o", file, "--root", str(root)]
+    assert encode_main([*encode, "--steps", "2"]) == 1
+    assert (
+        "--steps goes with --strategy tuning or refining; got no --strategy: add it, or leave --steps out."
+        in capsys.readouterr().err
+    )
+    assert encode_main([*encode, "--strategy", "refining", "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert load_task(file).made_by == "refining" and load_task(file).head is not None
+    predict = ["-i", scan, "-o", str(out), "--root", str(root)]
+    assert predict_main([*predict, "-t", file, "--steps", "2", "-k", "1"]) == 1
+    assert (
+        "A task file is used as it was made: -k, --steps go with references (-r)" in capsys.readouterr().err
+    )
+    assert predict_main([*predict, "-r", str(refs), "--strategy", "ensemble", "--top", "2"]) == 1
+    assert "--top goes with --strategy object-retrieval; got --strategy ensemble" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:

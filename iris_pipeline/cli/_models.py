@@ -16,6 +16,7 @@ from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
+from iris_pipeline.query_tasks import DESCENDING
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair, screen_references
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
@@ -230,6 +231,36 @@ def reference_files(
             f"Note: -k asks for {count} references and there are {len(usable.cases)}; all of them are used."
         )
     return GivenReferences(usable, refused)
+
+
+def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: bool = False) -> None:
+    """PredictionError for an option that would have no say in how the task is made: it is not to be lost in silence."""
+    given = {
+        "-k": arguments.references,
+        "--draw": arguments.seed,
+        "--modality": arguments.modality,
+        "--reference-channel": arguments.reference_channel,
+        "--steps": arguments.steps,
+        "--learning-rate": arguments.learning_rate,
+        "--top": getattr(arguments, "top", None),
+    }
+    said = [name for name, value in given.items() if value is not None]
+    if task_given and said:
+        raise PredictionError(
+            f"A task file is used as it was made: {', '.join(said)} {'goes' if len(said) == 1 else 'go'} with "
+            "references (-r), or with iris_encode."
+        )
+    fits = {
+        "--steps": DESCENDING,
+        "--learning-rate": DESCENDING,
+        "--top": ("object-retrieval",),
+    }
+    for name in said:
+        if name in fits and strategy not in fits[name]:
+            raise PredictionError(
+                f"{name} goes with --strategy {' or '.join(fits[name])}; got "
+                f"{f'--strategy {strategy}' if strategy else 'no --strategy'}: add it, or leave {name} out."
+            )
 
 
 def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:

@@ -15,6 +15,7 @@ from iris_pipeline.cli._models import (
     add_model_options,
     add_reference_options,
     autocast_of,
+    check_fit,
     load_run,
     reference_files,
     summary,
@@ -149,6 +150,7 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
     if arguments.strategy and arguments.t:
         raise TaskError("A task file has its strategy in it: leave --strategy out with -t.")
+    check_fit(arguments, arguments.strategy, task_given=bool(arguments.t))
     given: GivenReferences | None = None
     if arguments.split is not None:
         verdicts = _predict_split(arguments, root, options)

@@ -15,6 +15,7 @@ from iris_pipeline.cli._models import (
     add_model_options,
     add_reference_options,
     autocast_of,
+    check_fit,
     find_run,
     load_run,
     reference_files,
@@ -59,6 +60,7 @@ def encode_main(argv: list[str] | None = None) -> int:
 
 
 def _encode_command(arguments: argparse.Namespace) -> int:
+    check_fit(arguments, arguments.strategy)
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
     given = reference_files(
