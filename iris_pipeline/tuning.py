@@ -96,7 +96,8 @@ def tune(
     halved = [halved_reference(reference) for reference in references]
     z, y, x = (max(edges) for edges in zip(*(r.image.shape for r in halved), strict=True))
     views = [wide_task(each, (z, y, x)) for each in tasks]
-    tutor = _Tutor(loaded, wide_task(whole, (z, y, x)), options, settings, "half the resolution")
+    plain = replace(settings, refine=False)  # nothing is drawn at half the resolution, only found
+    tutor = _Tutor(loaded, wide_task(whole, (z, y, x)), options, plain, "half the resolution")
     (wide, _), record = tutor.teach(halved, views, None, judge, progress)
     return replace(task, wide_tokens=wide, tuned=(*task.tuned, record))
 
