@@ -50,7 +50,14 @@ from iris_pipeline.predict_split import (
     predict_split,
     stored_tasks,
 )
-from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
+from iris_pipeline.query_tasks import (
+    DESCENDING,
+    ONE_TASK,
+    STRATEGIES,
+    default_strategy,
+    encode_files,
+    file_tasks,
+)
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import bank, ensemble
@@ -244,6 +251,10 @@ def _predict_from_files(
             progress=True,
         )
         tell_task(task, arguments, files.classes)
+        if strategy not in DESCENDING:
+            print(
+                "Where the masks disappoint: --strategy refining learns from the references, for some minutes."
+            )
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
