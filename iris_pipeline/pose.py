@@ -178,7 +178,7 @@ def _of_different_subjects(references: Iterable[PreparedReference], count: int) 
     firsts: dict[str, PreparedReference] = {}
     rest = []
     for reference in references:
-        subject = reference.subject or reference.id
+        subject = reference.person
         if not class_boxes(reference):
             continue
         if subject in firsts:
@@ -261,15 +261,12 @@ def _teachers(
     tasks: Sequence[TaskEmbedding], references: Sequence[PreparedReference], which: int
 ) -> tuple[TaskEmbedding, bool]:
     """The task of the other subjects' references; of the reference itself, and True, where they share no class."""
-
-    def subject(number: int) -> str:
-        return references[number].subject or references[number].id
-
+    person = references[which].person
     names = set(tasks[which].class_names)
     others = [
         task.select([name for name in task.class_names if name in names])
         for number, task in enumerate(tasks)
-        if subject(number) != subject(which) and names & set(task.class_names)
+        if references[number].person != person and names & set(task.class_names)
     ]
     return (ensemble(others), False) if others else (tasks[which], True)
 

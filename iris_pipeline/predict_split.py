@@ -45,8 +45,7 @@ DEFAULT_REFERENCES = 5
 REFERENCES = "references.json"
 TaskOf = Callable[[InputCase, Volume], TaskEmbedding]
 Note = Callable[[str, Sequence[Draw], str], None]
-"""takes a query, the references that were drawn for it, and the axes of the pose in which it was shown"""
-"""Is told the references of each query."""
+"""Is told of each query the references that were drawn for it and the axes of the pose in which it was shown."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class PreparedReference:
     subject: str = ""
     image_hash: str = ""
 
+    @property
+    def person(self) -> str:
+        """Who is shown; a reference of nobody known is a person of its own."""
+        return self.subject or self.id
+
 
 @dataclass(frozen=True)
 class Window:

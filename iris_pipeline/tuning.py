@@ -85,7 +85,7 @@ def tune(
             f"Tuning needs references and the task of each; got {len(references)} and {len(tasks)} tasks."
         )
     whole = ensemble(tasks)
-    judge = held_out_subject([r.subject or r.id for r in references], [t.class_names for t in tasks])
+    judge = held_out_subject([r.person for r in references], [t.class_names for t in tasks])
     tutor = _Tutor(loaded, whole, options, settings, "whole resolution")
     start = VoxelHead.begin(len(whole.class_names), settings.seed) if settings.refine else None
     (tokens, head), record = tutor.teach(references, tasks, start, judge, progress)
@@ -138,20 +138,20 @@ class _Tutor:
         out while steps are counted; None: augmented crops judge.
         """
         steps = self.settings.most_steps
-        whole = _lesson(self.task, head)
+        whole: Lesson = (self.task.tokens, head)
         if judge is None:
             judges = self.judging(references, augmented=True)
             kept, steps, before, after = self.descend(whole, references, judges, steps, progress)
         else:
-            others = [i for i, r in enumerate(references) if (r.subject or r.id) != judge]
-            held = [r for r in references if (r.subject or r.id) == judge]
+            others = [i for i, r in enumerate(references) if r.person != judge]
+            held = [r for r in references if r.person == judge]
             begin = ensemble([tasks[i] for i in others])
             missing = [name for name in self.task.class_names if name not in begin.class_names]
             if missing:  # no other reference shows them: they are tuned with the rest, but cannot be judged
                 begin = ensemble([begin, self.task.select(missing)]).select(self.task.class_names)
             judges = self.judging(held, augmented=False)
             _, steps, before, after = self.descend(
-                _lesson(begin, head), [references[i] for i in others], judges, steps, progress
+                (begin.tokens, head), [references[i] for i in others], judges, steps, progress
             )
             kept = self.descend(whole, references, [], steps, progress)[0]
         record = Tuned(
@@ -263,10 +263,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-def _lesson(task: TaskEmbedding, head: VoxelHead | None) -> Lesson:
-    return task.tokens, head
 
 
 def _copy(lesson: Lesson, device: str = "cpu") -> Lesson:
