@@ -19,11 +19,12 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import SEARCH, pose_named
+from iris_pipeline.pose import SEARCH
 from iris_pipeline.predict import InferenceOptions, predict_case
 from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.showing import Showing
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
@@ -121,6 +122,7 @@ def encode(
     cache: EmbeddingCache | None = None,
     options: InferenceOptions | None = None,
     pose: str = SEARCH,
+    scale: float | str = SEARCH,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -128,9 +130,10 @@ def encode(
 
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
-    over several calls. pose: "auto" searches for the pose in which the model reads the references best (`pose.py`),
-    half a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like in that one. ReferenceCaseError names a
-    reference that cannot be used, and why; PredictionError an unknown pose.
+    over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
+    model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
+    in that one, 1 at the planned spacing. ReferenceCaseError names a reference that cannot be used, and why;
+    PredictionError an unknown pose or scale.
     """
     return encode_files(
         loaded,
@@ -141,7 +144,7 @@ def encode(
         modality=modality,
         like=like,
         cache=cache,
-        pose=pose_named(pose),
+        showing=Showing.of(pose, scale),
         tuning=tuning,
         progress=progress,
     )
@@ -159,6 +162,7 @@ def strategy_of(
     cache: EmbeddingCache | None = None,
     options: InferenceOptions | None = None,
     pose: str = SEARCH,
+    scale: float | str = SEARCH,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -177,7 +181,7 @@ def strategy_of(
         modality=modality,
         start=start,
         cache=cache,
-        pose=pose_named(pose),
+        showing=Showing.of(pose, scale),
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,

@@ -38,13 +38,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Embeddings of this process by content hash, the poses of sets of references, and what each reference was in the
-    poses tried (`turned`); the same content under another name is found again.
+    """Embeddings of this process by content hash, pose and scale of sets of references (`showing.py`), and what each
+    reference was as it was tried (`turned`); the same content under another name is found again.
     """
 
     tasks: dict[str, TaskEmbedding] = field(default_factory=dict)
     image_vectors: dict[str, Tensor] = field(default_factory=dict)
-    poses: dict[str, str] = field(default_factory=dict)
+    showings: dict[str, tuple[str, float]] = field(default_factory=dict)
     turned: dict[str, TaskEmbedding] = field(default_factory=dict)
 
 

@@ -18,7 +18,6 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import SEARCH, settle_pose
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
@@ -32,6 +31,7 @@ from iris_pipeline.references import (
     stored_reference,
 )
 from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.showing import SEARCHED, Showing, settle_showing
 from iris_pipeline.strategies import PreparedReference, bank
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
@@ -44,8 +44,8 @@ from preprocessing.volume import Volume
 DEFAULT_REFERENCES = 5
 REFERENCES = "references.json"
 TaskOf = Callable[[InputCase, Volume], TaskEmbedding]
-Note = Callable[[str, Sequence[Draw], str], None]
-"""Is told of each query the references that were drawn for it and the axes of the pose in which it was shown."""
+Note = Callable[[str, Sequence[Draw], TaskEmbedding], None]
+"""Is told of each query the references that were drawn for it and its task."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Experiment:
     seed: int = 0
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
-    pose: str = SEARCH
-    """of a held-out dataset's references (`pose.py`); those of a dataset that was trained on are as they were then"""
+    showing: Showing = SEARCHED
+    """of a held-out dataset's references (`showing.py`); those of one that was trained on are as they were then"""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -74,7 +74,7 @@ class Experiment:
     def describe(self) -> dict[str, Any]:
         """For predict.json: what a result depends on."""
         said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
-        said["pose"] = self.pose
+        said |= asdict(self.showing)
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
         if self.strategy in DESCENDING:
@@ -104,9 +104,9 @@ def predict_split(
     cases: the dataset's raw cases (`find_cases`). The bank needs no reference, one-shot draws one, every other
     strategy as many as the experiment says, by its seed; never one of the query's subject. For a held-out
     dataset the plan, too, is made from the drawn references alone. OUT/references.json says which references each
-    query had, and in which pose it was shown. cache: keeps embedded references over several calls. A query without
-    reference or raw file is a verdict. StoreError if there is no such split, if the store's plan is not the model's,
-    or if the model was trained on cases that are to be segmented.
+    query had, and in which pose and at which spacing it was shown. cache: keeps embedded references over several
+    calls. A query without reference or raw file is a verdict. StoreError if there is no such split, if the store's
+    plan is not the model's, or if the model was trained on cases that are to be segmented.
     """
     options, experiment = options or InferenceOptions(), experiment or Experiment()
     wanted = split_cases(loaded, store, split, part)
@@ -154,13 +154,14 @@ def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float
 
 
 def note_references(out: Path) -> Note:
-    """Keeps OUT/references.json: query -> its references, each with its classes, and its pose."""
+    """Keeps OUT/references.json: query -> its references, each with its classes, its pose and its spacing."""
 
-    def note(case_id: str, draws: Sequence[Draw], pose: str) -> None:
+    def note(case_id: str, draws: Sequence[Draw], task: TaskEmbedding) -> None:
         path = out / REFERENCES
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         shown = {draw.id: list(draw.classes) for draw in draws}
-        write_json(path, known | {case_id: {"references": shown, "pose": pose}})
+        said = {"references": shown, "pose": task.pose.axes, "spacing_mm": task.spacing_mm}
+        write_json(path, known | {case_id: said})
 
     return note
 
@@ -264,13 +265,13 @@ def held_out_tasks(
             raise RawDataError(
                 f"The raw files of the references {', '.join(missing)} are needed and not there."
             )
-        plan = plan_references(loaded, spec, measure_references([raw[draw.id] for draw in draws], spec))
+        prints = measure_references([raw[draw.id] for draw in draws], spec)
         names = [draw.id for draw in draws]
         affine = raw[names[0]].image.read_image().affine
-        return settle_pose(
+        return settle_showing(
             loaded,
-            plan,
-            experiment.pose,
+            lambda scale: plan_references(loaded, spec, prints, scale),
+            experiment.showing,
             names,
             prepare_at,
             affine,
@@ -340,7 +341,7 @@ def _drawn_tasks(
             made[draws] = make(draws)
         task = made[draws](image)
         if note is not None:
-            note(case.id, draws, task.pose.axes)
+            note(case.id, draws, task)
         return task
 
     return task_of

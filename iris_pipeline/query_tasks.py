@@ -13,10 +13,10 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
-from iris_pipeline.pose import SEARCH
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
+from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
@@ -111,7 +111,7 @@ def file_tasks(
     modality: Modality | None = None,
     start: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
-    pose: str = SEARCH,
+    showing: Showing = SEARCHED,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -130,7 +130,7 @@ def file_tasks(
         like=start,
         cache=cache,
         with_images=strategy == "image-retrieval",
-        pose=pose,
+        showing=showing,
         device=options.device,
         autocast=options.autocast,
         progress=progress,
@@ -161,11 +161,11 @@ def encode_files(
     modality: Modality | None = None,
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
-    pose: str = SEARCH,
+    showing: Showing = SEARCHED,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References on disk -> one task. strategy None: see `default_strategy`. like, pose: see `embed_files`."""
+    """References on disk -> one task. strategy None: see `default_strategy`. like, showing: see `embed_files`."""
     options = options or InferenceOptions()
     strategy = strategy or default_strategy(files, count)
     embedded = embed_files(
@@ -176,7 +176,7 @@ def encode_files(
         modality=modality,
         like=like,
         cache=cache,
-        pose=pose,
+        showing=showing,
         device=options.device,
         autocast=options.autocast,
         progress=progress,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
-from iris_pipeline.pose import SEARCH, settle_pose
+from iris_pipeline.showing import SEARCHED, Showing, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
@@ -192,10 +192,13 @@ def screen_references(
     return replace(files, cases=tuple(good)), refused
 
 
-def plan_references(loaded: LoadedModel, spec: DatasetSpec, prints: tuple[CasePrint, ...]) -> Plan:
+def plan_references(
+    loaded: LoadedModel, spec: DatasetSpec, prints: tuple[CasePrint, ...], scale: float = 1.0
+) -> Plan:
     """Spacing and patch for references of a dataset the model does not know, from these references alone.
 
-    The rules are those of the model's own datasets: their policy, and a crop as large as their largest patch.
+    The rules are those of the model's own datasets: their policy, and a crop as large as their largest patch. scale: so
+    many times the spacing that they give.
     """
     plans = list(loaded.plans.values())
     policy: Policy = Counter(plan.policy for plan in plans).most_common(1)[0][0] if plans else "fit"
@@ -203,7 +206,11 @@ def plan_references(loaded: LoadedModel, spec: DatasetSpec, prints: tuple[CasePr
     fingerprint = Fingerprint(dataset=spec.name, spec_digest="", cases=prints)
     # As a held-out dataset none of the cases is set aside: references are there to be looked at.
     return make_plan(
-        fingerprint, spec.model_copy(update={"role": "held-out"}), policy, (edges[0], edges[1], edges[2])
+        fingerprint,
+        spec.model_copy(update={"role": "held-out"}),
+        policy,
+        (edges[0], edges[1], edges[2]),
+        scale,
     )
 
 
@@ -335,15 +342,15 @@ def embed_files(
     like: TaskEmbedding | None = None,
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
-    pose: str = SEARCH,
+    showing: Showing = SEARCHED,
     device: torch.device | str = "cpu",
     autocast: bool = False,
     progress: bool = False,
 ) -> FilePool:
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
 
-    like: a task whose grid, pose and intensities are used instead, so that the two can be merged. pose: see
-    `pose.pose_named`. Class values are those of the files. ReferenceCaseError names a reference that cannot be used.
+    like: a task whose grid, pose and intensities are used instead, so that the two can be merged. showing:
+    see `showing.py`. Class values are those of the files. ReferenceCaseError names a reference that cannot be used.
     """
     spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
@@ -358,11 +365,10 @@ def embed_files(
     if like:
         plan = plan_like(like)
     else:
-        plan = plan_references(loaded, spec, used)
-        plan = settle_pose(
+        plan = settle_showing(
             loaded,
-            plan,
-            pose,
+            lambda scale: plan_references(loaded, spec, used, scale),
+            showing,
             [draw.id for draw in draws],
             prepare_at,
             by_id[draws[0].id].image.read_image().affine,

@@ -67,14 +67,18 @@ class Plan(BaseModel):
 
 
 def make_plan(
-    fingerprint: Fingerprint, spec: DatasetSpec, policy: Policy = "paper", crop: Shape = (64, 64, 64)
+    fingerprint: Fingerprint,
+    spec: DatasetSpec,
+    policy: Policy = "paper",
+    crop: Shape = (64, 64, 64),
+    scale: float = 1.0,
 ) -> Plan:
     """The plan of one dataset. Subjects of the paper split's test part have no say in it.
 
     `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so
     that the objects of the median class fill 52/64 of the crop; CT is z-scored over the body alone.
-    `crop`: the largest patch (z,y,x), multiples of 16. PlanError where no accepted case is left or the crop is not
-    possible.
+    `crop`: the largest patch (z,y,x), multiples of 16. `scale`: so many times that spacing is taken.
+    PlanError where no accepted case is left or the crop is not possible.
     """
     if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
         raise PlanError(
@@ -96,6 +100,9 @@ def make_plan(
         edge, why = paper_spacing(cases) if policy == "paper" else fit_spacing(cases, crop)
         spacing = (edge, edge, edge)
         reasons.append(why)
+    if scale != 1.0:
+        spacing = (scale * spacing[0], scale * spacing[1], scale * spacing[2])
+        reasons.append(f"{scale:g} times that: {_text(tuple(round(edge, 2) for edge in spacing))} mm.")
     patch, why = _patch(cases, spacing, crop)
     # The paper's z-score covers the whole volume; where a scan is mostly air, soft tissue is nearly flat then.
     normalisation = Normalisation.for_modality(spec.modality, body=policy == "fit")

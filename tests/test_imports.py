@@ -106,6 +106,8 @@ ORDER = (
     "iris_pipeline.examples",
     "iris_pipeline.pool",
     "iris_pipeline.pose",
+    "iris_pipeline.trial",
+    "iris_pipeline.showing",
     "iris_pipeline.inputs",
     "iris_pipeline.references",
     "iris_pipeline.native",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,25 +14,24 @@ from scans import affine_of, volume
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline import pose
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import (
-    POSES,
-    PoseSettings,
-    find_pose,
-    pose_named,
-    settle_pose,
-    turned_plan,
-    turned_reference,
-)
+from iris_pipeline.pose import POSES, pose_named, turned_plan, turned_reference
 from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.showing import (
+    Search,
+    SearchSettings,
+    Showing,
+    settle_showing,
+)
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import UPRIGHT, Pose, Reorientation
+from preprocessing.plan import Plan
 
-QUICK = PoseSettings(first_judges=1, rivals=8, judges=2, finalists=4, final_judges=2)
+POSE_ONLY = Showing("auto", 1.0)
+QUICK = SearchSettings(pose_scales=(1.0,), first_judges=1, rivals=8, judges=2)
 
 
 class TowardFirstAxis(torch.nn.Module):
@@ -64,6 +64,15 @@ def half_filled(axis: int, far: bool, subject: str = "") -> PreparedReference:
     part[axis] = slice(middle, None) if far else slice(0, middle)
     labels[tuple(part)] = 1
     return PreparedReference(subject, labels.astype(np.float32), labels, {"half": 1}, subject)
+
+
+def find_pose(
+    model: torch.nn.Module, references: Sequence[PreparedReference], cache: EmbeddingCache | None = None
+) -> str:
+    search = Search(
+        loaded_with(model), lambda _: (plan(), references), settings=QUICK, cache=cache or EmbeddingCache()
+    )
+    return search.pose()
 
 
 def plan() -> Any:
@@ -134,15 +143,13 @@ def test_a_turned_plan_is_another_plan() -> None:
 @pytest.mark.parametrize("others", [False, True])
 def test_the_pose_that_the_model_knows_is_found(axis: int, far: bool, letter: str, others: bool) -> None:
     references = [half_filled(axis, far, name) for name in (("a", "b") if others else ("a",))]
-    found = find_pose(loaded_with(TowardFirstAxis()), references, plan(), settings=QUICK)
+    found = find_pose(TowardFirstAxis(), references)
     assert found[0] == letter
 
 
 def test_upright_stays_where_it_is_right_and_where_no_pose_is_known() -> None:
-    loaded = loaded_with(TowardFirstAxis())
-    assert find_pose(loaded, [half_filled(0, True, "a")], plan(), settings=QUICK) == UPRIGHT
-    knows_nothing = loaded_with(KnowsNothing())
-    assert find_pose(knows_nothing, [half_filled(2, True, "a")], plan(), settings=QUICK) == UPRIGHT
+    assert find_pose(TowardFirstAxis(), [half_filled(0, True, "a")]) == UPRIGHT
+    assert find_pose(KnowsNothing(), [half_filled(2, True, "a")]) == UPRIGHT
 
 
 def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,24 +159,23 @@ def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPa
         calls.append(1)
         return "LSA"
 
-    monkeypatch.setattr(pose, "find_pose", counted)
+    monkeypatch.setattr(Search, "pose", counted)
     cache, loaded = EmbeddingCache(), loaded_with(TowardFirstAxis())
     prepare = {
         "a": half_filled(2, True, "a"),
         "b": replace(half_filled(2, True, "b"), labels=np.zeros((16, 32, 32), np.uint8)),
     }
-    for _ in range(2):
-        settled = settle_pose(
-            loaded, plan(), "auto", ["a", "b"], lambda _: prepare.__getitem__, np.eye(4), cache=cache
+
+    def settle(wanted: Showing, names: list[str]) -> Plan:
+        return settle_showing(
+            loaded, lambda _: plan(), wanted, names, lambda _: prepare.__getitem__, np.eye(4), cache=cache
         )
+
+    for _ in range(2):
+        settled = settle(POSE_ONLY, ["a", "b"])
         assert settled.pose.axes == "LSA" and calls == [1]
-    assert (
-        settle_pose(loaded, plan(), "auto", ["b"], lambda _: prepare.__getitem__, np.eye(4)).pose.axes
-        == UPRIGHT
-    ), "nothing to judge by"
-    assert (
-        settle_pose(loaded, plan(), "IPR", ["a"], lambda _: prepare.__getitem__, np.eye(4)).pose.axes == "IPR"
-    )
+    assert settle(POSE_ONLY, ["b"]).pose.axes == UPRIGHT, "nothing to judge by"
+    assert settle(Showing("IPR", 1.0), ["a"]).pose.axes == "IPR"
     assert calls == [1]
 
 
@@ -189,19 +195,16 @@ def test_a_reference_is_encoded_once_a_pose_however_many_sets_it_is_in() -> None
     a, b, c = (half_filled(2, True, name) for name in "abc")
     b, c = (replace(r, image=r.image + number) for number, r in enumerate((b, c), 1))
     model, cache = Counting(), EmbeddingCache()
-    assert find_pose(loaded_with(model), [a, b], plan(), settings=QUICK, cache=cache)[0] == "R"
-    whole = model.encoded - 2 * len(POSES)
-    assert 2 <= whole <= 2 * (1 + QUICK.finalists), (
-        "all poses at half the resolution, finalists at the whole one"
-    )
+    assert find_pose(model, [a, b], cache)[0] == "R"
+    assert model.encoded == 2 * len(POSES)
     before = model.encoded
-    assert find_pose(loaded_with(model), [a, b], plan(), settings=QUICK, cache=cache)[0] == "R"
+    assert find_pose(model, [a, b], cache)[0] == "R"
     assert model.encoded == before
-    assert find_pose(loaded_with(model), [b, c], plan(), settings=QUICK, cache=cache)[0] == "R"
-    assert model.encoded - before <= len(POSES) + 1 + QUICK.finalists + 1
+    assert find_pose(model, [b, c], cache)[0] == "R"
+    assert model.encoded - before == len(POSES)
     alone = Counting()
-    find_pose(loaded_with(alone), [b, c], plan(), settings=QUICK)
-    assert alone.encoded >= 2 * len(POSES)
+    find_pose(alone, [b, c])
+    assert alone.encoded == 2 * len(POSES)
 
 
 def test_no_more_references_are_read_than_take_part() -> None:
@@ -213,7 +216,7 @@ def test_no_more_references_are_read_than_take_part() -> None:
         return half_filled(0, True, subjects[name])
 
     loaded = loaded_with(TowardFirstAxis())
-    settle_pose(loaded, plan(), "auto", list(subjects), lambda _: prepare, np.eye(4))
+    settle_showing(loaded, lambda _: plan(), POSE_ONLY, list(subjects), lambda _: prepare, np.eye(4))
     assert read == ["a1", "a2", "b", "c"]
 
 

@@ -19,16 +19,16 @@ from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, held_out_tasks, predict_split, split_cases, stored_tasks
 from iris_pipeline.references import measure_references, plan_references
+from iris_pipeline.showing import AS_PLANNED
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
-from preprocessing.orientation import UPRIGHT
 from preprocessing.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
 OPTIONS = InferenceOptions(batch_size=4)
-UPRIGHT_ONE = Experiment(pose=UPRIGHT)  # the grey model reads every pose alike
+UPRIGHT_ONE = Experiment(showing=AS_PLANNED)  # the grey model reads every pose alike
 
 
 @pytest.fixture

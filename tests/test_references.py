@@ -30,11 +30,12 @@ from iris_pipeline.references import (
     screen_references,
     stored_reference,
 )
+from iris_pipeline.showing import AS_PLANNED
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
 from preprocessing.fingerprint import measure_case
 from preprocessing.normalise import Normalisation, normalise
-from preprocessing.orientation import UPRIGHT, Reorientation
+from preprocessing.orientation import Reorientation
 from preprocessing.plan import Plan
 from preprocessing.source import FileSource
 from preprocessing.store import Store
@@ -300,11 +301,11 @@ def test_references_without_names_become_an_ensemble(folder: Path) -> None:
     save(folder / "images" / "two.nii.gz", np.where(LABELS == 2, 50, IMAGE).astype(np.float32), AFFINE)
     files = find_references(folder)
     loaded = loaded_with(GreyModel(), plans={"known": plan_of()})
-    task = encode_files(loaded, files, pose=UPRIGHT)
+    task = encode_files(loaded, files, showing=AS_PLANNED)
     assert (task.made_by, task.references, task.classes) == ("ensemble", 2, {"label_2": 2, "label_7": 7})
     assert len(set(task.reference_hashes)) == 2
     single = {
-        name: encode_files(loaded, ReferenceFiles((case,), files.classes), pose=UPRIGHT)
+        name: encode_files(loaded, ReferenceFiles((case,), files.classes), showing=AS_PLANNED)
         for name, case in zip("ab", files.cases, strict=True)
     }
     assert [t.made_by for t in single.values()] == ["one-shot", "one-shot"]
@@ -317,7 +318,9 @@ def test_references_without_names_become_an_ensemble(folder: Path) -> None:
 def test_one_shot_among_several_takes_the_fullest_by_seed(folder: Path) -> None:
     loaded = loaded_with(GreyModel(), plans={"known": plan_of()})
     for seed in range(4):
-        task = encode_files(loaded, find_references(folder), strategy="one-shot", seed=seed, pose=UPRIGHT)
+        task = encode_files(
+            loaded, find_references(folder), strategy="one-shot", seed=seed, showing=AS_PLANNED
+        )
         assert (task.references, task.made_by) == (1, "one-shot") and len(task.class_names) == 2
 
 

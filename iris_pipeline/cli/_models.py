@@ -18,6 +18,7 @@ from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import DESCENDING
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair, screen_references
+from iris_pipeline.showing import Showing, scale_named
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError
@@ -142,7 +143,7 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
     )
     add_channel_option(parser)
-    add_pose_option(parser)
+    add_showing_options(parser)
 
 
 def add_channel_option(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +154,7 @@ def add_channel_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pose_option(parser: argparse.ArgumentParser) -> None:
+def add_showing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pose",
         type=_pose,
@@ -163,6 +164,18 @@ def add_pose_option(parser: argparse.ArgumentParser) -> None:
         "can lie and takes the one in which the model reads the references best (half a minute on a CPU); upright, or "
         "three letters such as LSA, take that one (default: auto)",
     )
+    parser.add_argument(
+        "--scale",
+        type=_scale,
+        default=SEARCH,
+        metavar="X",
+        help="of the same references: X times the spacing at which their objects fill a window; auto tries five "
+        "(default: auto)",
+    )
+
+
+def showing_of(arguments: argparse.Namespace) -> Showing:
+    return Showing(arguments.pose, arguments.scale)
 
 
 def _pose(text: str) -> str:
@@ -170,6 +183,13 @@ def _pose(text: str) -> str:
         return pose_named(text)
     except PredictionError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--pose is ")) from None
+
+
+def _scale(text: str) -> float | str:
+    try:
+        return scale_named(text)
+    except PredictionError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--scale is ")) from None
 
 
 def autocast_of(precision: str, device: str) -> bool:

@@ -13,10 +13,11 @@ from iris_pipeline.cli._models import (
     add_channel_option,
     add_device_options,
     add_model_options,
-    add_pose_option,
+    add_showing_options,
     autocast_of,
     load_run,
     reference_files,
+    showing_of,
 )
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
@@ -50,7 +51,7 @@ def advise_main(argv: list[str] | None = None) -> int:
         "--modality", choices=["CT", "MR", "PET"], help="of the references (default: guessed)"
     )
     add_channel_option(parser)
-    add_pose_option(parser)
+    add_showing_options(parser)
     add_model_options(parser)
     add_device_options(parser)
     arguments = parser.parse_args(argv)
@@ -69,7 +70,7 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
         loaded,
         files,
         modality=arguments.modality,
-        pose=arguments.pose,
+        showing=showing_of(arguments),
         device=device,
         autocast=options.autocast,
         progress=True,

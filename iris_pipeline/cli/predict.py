@@ -18,6 +18,7 @@ from iris_pipeline.cli._models import (
     check_fit,
     load_run,
     reference_files,
+    showing_of,
     summary,
     tell_task,
     tuning_settings,
@@ -246,15 +247,13 @@ def _predict_from_files(
             count=arguments.references,
             seed=seed,
             modality=modality,
-            pose=arguments.pose,
+            showing=showing_of(arguments),
             tuning=tuning_settings(arguments),
             progress=True,
         )
         tell_task(task, arguments, files.classes)
         if strategy not in DESCENDING:
-            print(
-                "Where the masks disappoint: --strategy refining learns from the references, for some minutes."
-            )
+            print("Where the masks disappoint: --strategy refining learns from the references, for minutes.")
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
@@ -264,7 +263,7 @@ def _predict_from_files(
         count=arguments.references,
         seed=seed,
         modality=modality,
-        pose=arguments.pose,
+        showing=showing_of(arguments),
         retrieval=_retrieval_settings(arguments),
         progress=True,
     )
@@ -340,7 +339,7 @@ def _experiment(arguments: argparse.Namespace, strategy: str) -> Experiment:
         arguments.seed or 0,
         _retrieval_settings(arguments),
         tuning_settings(arguments),
-        arguments.pose,
+        showing_of(arguments),
     )
 
 

@@ -14,9 +14,10 @@ from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
-    add_pose_option,
+    add_showing_options,
     autocast_of,
     load_run,
+    showing_of,
 )
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
-    add_pose_option(parser)
+    add_showing_options(parser)
     add_model_options(parser)
     add_device_options(parser)
     return parser
@@ -158,7 +159,7 @@ def _run_job(
         loaded,
         store,
         raw_cases(root, store),
-        replace(job.experiment, pose=arguments.pose),
+        replace(job.experiment, showing=showing_of(arguments)),
         split=arguments.split,
         part=arguments.part,
         out=out,

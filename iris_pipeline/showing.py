@@ -1,0 +1,196 @@
+"""How references and queries are shown to the network: the pose and the scale at which it reads the references best.
+
+Arrays are [D,H,W] = (z,y,x). The pose: see `pose.py`. The scale: a plan takes the spacing (mm) at which the references'
+objects fill the crop, the rule of the datasets that were trained on; yet what is new to the network may look to it like
+something that it knows at another size. Both are searched for on the references alone, whose masks are known
+(`trial.py`). The task's spacing and pose say what was found, and every query is shown alike. The paper knows no such
+search: this one is ours (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.pool import EmbeddingCache, content_key
+from iris_pipeline.pose import POSES, SEARCH, in_frame_of, pose_named, turned_plan
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.trial import Trial, of_different_subjects
+from preprocessing.errors import PredictionError
+from preprocessing.orientation import UPRIGHT
+from preprocessing.plan import Plan
+
+Prepare = Callable[[str], PreparedReference]
+Shown = tuple[Plan, Sequence[PreparedReference]]
+"""an upright plan, and references prepared at it"""
+SMALLEST, LARGEST = 0.25, 4.0
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What is wanted: a pose, three letters or "auto", and a scale, how many times the planned spacing or "auto"."""
+
+    pose: str = SEARCH
+    scale: float | str = SEARCH
+
+    @classmethod
+    def of(cls, pose: str, scale: float | str) -> Showing:
+        """From what a user says; PredictionError for what is neither."""
+        return cls(pose_named(pose), scale_named(scale))
+
+
+SEARCHED = Showing()
+AS_PLANNED = Showing(UPRIGHT, 1.0)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How poses and scales are tried; scales are multiples of the planned spacing.
+
+    references: how many take part, of as many subjects as there are. All poses are tried at the first of `pose_scales`
+    by `first_judges` crops of them, the `rivals` best and the upright one at all of these scales by `judges`. The
+    planned spacing is not among them: there the network reads no reference of a new kind well in any pose, and chance
+    decides (LOG.md). The pose that is found is judged at every one of `scales` by `final_judges`. gain: the share of the
+    loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss is
+    above the least by no more than this share, the finest is taken, as it follows finer edges.
+    """
+
+    references: int = 3
+    pose_scales: tuple[float, ...] = (2.0, 1.6, 1.25)
+    first_judges: int = 2
+    rivals: int = 12
+    judges: int = 4
+    scales: tuple[float, ...] = (1.0, 1.25, 1.6, 2.0)
+    final_judges: int = 6
+    gain: float = 0.1
+    near: float = 0.08
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Trials of references at several scales. shown_at: for a scale the upright plan and the references prepared at it,
+    each with a class or more. cache: keeps what a reference becomes as it is tried, for other sets of which it is one.
+    """
+
+    loaded: LoadedModel
+    shown_at: Callable[[float], Shown]
+    options: InferenceOptions = InferenceOptions()
+    settings: SearchSettings = SearchSettings()
+    cache: EmbeddingCache = field(default_factory=EmbeddingCache)
+    progress: bool = False
+    _trials: dict[float, Trial] = field(default_factory=dict)
+
+    def pose(self, scales: Sequence[float] | None = None) -> str:
+        """The axes in which the model segments the references best over these scales; UPRIGHT unless far better."""
+        settings = self.settings
+        scales = self.usable(scales or settings.pose_scales)
+        first = self._trial(scales[0]).losses(POSES, range(settings.first_judges))
+        best = sorted(first, key=first.__getitem__)[: settings.rivals]
+        rivals = list(dict.fromkeys([UPRIGHT, *best]))
+        rest = self._trial(scales[0]).losses(rivals, range(settings.first_judges, settings.judges))
+        total = {axes: first[axes] + rest[axes] for axes in rivals}
+        for scale in scales[1:]:
+            for axes, loss in self._trial(scale).losses(rivals, range(settings.judges)).items():
+                total[axes] += loss
+        found = min(rivals, key=total.__getitem__)
+        return found if total[found] < (1 - settings.gain) * total[UPRIGHT] else UPRIGHT
+
+    def scale(self, axes: str) -> float:
+        """The scale at which the model segments the references best in this pose; 1 unless another is far better."""
+        judges = range(self.settings.final_judges)
+        losses = {
+            scale: self._trial(scale).losses([axes], judges)[axes]
+            for scale in self.usable(self.settings.scales)
+        }
+        limit = (1 - self.settings.gain) * losses[1.0]
+        better = {scale: loss for scale, loss in losses.items() if loss < limit}
+        nearly = (1 + self.settings.near) * min(better.values(), default=0.0)
+        return min((scale for scale, loss in better.items() if loss <= nearly), default=1.0)
+
+    def usable(self, scales: Sequence[float]) -> list[float]:
+        """Those at which no reference loses a class; the planned spacing where there are none."""
+        classes = self._trial(1.0).classes
+        return [scale for scale in scales if scale == 1.0 or self._trial(scale).classes == classes] or [1.0]
+
+    def _trial(self, scale: float) -> Trial:
+        if scale not in self._trials:
+            plan, references = self.shown_at(scale)
+            self._trials[scale] = Trial(
+                self.loaded,
+                references,
+                plan,
+                self.options,
+                self.settings.seed,
+                self.cache.turned,
+                self.progress,
+                f" at {scale:g} x",
+            )
+        return self._trials[scale]
+
+
+def scale_named(value: float | str) -> float | str:
+    """What --scale says: "auto" or a number. PredictionError for another."""
+    if value == SEARCH:
+        return SEARCH
+    try:
+        scale = float(value)
+    except ValueError:
+        scale = 0.0
+    if not SMALLEST <= scale <= LARGEST:
+        raise PredictionError(
+            f"--scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}; got {value!r}."
+        )
+    return scale
+
+
+def settle_showing(
+    loaded: LoadedModel,
+    plan_at: Callable[[float], Plan],
+    wanted: Showing,
+    names: Sequence[str],
+    prepare_at: Callable[[Plan], Prepare],
+    affine: np.ndarray,
+    options: InferenceOptions | None = None,
+    *,
+    cache: EmbeddingCache | None = None,
+    progress: bool = False,
+) -> Plan:
+    """The plan in the pose and at the scale that are wanted, or that are found on the references of these names.
+
+    plan_at: for a scale, the upright plan. prepare_at: for a plan, what reads a reference by its name. affine: of the
+    first reference, in whose frame a pose is searched for. A reference that shows nothing has no say.
+    """
+
+    def upright(scale: float) -> Plan:
+        return in_frame_of(plan_at(scale), affine) if wanted.pose == SEARCH else plan_at(scale)
+
+    fixed = Showing(
+        UPRIGHT if wanted.pose == SEARCH else wanted.pose, 1.0 if wanted.scale == SEARCH else wanted.scale
+    )
+    pose, scale = fixed.pose, float(fixed.scale)
+    plan = upright(scale)
+    if wanted == fixed:
+        return turned_plan(plan, pose)
+    references = of_different_subjects(map(prepare_at(plan), names), SearchSettings.references)
+    if not references:
+        return turned_plan(plan, pose)
+    options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
+    content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
+    key = content_key(loaded.model_hash, options.autocast, plan, wanted, *content)
+    if key not in cache.showings:
+
+        def shown_at(times: float) -> Shown:
+            at = upright(times * scale)
+            return at, references if times == 1.0 else [prepare_at(at)(r.id) for r in references]
+
+        search = Search(loaded, shown_at, options, cache=cache, progress=progress)
+        if wanted.pose == SEARCH:
+            pose = search.pose(None if wanted.scale == SEARCH else [1.0])
+        cache.showings[key] = (pose, search.scale(pose) if wanted.scale == SEARCH else scale)
+    pose, scale = cache.showings[key]
+    return turned_plan(upright(scale), pose)

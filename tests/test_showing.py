@@ -1,0 +1,112 @@
+"""The scale at which references and queries are shown: found on the references, far better or not taken, in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from blobs import PLAN
+from stub_model import loaded_with
+from torch import Tensor
+
+from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.showing import AS_PLANNED, Search, Showing, scale_named, settle_showing
+from iris_pipeline.strategies import PreparedReference
+from preprocessing.errors import PredictionError
+from preprocessing.orientation import UPRIGHT, Pose
+from preprocessing.plan import Plan
+
+RADIUS_MM = 12.0
+EXTENT_MM = 40
+
+
+class KnowsOneSize(torch.nn.Module):
+    """A network that calls a ball of one size in voxels, round the middle of what is bright, the object."""
+
+    def __init__(self, radius: float):
+        super().__init__()
+        self.radius, self.encoded = radius, 0
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image,)
+
+    def encode_task(self, image: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        self.encoded += 1
+        return (torch.zeros(1, masks.shape[1], 1, 1),)
+
+    def segment_from_features(self, features: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+        image = features[0]
+        places = torch.nonzero(image[0, 0] > 0.5 * image.max()).float()
+        grid = torch.stack(
+            torch.meshgrid(*(torch.arange(n).float() for n in image.shape[2:]), indexing="ij"), -1
+        )
+        away = (grid - places.mean(0)).norm(dim=-1)
+        return 4 * (self.radius - away).expand(1, tokens[0].shape[1], *image.shape[2:])
+
+
+def plan_at(scale: float) -> Plan:
+    return PLAN.model_copy(update={"spacing_mm": (scale, scale, scale)})
+
+
+def ball(name: str, scale: float, speck: bool = False) -> PreparedReference:
+    """A ball of 12 mm in 40 mm at a spacing of `scale` mm; `speck`: a class that only a grid of 1 mm can show."""
+    edge = round(EXTENT_MM / scale)
+    grid = (np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1) + 0.5) * scale - EXTENT_MM / 2
+    labels = (np.linalg.norm(grid, axis=-1) < RADIUS_MM).astype(np.uint8)
+    image = labels.astype(np.float32)
+    if speck and scale <= 1:
+        labels[0, 0, :4] = 2
+    return PreparedReference(name, image, labels, {"ball": 1, "speck": 2}, name)
+
+
+def found(radius: float, speck: bool = False) -> float:
+    search = Search(
+        loaded_with(KnowsOneSize(radius)),
+        lambda scale: (plan_at(scale), [ball("a", scale, speck), ball("b", scale, speck)]),
+    )
+    return search.scale(UPRIGHT)
+
+
+@pytest.mark.parametrize(("radius", "scale"), [(12.0, 1.0), (9.6, 1.25), (7.5, 1.6), (6.0, 2.0)])
+def test_the_scale_that_the_model_knows_is_found(radius: float, scale: float) -> None:
+    assert found(radius) == scale
+
+
+def test_another_scale_must_be_far_better_and_of_two_alike_the_finer_is_taken() -> None:
+    assert found(11.4) == 1.0, "1.25 would be a ball of 9.6: no better"
+    # 1.6 and 2.0 show balls of 7.5 and 6 voxels: one of 6.7 lies between them
+    assert found(6.75) == 1.6
+
+
+def test_a_scale_that_loses_a_class_is_none() -> None:
+    assert found(6.0, speck=True) == 1.0, "coarser grids lose the speck"
+
+
+def test_the_plan_says_what_was_found_and_equal_references_are_tried_once() -> None:
+    model, cache = KnowsOneSize(7.5), EmbeddingCache()
+    loaded = loaded_with(model)
+
+    def settle(wanted: Showing) -> Plan:
+        def prepare_at(plan: Plan):  # type: ignore[no-untyped-def]
+            return lambda name: ball(name, plan.spacing_mm[0])
+
+        return settle_showing(loaded, plan_at, wanted, ["a", "b"], prepare_at, np.eye(4), cache=cache)
+
+    assert settle(Showing()).spacing_mm == (1.6, 1.6, 1.6)
+    before = model.encoded
+    assert settle(Showing()).spacing_mm == (1.6, 1.6, 1.6) and model.encoded == before > 0
+    turned = settle(Showing("LSA"))
+    assert (turned.pose, turned.spacing_mm[0]) == (Pose("LSA"), 1.6)
+    before = model.encoded
+    for wanted, spacing in ((AS_PLANNED, 1.0), (Showing(UPRIGHT, 1.25), 1.25)):
+        assert settle(wanted).spacing_mm == (spacing,) * 3
+    assert model.encoded == before, "nothing to search for"
+
+
+@pytest.mark.parametrize("text", ["0.1", "5", "half", "nan"])
+def test_a_scale_is_auto_or_a_sensible_number(text: str) -> None:
+    assert (scale_named("auto"), scale_named("1.6"), scale_named(2)) == ("auto", 1.6, 2.0)
+    with pytest.raises(
+        PredictionError, match=f"--scale is auto, or how many times the planned .* 0.25 to 4; got '{text}'"
+    ):
+        scale_named(text)
