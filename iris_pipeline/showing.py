@@ -54,9 +54,9 @@ class SearchSettings:
     references: how many take part, of as many subjects as there are. All poses are tried at the first of `pose_scales`
     by `first_judges` crops of them, the `rivals` best and the upright one at all of these scales by `judges`. The
     planned spacing is not among them: there the network reads no reference of a new kind well in any pose, and chance
-    decides (LOG.md). The pose that is found is judged at every one of `scales` by `final_judges`. gain: the share of the
-    loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss is
-    above the least by no more than this share, the finest is taken, as it follows finer edges.
+    decides (LOG.md). The pose that is found is judged at every one of `scales` by `final_judges`. gain: the share of
+    the loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss
+    is above the least by no more than this share, the finest is taken, as it follows finer edges.
     """
 
     references: int = 3
@@ -79,8 +79,8 @@ class Search:
 
     loaded: LoadedModel
     shown_at: Callable[[float], Shown]
-    options: InferenceOptions = InferenceOptions()
-    settings: SearchSettings = SearchSettings()
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    settings: SearchSettings = field(default_factory=SearchSettings)
     cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     progress: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict)
