@@ -67,7 +67,7 @@ class SearchSettings:
     scales: tuple[float, ...] = (1.0, 1.25, 1.6, 2.0)
     final_judges: int = 6
     gain: float = 0.1
-    near: float = 0.08
+    near: float = 0.2
     seed: int = 0
 
 

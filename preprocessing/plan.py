@@ -101,8 +101,9 @@ def make_plan(
         spacing = (edge, edge, edge)
         reasons.append(why)
     if scale != 1.0:
-        spacing = (scale * spacing[0], scale * spacing[1], scale * spacing[2])
-        reasons.append(f"{scale:g} times that: {_text(tuple(round(edge, 2) for edge in spacing))} mm.")
+        z, y, x = (round(scale * edge, 3) for edge in spacing)
+        spacing = (z, y, x)
+        reasons.append(f"{scale:g} times that: {_text(spacing)} mm.")
     patch, why = _patch(cases, spacing, crop)
     # The paper's z-score covers the whole volume; where a scan is mostly air, soft tissue is nearly flat then.
     normalisation = Normalisation.for_modality(spec.modality, body=policy == "fit")

@@ -180,9 +180,10 @@ def test_options_that_would_be_lost_are_refused(
     capsys.readouterr()
     assert load_task(file).made_by == "refining" and load_task(file).head is not None
     predict = ["-i", scan, "-o", str(out), "--root", str(root)]
-    assert predict_main([*predict, "-t", file, "--steps", "2", "-k", "1"]) == 1
+    assert predict_main([*predict, "-t", file, "--steps", "2", "-k", "1", "--scale", "1.6"]) == 1
     assert (
-        "A task file is used as it was made: -k, --steps go with references (-r)" in capsys.readouterr().err
+        "A task file is used as it was made: -k, --scale, --steps go with references (-r)"
+        in capsys.readouterr().err
     )
     assert predict_main([*predict, "-r", str(refs), "--strategy", "ensemble", "--top", "2"]) == 1
     assert "--top goes with --strategy object-retrieval; got --strategy ensemble" in capsys.readouterr().err

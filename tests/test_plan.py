@@ -111,6 +111,17 @@ def test_fit_regards_a_crop_of_unequal_edges_axis_by_axis() -> None:
     assert plan.spacing_mm == (2.0, 2.0, 2.0)
 
 
+def test_a_scale_is_so_many_times_the_spacing_and_the_patch_shrinks_to_the_scan() -> None:
+    planned = make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(), "fit")
+    plan = make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(), "fit", scale=1.6)
+    assert plan.spacing_mm == pytest.approx([1.6 * edge for edge in planned.spacing_mm], abs=1e-3)
+    extent = [n * mm for n, mm in zip(case(0, {"a": BIG}).shape, case(0, {"a": BIG}).spacing_mm, strict=True)]
+    voxels = [round(mm / edge) for mm, edge in zip(extent, plan.spacing_mm, strict=True)]
+    assert list(plan.patch_size) == [min(64, -(-n // 16) * 16) for n in voxels]
+    assert plan.reasons[2].startswith("1.6 times that: ") and plan.digest != planned.digest
+    assert make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(), "fit", scale=1.0) == planned
+
+
 def test_fit_is_never_finer_than_the_scan() -> None:
     plan = make_plan(fingerprint_of(case(0, {"a": (1.0, (20.0, 20.0, 20.0))})), spec_with(), "fit")
     assert plan.spacing_mm == (0.8, 0.8, 0.8)

@@ -260,6 +260,8 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: b
         "--draw": arguments.seed,
         "--modality": arguments.modality,
         "--reference-channel": arguments.reference_channel,
+        "--pose": None if arguments.pose == SEARCH else arguments.pose,
+        "--scale": None if arguments.scale == SEARCH else arguments.scale,
         "--steps": arguments.steps,
         "--learning-rate": arguments.learning_rate,
         "--top": getattr(arguments, "top", None),
