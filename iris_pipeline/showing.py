@@ -56,7 +56,8 @@ class SearchSettings:
     planned spacing is not among them: there the network reads no reference of a new kind well in any pose, and chance
     decides (LOG.md). The pose that is found is judged at every one of `scales` by `final_judges`. gain: the share of
     the loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss
-    is above the least by no more than this share, the finest is taken, as it follows finer edges.
+    is above the least by no more than this share, the finest is taken, as it follows finer edges; coarser ones than
+    these lose edges that tuning could still learn.
     """
 
     references: int = 3
@@ -64,7 +65,7 @@ class SearchSettings:
     first_judges: int = 2
     rivals: int = 12
     judges: int = 4
-    scales: tuple[float, ...] = (1.0, 1.25, 1.6, 2.0)
+    scales: tuple[float, ...] = (1.0, 1.25, 1.6)
     final_judges: int = 6
     gain: float = 0.1
     near: float = 0.2

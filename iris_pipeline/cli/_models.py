@@ -169,7 +169,7 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         type=_scale,
         default=SEARCH,
         metavar="X",
-        help="of the same references: X times the spacing at which their objects fill a window; auto tries five "
+        help="of the same references: X times the spacing at which their objects fill a window; auto tries three "
         "(default: auto)",
     )
 
