@@ -86,10 +86,10 @@ class Search:
     progress: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict)
 
-    def pose(self, scales: Sequence[float] | None = None) -> str:
-        """The axes in which the model segments the references best over these scales; UPRIGHT unless far better."""
+    def pose(self) -> str:
+        """The axes in which the model segments the references best over several scales; UPRIGHT unless far better."""
         settings = self.settings
-        scales = self.usable(scales or settings.pose_scales)
+        scales = self.usable(settings.pose_scales)
         first = self._trial(scales[0]).losses(POSES, range(settings.first_judges))
         best = sorted(first, key=first.__getitem__)[: settings.rivals]
         rivals = list(dict.fromkeys([UPRIGHT, *best]))
@@ -174,24 +174,24 @@ def settle_showing(
         UPRIGHT if wanted.pose == SEARCH else wanted.pose, 1.0 if wanted.scale == SEARCH else wanted.scale
     )
     pose, scale = fixed.pose, float(fixed.scale)
-    plan = upright(scale)
     if wanted == fixed:
-        return turned_plan(plan, pose)
+        return turned_plan(upright(scale), pose)
+    plan = upright(1.0)
     references = of_different_subjects(map(prepare_at(plan), names), SearchSettings.references)
     if not references:
-        return turned_plan(plan, pose)
+        return turned_plan(upright(scale), pose)
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
     key = content_key(loaded.model_hash, options.autocast, plan, wanted, *content)
     if key not in cache.showings:
 
         def shown_at(times: float) -> Shown:
-            at = upright(times * scale)
+            at = upright(times)
             return at, references if times == 1.0 else [prepare_at(at)(r.id) for r in references]
 
         search = Search(loaded, shown_at, options, cache=cache, progress=progress)
         if wanted.pose == SEARCH:
-            pose = search.pose(None if wanted.scale == SEARCH else [1.0])
+            pose = search.pose()
         cache.showings[key] = (pose, search.scale(pose) if wanted.scale == SEARCH else scale)
     pose, scale = cache.showings[key]
     return turned_plan(upright(scale), pose)
