@@ -84,7 +84,7 @@ class Search:
     settings: SearchSettings = field(default_factory=SearchSettings)
     cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     progress: bool = False
-    _trials: dict[float, Trial] = field(default_factory=dict)
+    _trials: dict[float, Trial] = field(default_factory=dict, init=False)
 
     def pose(self) -> str:
         """The axes in which the model segments the references best over several scales; UPRIGHT unless far better."""
@@ -170,11 +170,9 @@ def settle_showing(
     def upright(scale: float) -> Plan:
         return in_frame_of(plan_at(scale), affine) if wanted.pose == SEARCH else plan_at(scale)
 
-    fixed = Showing(
-        UPRIGHT if wanted.pose == SEARCH else wanted.pose, 1.0 if wanted.scale == SEARCH else wanted.scale
-    )
-    pose, scale = fixed.pose, float(fixed.scale)
-    if wanted == fixed:
+    pose = UPRIGHT if wanted.pose == SEARCH else wanted.pose
+    scale = 1.0 if wanted.scale == SEARCH else float(wanted.scale)
+    if SEARCH not in (wanted.pose, wanted.scale):
         return turned_plan(upright(scale), pose)
     plan = upright(1.0)
     references = of_different_subjects(map(prepare_at(plan), names), SearchSettings.references)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -157,16 +157,16 @@ def add_channel_option(parser: argparse.ArgumentParser) -> None:
 def add_showing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pose",
-        type=_pose,
+        type=_worded(pose_named, "--pose"),
         default=SEARCH,
         metavar="POSE",
         help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
-        "can lie and takes the one in which the model reads the references best (half a minute on a CPU); upright, or "
+        "can lie and takes the one in which the model reads the references best (a minute on a CPU); upright, or "
         "three letters such as LSA, take that one (default: auto)",
     )
     parser.add_argument(
         "--scale",
-        type=_scale,
+        type=_worded(scale_named, "--scale"),
         default=SEARCH,
         metavar="X",
         help="of the same references: X times the spacing at which their objects fill a window; auto tries three "
@@ -178,18 +178,16 @@ def showing_of(arguments: argparse.Namespace) -> Showing:
     return Showing(arguments.pose, arguments.scale)
 
 
-def _pose(text: str) -> str:
-    try:
-        return pose_named(text)
-    except PredictionError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--pose is ")) from None
+def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], float | str]:
+    """A reader of an option's text for argparse, which names the option itself where the text is refused."""
 
+    def value(text: str) -> float | str:
+        try:
+            return read(text)
+        except PredictionError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{option} is ")) from None
 
-def _scale(text: str) -> float | str:
-    try:
-        return scale_named(text)
-    except PredictionError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--scale is ")) from None
+    return value
 
 
 def autocast_of(precision: str, device: str) -> bool:
