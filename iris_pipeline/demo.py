@@ -171,8 +171,8 @@ def check_floor(scores: dict[str, float], floor: float, steps: int) -> None:
             raise EvaluationError(
                 f"The mean Dice must be at least {floor:.2f}, which no untrained model reaches; {strategy} has "
                 f"{score:.3f} after {steps} training steps: a busy machine makes too few of them in its minutes "
-                "(about a thousand are needed), so try again with python -m iris_pipeline.demo --iterations 1200; if they "
-                "were enough, something in the path is broken."
+                "(about a thousand are needed), so try again with python -m iris_pipeline.demo --iterations 1200; if "
+                "they were enough, something in the path is broken."
             )
 
 
