@@ -79,6 +79,7 @@ ORDER = (
     "iris_pipeline.episode",
     "iris_pipeline.made_episodes",
     "iris_pipeline.episodes",
+    "iris_pipeline.model.volume_ops",
     "iris_pipeline.model.blocks",
     "iris_pipeline.model.encoder",
     "iris_pipeline.model.task_encoder",

@@ -12,9 +12,9 @@ from iris_pipeline.model.blocks import (
     downsample_mask_adjoint,
     pixel_shuffle_3d,
     unshuffle_mask,
-    upsampling_matrix,
 )
 from iris_pipeline.model.task_encoder import ContextBranch, TaskLevel, coarse_masks
+from iris_pipeline.model.volume_ops import upsampling_matrix
 from preprocessing.errors import ModelError
 
 TINY = IrisConfig(

@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iris_pipeline.model.volume_ops import Conv3d, InstanceNorm3d, upsampling_matrix
+
 
 class ResidualBlock(nn.Module):
     """Pre-activation residual block: (norm, ReLU, conv 3^3) twice, plus a shortcut ([B,C_in,..] -> [B,C_out,..])."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.norm1 = nn.InstanceNorm3d(channels_in, affine=True)
-        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.InstanceNorm3d(channels_out, affine=True)
-        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm1 = InstanceNorm3d(channels_in, affine=True)
+        self.conv1 = Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm2 = InstanceNorm3d(channels_out, affine=True)
+        self.conv2 = Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
         self.shortcut = (
-            nn.Identity()
-            if channels_in == channels_out
-            else nn.Conv3d(channels_in, channels_out, 1, bias=False)
+            nn.Identity() if channels_in == channels_out else Conv3d(channels_in, channels_out, 1, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,24 +76,6 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.layers(tokens)
-
-
-def upsampling_matrix(coarse: int, factor: int, device: torch.device | None = None) -> Tensor:
-    """Linear up-sampling of one axis as a matrix [factor*coarse, coarse], half-pixel centres (align_corners=False).
-
-    Row i holds the weights with which the coarse samples make full-resolution sample i, so
-    `F.interpolate(mode="trilinear")` is this matrix along each of the three axes.
-    """
-    centres = (torch.arange(coarse * factor, dtype=torch.float32, device=device) + 0.5) / factor - 0.5
-    centres = centres.clamp(0, coarse - 1)
-    low = centres.floor().clamp(max=max(coarse - 2, 0)).long()
-    weight = centres - low
-    matrix = torch.zeros(coarse * factor, coarse, device=device)
-    rows = torch.arange(coarse * factor, device=device)
-    matrix[rows, low] = 1 - weight
-    if coarse > 1:
-        matrix[rows, low + 1] += weight
-    return matrix
 
 
 def downsample_mask_adjoint(mask: Tensor, factor: int) -> Tensor:

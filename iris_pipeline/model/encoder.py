@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iris_pipeline.model.blocks import ResidualBlock
+from iris_pipeline.model.volume_ops import Conv3d, HalvingMaxPool3d
 
 
 class Encoder(nn.Module):
@@ -18,12 +19,12 @@ class Encoder(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], rectify: bool = False):
         super().__init__()
-        stem = nn.Conv3d(1, widths[0], 3, padding=1)
+        stem = Conv3d(1, widths[0], 3, padding=1)
         self.stem = nn.Sequential(stem, nn.ReLU()) if rectify else stem
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
             previous = widths[max(i - 1, 0)]
-            layers: list[nn.Module] = [nn.MaxPool3d(2)] if i else []
+            layers: list[nn.Module] = [HalvingMaxPool3d()] if i else []
             layers += [ResidualBlock(previous if j == 0 else width, width) for j in range(depth)]
             self.stages.append(nn.Sequential(*layers))
 

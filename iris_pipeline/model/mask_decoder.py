@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iris_pipeline.model.blocks import Attention, FeedForward, ResidualBlock, SelfAttention
+from iris_pipeline.model.volume_ops import Conv3d, InstanceNorm3d, upsample_trilinear
 
 
 class Fusion(nn.Module):
@@ -43,14 +44,14 @@ class UpStage(nn.Module):
     def __init__(self, channels_in: int, channels: int, blocks: int, join: str):
         super().__init__()
         self.join = join
-        self.reduce = nn.Conv3d(channels_in, channels, 1)
+        self.reduce = Conv3d(channels_in, channels, 1)
         first = 2 * channels if join == "concat" else channels
         self.blocks = nn.Sequential(
             *(ResidualBlock(first if j == 0 else channels, channels) for j in range(blocks))
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(self.reduce(x), scale_factor=2, mode="trilinear", align_corners=False)
+        x = upsample_trilinear(self.reduce(x), 2)
         x = torch.cat([x, skip], dim=1) if self.join == "concat" else x + skip
         return self.blocks(x)
 
@@ -76,7 +77,7 @@ class MaskDecoder(nn.Module):
         self.ups = nn.ModuleList(
             UpStage(widths[i + 1], widths[i], blocks[i], join[i]) for i in reversed(range(len(widths) - 1))
         )
-        self.final_norm = nn.InstanceNorm3d(widths[0], affine=True)
+        self.final_norm = InstanceNorm3d(widths[0], affine=True)
         token_channels = sum(widths[level] for level in levels)
         self.classifier = nn.Sequential(
             nn.LayerNorm(token_channels),

@@ -17,6 +17,7 @@ from iris_pipeline.model.blocks import (
     downsample_mask_adjoint,
     unshuffle_mask,
 )
+from iris_pipeline.model.volume_ops import Conv3d, InstanceNorm3d
 
 
 def coarse_masks(masks: Tensor, factor: int) -> Tensor:
@@ -40,9 +41,9 @@ class ContextBranch(nn.Module):
     def __init__(self, channels: int, factor: int, groups: int = 1):
         super().__init__()
         self.factor, self.groups = factor, groups
-        self.norm = nn.InstanceNorm3d(channels, affine=True)
-        self.widen = nn.Conv3d(channels, groups * factor**3, 1)
-        self.mix = nn.Conv3d(groups + 1, groups, 1)  # on [shuffled features ; mask]
+        self.norm = InstanceNorm3d(channels, affine=True)
+        self.widen = Conv3d(channels, groups * factor**3, 1)
+        self.mix = Conv3d(groups + 1, groups, 1)  # on [shuffled features ; mask]
         self.narrow = nn.Linear(groups * factor**3, channels)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
