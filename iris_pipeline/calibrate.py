@@ -2,17 +2,22 @@
 
 The rows are kept in the run's folder, one file a case and strategy, so that an interrupted calibration goes on where
 it stopped. Validation cases only: neither training nor test cases have a say.
+
+Of datasets it was trained on a model makes few bad masks, and so few tell nothing of how a bad one looks. So each case
+is also shown in poses and at scales that the model was not trained on, where it fails as it does on what is new.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
@@ -21,17 +26,28 @@ from iris_pipeline.disagreement import gather_signs
 from iris_pipeline.evaluate import compare
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import Witnesses, stored_volumes, stored_witnesses
+from iris_pipeline.pose import POSES
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.predict_split import Experiment, TaskOf, split_cases, stored_tasks
+from iris_pipeline.predict_split import (
+    Experiment,
+    TaskOf,
+    split_cases,
+    stored_tasks,
+    tasks_shown_otherwise,
+)
 from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.strategies import bank
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
+from preprocessing.orientation import UPRIGHT
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
 ROWS = "calibration"  # folder of the rows inside a run's folder
 SCHEMA_VERSION = 1
+UNFAMILIAR = 3  # showings of each case, besides the one that the model was trained on
+UNFAMILIAR_SCALES = (0.65, 0.8, 1.25, 1.6)  # times the planned spacing
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,25 @@ class _Job:
     def name(self) -> str:
         """Of the row's file."""
         strategy = f"{self.experiment.strategy}_k{self.experiment.count}_draw{self.experiment.seed}"
+        if not self.familiar:
+            strategy += f"_{self.experiment.showing.pose}_{self.experiment.showing.scale}"
         return f"{self.data.store.manifest.dataset}__{strategy}__{self.case}.json"
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the scan is shown as in training."""
+        return self.experiment.showing == SEARCHED
+
+
+def unfamiliar_showings(dataset: str, count: int) -> list[Showing]:
+    """Ways to show a dataset's scans that no model is trained on: a scale, and from the second on a pose as well."""
+    found = []
+    for number in range(count):
+        rng = np.random.default_rng((zlib.crc32(dataset.encode()), number))
+        scale = float(rng.choice(UNFAMILIAR_SCALES))
+        pose = str(rng.choice([axes for axes in POSES if axes != UPRIGHT])) if number else UPRIGHT
+        found.append(Showing(pose, scale))
+    return found
 
 
 def calibrate(
@@ -62,6 +96,7 @@ def calibrate(
     experiments: Sequence[Experiment],
     *,
     most_cases: int = 6,
+    unfamiliar: int = UNFAMILIAR,
     options: InferenceOptions | None = None,
     review_below: float = REVIEW_BELOW,
     progress: bool = True,
@@ -69,7 +104,9 @@ def calibrate(
     """Fit the run's calibration; returned with a sentence for each case that could not be used.
 
     folder: the run's. The validation part of the split that the model was trained on is used, at most `most_cases`
-    cases a dataset. PredictionError where too few masks are left, see `confidence.fit`.
+    cases a dataset, as in training and in `unfamiliar` other ways (but from the bank, which knows no other). The
+    agreement that is told is of scans shown as in training. PredictionError where too few masks are left, see
+    `confidence.fit`.
     """
     options = options or InferenceOptions()
     split = str(loaded.state.settings.get("split", "paper"))
@@ -82,10 +119,17 @@ def calibrate(
             continue
         wanted = split_cases(loaded, data.store, split, "validation")[:most_cases]
         volumes[manifest.dataset] = stored_volumes(data.store, parts["train"])
-        jobs += [_Job(data, case, experiment) for experiment in experiments for case in wanted]
+        shown = [
+            replace(experiment, showing=showing)
+            for experiment in experiments
+            if experiment.strategy != "bank"
+            for showing in unfamiliar_showings(manifest.dataset, unfamiliar)
+        ]
+        usual = [replace(experiment, showing=SEARCHED) for experiment in experiments]
+        jobs += [_Job(data, case, experiment) for experiment in [*usual, *shown] for case in wanted]
     rows_folder = folder / ROWS / loaded.model_hash
     sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
-    signs, truth, cases = [], [], []
+    signs, truth, cases, familiar = [], [], [], []
     for job in (bar := tqdm(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
         bar.set_postfix_str(job.case)
         dataset = job.data.store.manifest.dataset
@@ -106,15 +150,18 @@ def calibrate(
                 signs.append(values["signs"])
                 truth.append(values["dice"])
                 cases.append(f"{dataset} {job.case}")
+                familiar.append(job.familiar)
     calibration = fit(
         signs,
         truth,
         cases,
+        counted=familiar,
         model_hash=loaded.model_hash,
         made_from={
             "datasets": ", ".join(volumes),
             "split": f"{split}/validation",
             "experiments": ", ".join(f"{e.strategy} k={e.count} draw={e.seed}" for e in experiments),
+            "unfamiliar showings": str(unfamiliar),
         },
         volumes_ml=volumes,
         review_below=review_below,
@@ -128,12 +175,15 @@ def _sources(
     """What gives each case its task and its witnesses."""
     store, experiment = job.data.store, job.experiment
     train = store.manifest.splits[split]["train"]
-    witnesses = stored_witnesses(loaded, store, train, options, experiment.count, experiment.seed)
+    raw = job.data.raw
+    witnesses = stored_witnesses(loaded, store, train, options, experiment.count, experiment.seed, raw)
     if experiment.strategy == "bank":
         task = bank(loaded, store.manifest.dataset)
         return (lambda _case, _image: task), witnesses
-    task_of = stored_tasks(loaded, store, train, experiment, options)
-    return task_of, witnesses
+    if job.familiar:
+        return stored_tasks(loaded, store, train, experiment, options), witnesses
+    at_hand = [case_id for case_id in train if case_id in raw]
+    return tasks_shown_otherwise(loaded, store, raw, at_hand, experiment, options), witnesses
 
 
 def _row(

@@ -146,12 +146,15 @@ def fit(
     dice: Sequence[float],
     cases: Sequence[str],
     *,
+    counted: Sequence[bool] | None = None,
     model_hash: str,
     made_from: Mapping[str, str],
     volumes_ml: Mapping[str, Mapping[str, float]] | None = None,
     review_below: float = REVIEW_BELOW,
 ) -> Calibration:
     """Fit the numbers to masks whose true Dice is known; one entry a mask, `cases` says which belong together.
+
+    counted: the masks of which the agreement tells (default: all).
 
     The penalty is the one that errs least on cases left out of the fit. PredictionError where there are fewer
     than 8 masks or only one case.
@@ -168,6 +171,7 @@ def fit(
     for train, test in _folds(groups):
         penalty = _best_penalty(table[train], truth[train], groups[train])
         held_out[test] = _predicted(table[train], truth[train], penalty, table[test])
+    told = np.ones(len(truth), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     penalty = _best_penalty(table, truth, groups)
     means, scales = _standard(table)
     weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
@@ -179,7 +183,7 @@ def fit(
         weights=tuple(weights.tolist()),
         intercept=intercept,
         penalty=penalty,
-        agreement=agreement(held_out, truth, cases, review_below),
+        agreement=agreement(held_out[told], truth[told], np.asarray(cases)[told].tolist(), review_below),
         made_from=dict(made_from),
         volumes_ml={name: dict(volumes) for name, volumes in (volumes_ml or {}).items()},
     )

@@ -108,7 +108,8 @@ def stored_witnesses(
     """Up to three of the store's cases `ids`, of other subjects than the query's, on the task's grid.
 
     count: of the strategy's references (0: the memory bank); one reference cannot disagree with itself, and no
-    others are asked then. raw: a held-out dataset's, whose tasks have a grid of their own, are read from there.
+    others are asked then. raw: from there they are read where the task's grid is not the store's, as a held-out
+    dataset's never is.
     """
     if count == 1:
         return no_witnesses
@@ -118,7 +119,8 @@ def stored_witnesses(
 
     def witnesses(case: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
         def prepare(name: str) -> PreparedReference:
-            if store.manifest.role != "held-out":
+            stored = (task.spacing_mm, task.pose) == (store.plan.spacing_mm, store.plan.pose)
+            if store.manifest.role != "held-out" and (stored or raw is None):
                 return stored_reference(store, name)
             if raw is None or name not in raw:
                 raise RawDataError(f"The raw files of the reference {name} are needed and not there.")

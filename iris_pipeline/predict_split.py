@@ -18,6 +18,7 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.pose import turned_plan
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
@@ -239,6 +240,35 @@ def stored_tasks(
 
     return _drawn_tasks(
         loaded, store, ids, experiment, options, lambda _: store.plan, lambda _: prepare, start, note, cache
+    )
+
+
+def tasks_shown_otherwise(
+    loaded: LoadedModel,
+    store: Store,
+    raw: Mapping[str, Case],
+    ids: Iterable[str],
+    experiment: Experiment,
+    options: InferenceOptions,
+) -> TaskOf:
+    """As `stored_tasks`, but in the experiment's pose and at its scale, both of them said: from the raw files `ids`.
+
+    What the model was trained on looks new to it then, and its masks fail as they do on what is new.
+    """
+    pose, scale = experiment.showing.pose, float(experiment.showing.scale)
+    z, y, x = (scale * edge for edge in store.plan.spacing_mm)
+    plan = turned_plan(store.plan.model_copy(update={"spacing_mm": (z, y, x)}), pose)
+    return _drawn_tasks(
+        loaded,
+        store,
+        ids,
+        experiment,
+        options,
+        lambda _: plan,
+        lambda _: lambda name: prepare_reference(raw[name], plan, store.manifest.classes),
+        start=None,
+        note=None,
+        cache=None,
     )
 
 

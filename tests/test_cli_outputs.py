@@ -16,7 +16,7 @@ from scans import load
 from test_cli_predict import write_run
 from test_inputs import write_dicom
 
-from iris_pipeline.calibrate import ROWS
+from iris_pipeline.calibrate import ROWS, unfamiliar_showings
 from iris_pipeline.checkpoint import load_model, save_checkpoint
 from iris_pipeline.cli.calibrate import calibrate_main
 from iris_pipeline.cli.evaluate import evaluate_main
@@ -165,9 +165,20 @@ def test_confidence_from_calibration_to_agreement(
     trained = json.loads(state.read_text(encoding="utf-8"))
     trained["state"]["settings"]["split"] = "1"
     state.write_text(json.dumps(trained))
-    assert calibrate_main([*calibrate, "one-shot"]) == 0
+    assert calibrate_main([*calibrate, "one-shot", "--unfamiliar", "0"]) == 0
     said = capsys.readouterr().out
     assert "predicted against true Dice of 12 masks in 2 cases: Pearson 1.00, Spearman 1.00" in said
+    # In ways that no model is trained on: rows more to fit, and what is told is still of the others.
+    assert calibrate_main([*calibrate, "one-shot", "--draws", "1", "--unfamiliar", "1"]) == 0
+    (showing,) = unfamiliar_showings("tiny", 1)
+    odd = [
+        made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}__{name}.json" for name in ("s2_a", "s2_b")
+    ]
+    assert all(path.is_file() for path in odd)
+    assert "predicted against true Dice of 6 masks in 2 cases:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        calibrate_main([*calibrate, "one-shot", "--unfamiliar", "-1"])
+    assert "--unfamiliar: takes a whole number from 0 on, not '-1'" in capsys.readouterr().err
     model = load_model(root / "results" / "run")
     calibration = load_calibration(root / "results" / "run", model.model_hash)
     assert set(calibration.volumes_ml["tiny"]) == {

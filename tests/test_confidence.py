@@ -125,6 +125,19 @@ def test_what_is_said_of_unseen_cases_is_honest() -> None:
     assert (found.agreement.masks, found.agreement.cases) == (60, 20)
 
 
+def test_the_agreement_may_leave_masks_out_that_the_fit_has() -> None:
+    signs, dice, cases = some_masks(12, noise=0.05)
+    counted = [number % 3 > 0 for number in range(len(dice))]
+    fitted = {"model_hash": HASH, "made_from": {}}
+    all_told, some_told = (
+        fit(signs, dice, cases, **fitted),
+        fit(signs, dice, cases, counted=counted, **fitted),
+    )  # type: ignore[arg-type]
+    assert some_told.weights == all_told.weights and some_told.intercept == all_told.intercept
+    assert (all_told.agreement.masks, some_told.agreement.masks) == (36, 24)
+    assert some_told.agreement.poor == sum(d < 0.7 for d, told in zip(dice, counted, strict=True) if told)
+
+
 @pytest.mark.parametrize("count", [7, 0])
 def test_too_few_masks(count: int) -> None:
     signs, dice, cases = some_masks(5)

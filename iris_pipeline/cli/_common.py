@@ -31,3 +31,10 @@ def at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"takes a whole number from 1 on, not '{text}'")
     return number
+
+
+def not_negative(text: str) -> int:
+    """For argparse: a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 on, not '{text}'")
+    return int(text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from iris_pipeline.calibrate import CalibrationData, calibrate
-from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
+from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
 from iris_pipeline.predict import InferenceOptions
@@ -35,6 +35,14 @@ def calibrate_main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--cases", type=at_least_one, default=6, metavar="N", help="at most, of each dataset (default: 6)"
+    )
+    parser.add_argument(
+        "--unfamiliar",
+        type=not_negative,
+        default=UNFAMILIAR,
+        metavar="N",
+        help="poses and scales in which each case is shown besides its own, so that masks that fail are among those "
+        f"the numbers are fitted to (default: {UNFAMILIAR})",
     )
     parser.add_argument(
         "--review-below",
@@ -77,6 +85,7 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
         datasets,
         experiments,
         most_cases=arguments.cases,
+        unfamiliar=arguments.unfamiliar,
         options=InferenceOptions(device=device, autocast=autocast_of(arguments.precision, device)),
         review_below=arguments.review_below,
     )
