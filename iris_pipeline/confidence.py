@@ -76,7 +76,8 @@ class Calibration(BaseModel):
     """predicted Dice = intercept + sum of weight * (sign - mean) / scale, within 0..1; an unknown sign is its mean.
 
     volumes_ml: dataset -> class -> median volume in the train part. agreement: on cases that the numbers were
-    not fitted on (each fold of cases by the others).
+    not fitted on (each fold of cases by the others); agreement_of_all: with the masks that it does not count, those of
+    scans shown as no model is trained on (calibrate.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +93,7 @@ class Calibration(BaseModel):
     agreement: Agreement
     made_from: dict[str, str]
     volumes_ml: dict[str, dict[str, float]] = {}
+    agreement_of_all: Agreement | None = None
 
     def predict(self, signs: Signs) -> float:
         """The Dice to expect, 0..1."""
@@ -186,6 +188,7 @@ def fit(
         agreement=agreement(held_out[told], truth[told], np.asarray(cases)[told].tolist(), review_below),
         made_from=dict(made_from),
         volumes_ml={name: dict(volumes) for name, volumes in (volumes_ml or {}).items()},
+        agreement_of_all=None if told.all() else agreement(held_out, truth, cases, review_below),
     )
 
 

@@ -175,7 +175,10 @@ def test_confidence_from_calibration_to_agreement(
         made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}__{name}.json" for name in ("s2_a", "s2_b")
     ]
     assert all(path.is_file() for path in odd)
-    assert "predicted against true Dice of 6 masks in 2 cases:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not fitted on: predicted against true Dice of 6 masks in 2 cases:" in said
+    (of_all,) = re.findall(r"unfamiliar ways: predicted against true Dice of (\d+) masks in 2 cases", said)
+    assert int(of_all) > 6
     with pytest.raises(SystemExit):
         calibrate_main([*calibrate, "one-shot", "--unfamiliar", "-1"])
     assert "--unfamiliar: takes a whole number from 0 on, not '-1'" in capsys.readouterr().err

@@ -135,6 +135,7 @@ def test_the_agreement_may_leave_masks_out_that_the_fit_has() -> None:
     )  # type: ignore[arg-type]
     assert some_told.weights == all_told.weights and some_told.intercept == all_told.intercept
     assert (all_told.agreement.masks, some_told.agreement.masks) == (36, 24)
+    assert all_told.agreement_of_all is None and some_told.agreement_of_all == all_told.agreement
     assert some_told.agreement.poor == sum(d < 0.7 for d, told in zip(dice, counted, strict=True) if told)
 
 

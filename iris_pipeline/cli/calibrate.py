@@ -94,5 +94,7 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
     for name, weight in zip(calibration.signs, calibration.weights, strict=True):
         print(f"  {name}: {weight:+.3f} of Dice for one standard deviation")
     print(f"Confidence on cases it was not fitted on: {calibration.agreement.sentence()}.")
+    if calibration.agreement_of_all is not None:
+        print(f"With what was shown in unfamiliar ways: {calibration.agreement_of_all.sentence()}.")
     print(f"Written: {save_calibration(folder, calibration)}")
     return 0
