@@ -64,6 +64,7 @@ ORDER = (
     "preprocessing.phantoms",
     # unified store -> model -> masks -> tables
     "iris_pipeline",
+    "iris_pipeline.memory",
     "iris_pipeline.paper",
     "iris_pipeline.provenance",
     "iris_pipeline.metrics",
