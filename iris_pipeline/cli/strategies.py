@@ -28,8 +28,6 @@ from preprocessing.errors import IrisError, PredictionError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
-DEFAULT_STRATEGIES = ("one-shot", "ensemble", "object-retrieval", "tuning", "refining", "bank")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -78,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="datasets of the store (default: all of them, held-out ones too)",
     )
     parser.add_argument(
-        "--strategies", nargs="+", choices=STRATEGIES, default=list(DEFAULT_STRATEGIES), metavar="STRATEGY"
+        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="STRATEGY"
     )
     parser.add_argument(
         "-k", nargs="+", type=at_least_one, default=[1, 3, 5], metavar="N", help="numbers of references"
