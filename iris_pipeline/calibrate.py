@@ -129,7 +129,7 @@ def calibrate(
         jobs += [_Job(data, case, experiment) for experiment in [*usual, *shown] for case in wanted]
     rows_folder = folder / ROWS / loaded.model_hash
     sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
-    signs, truth, cases, familiar = [], [], [], []
+    signs, truth, cases, subjects, familiar = [], [], [], [], []
     for job in (bar := tqdm(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
         bar.set_postfix_str(job.case)
         dataset = job.data.store.manifest.dataset
@@ -150,11 +150,14 @@ def calibrate(
                 signs.append(values["signs"])
                 truth.append(values["dice"])
                 cases.append(f"{dataset} {job.case}")
+                # Equal ids in two datasets are one person or, now and then, two that are left out together.
+                subjects.append(job.data.store.entry(job.case).subject)
                 familiar.append(job.familiar)
     calibration = fit(
         signs,
         truth,
         cases,
+        subjects=subjects,
         counted=familiar,
         model_hash=loaded.model_hash,
         made_from={

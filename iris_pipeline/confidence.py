@@ -1,9 +1,8 @@
 """How much a mask can be trusted, as numbers: signs of trouble -> the Dice to expect, fitted and written as plain JSON.
 
 A sign is a number of one case and class, most of them in 0..1 and higher where a mask is better (see `SIGNS`); NaN
-where it cannot be told. A ridge regression over the signs, none of which may count against a mask for being good, gives
-the predicted Dice. Its few numbers are stored with the model; what it says of cases it was not fitted on is stored
-beside them.
+where it cannot be told. Ridge regressions over the signs (`confidence_fit.py`) give the predicted Dice. Their few
+numbers are stored with the model; what they say of people they were not fitted on is stored beside them.
 """
 
 from __future__ import annotations
@@ -14,39 +13,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
-from scipy.optimize import nnls
-from sklearn.model_selection import GroupKFold
 
 from iris_pipeline.checkpoint import STATE_FILE
+from iris_pipeline.confidence_fit import FEWEST, SIGNS, Line, Signs, fit_lines, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
 from preprocessing.files import load_json, save_json, write_text
 
 FILE = "confidence.json"  # in the checkpoint's folder
 TABLE = "confidence.csv"  # beside the masks
 REVIEW_BELOW = 0.7
-SIGNS = {
-    "windows": "Dice between the mask and those from windows that lie elsewhere",
-    "references": "mean Dice between masks from different references",
-    "certainty": "mean probability inside the mask",
-    "likeness": "cosine of the task's tokens and those of the scan with its own mask as the reference",
-    "cycle": "Dice between the mask and the one that the scan with its own mask as the reference gives",
-    "volume": "ratio of the mask's volume to the references' (the smaller by the larger)",
-}
-Signs = Mapping[str, float]
-PENALTIES = tuple(float(p) for p in np.logspace(-1, 3, 9))
-FEWEST = 8  # masks: with fewer a line through six signs says nothing
-FOLDS = 10
 COLUMNS = ("case", "class", "predicted_dice", "review", *SIGNS)
 
 
 class Agreement(BaseModel):
     """Predicted against true Dice: Pearson's and Spearman's correlation (None: not to be told), mean error.
 
-    poor: masks whose true Dice is below `review_below`; flagged: those whose predicted Dice is.
+    poor: masks whose true Dice is below `review_below`; flagged: those that are marked for review.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,23 +60,18 @@ class Agreement(BaseModel):
 
 
 class Calibration(BaseModel):
-    """predicted Dice = intercept + sum of weight * (sign - mean) / scale, within 0..1; an unknown sign is its mean.
+    """lines: for each set of signs that may be known, larger sets first (`confidence_fit.fit_lines`).
 
-    volumes_ml: dataset -> class -> median volume in the train part. agreement: on cases that the numbers were
-    not fitted on (each fold of cases by the others); agreement_of_all: with the masks that it does not count, those of
-    scans shown as no model is trained on (calibrate.py).
+    volumes_ml: dataset -> class -> median volume in the train part. agreement: on people that the numbers were not
+    fitted on (each fold of them by the others); agreement_of_all: with the masks that it does not count, those of scans
+    shown as no model is trained on (calibrate.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     model_hash: str
-    signs: tuple[str, ...]
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    intercept: float
-    penalty: float
+    lines: tuple[Line, ...]
     agreement: Agreement
     made_from: dict[str, str]
     volumes_ml: dict[str, dict[str, float]] = {}
@@ -97,12 +79,17 @@ class Calibration(BaseModel):
 
     def predict(self, signs: Signs) -> float:
         """The Dice to expect, 0..1."""
-        score = self.intercept
-        for name, mean, scale, weight in zip(self.signs, self.means, self.scales, self.weights, strict=True):
-            value = signs.get(name, math.nan)
-            if not math.isnan(value):
-                score += weight * (value - mean) / scale
-        return min(1.0, max(0.0, score))
+        return predict(self.lines, signs)
+
+    @property
+    def used(self) -> set[str]:
+        """The signs that have a say; what is needed for the others only need not be made."""
+        return {
+            name
+            for line in self.lines
+            for name, weight in zip(line.signs, line.weights, strict=True)
+            if weight
+        }
 
 
 @dataclass(frozen=True)
@@ -148,6 +135,7 @@ def fit(
     dice: Sequence[float],
     cases: Sequence[str],
     *,
+    subjects: Sequence[str] | None = None,
     counted: Sequence[bool] | None = None,
     model_hash: str,
     made_from: Mapping[str, str],
@@ -156,39 +144,26 @@ def fit(
 ) -> Calibration:
     """Fit the numbers to masks whose true Dice is known; one entry a mask, `cases` says which belong together.
 
-    counted: the masks of which the agreement tells (default: all).
-
-    The penalty is the one that errs least on cases left out of the fit. PredictionError where there are fewer
-    than 8 masks or only one case.
+    subjects: the person of each (default: the case). counted: the masks of which the agreement tells (default: all).
+    PredictionError where there are fewer than 8 masks or only one person.
     """
-    if len(dice) < FEWEST or len(set(cases)) < 2:
+    people = np.unique(np.asarray(cases if subjects is None else subjects), return_inverse=True)[1]
+    if len(dice) < FEWEST or len(np.unique(people)) < 2:
         raise PredictionError(
-            f"Confidence is calibrated on {FEWEST} or more masks of at least two validation cases; got {len(dice)} of "
-            f"{len(set(cases))}: name more datasets."
+            f"Confidence is calibrated on {FEWEST} or more masks of at least two people's validation cases; got "
+            f"{len(dice)} of {len(np.unique(people))}: name more datasets."
         )
     table = np.array([[row.get(name, math.nan) for name in SIGNS] for row in signs], dtype=float)
     truth = np.asarray(dice, dtype=float)
-    groups = np.unique(np.asarray(cases), return_inverse=True)[1]
-    held_out = np.empty(len(truth))
-    for train, test in _folds(groups):
-        penalty = _best_penalty(table[train], truth[train], groups[train])
-        held_out[test] = _predicted(table[train], truth[train], penalty, table[test])
+    said = left_out(table, truth, people)
     told = np.ones(len(truth), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
-    penalty = _best_penalty(table, truth, groups)
-    means, scales = _standard(table)
-    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
     return Calibration(
         model_hash=model_hash,
-        signs=tuple(SIGNS),
-        means=tuple(means.tolist()),
-        scales=tuple(scales.tolist()),
-        weights=tuple(weights.tolist()),
-        intercept=intercept,
-        penalty=penalty,
-        agreement=agreement(held_out[told], truth[told], np.asarray(cases)[told].tolist(), review_below),
+        lines=fit_lines(table, truth, people),
+        agreement=agreement(said[told], truth[told], np.asarray(cases)[told].tolist(), review_below),
         made_from=dict(made_from),
         volumes_ml={name: dict(volumes) for name, volumes in (volumes_ml or {}).items()},
-        agreement_of_all=None if told.all() else agreement(held_out, truth, cases, review_below),
+        agreement_of_all=None if told.all() else agreement(said, truth, cases, review_below),
     )
 
 
@@ -197,13 +172,18 @@ def agreement(
     truth: Sequence[float] | np.ndarray,
     cases: Sequence[str],
     review_below: float = REVIEW_BELOW,
+    marked: Sequence[bool] | None = None,
 ) -> Agreement:
-    """Predicted against true Dice, one entry a mask; PredictionError without one."""
+    """Predicted against true Dice, one entry a mask; PredictionError without one.
+
+    marked: for review (default: whose predicted Dice is below `review_below`).
+    """
     said, true = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
     if not len(true):
         raise PredictionError("Predicted and true Dice are compared on one mask or more; none has both.")
     varied = len(true) > 2 and np.ptp(said) > 0 and np.ptp(true) > 0
-    poor, flagged = true < review_below, said < review_below
+    poor = true < review_below
+    flagged = said < review_below if marked is None else np.asarray(marked, dtype=bool)
     return Agreement(
         masks=len(true),
         cases=len(set(cases)),
@@ -225,7 +205,10 @@ def compare_with_truth(judgements: Sequence[Judgement], dice: Mapping[tuple[str,
     pairs = [(j, dice.get((j.case, j.class_name), math.nan)) for j in judgements]
     known = [(j, true) for j, true in pairs if not math.isnan(true)]
     return agreement(
-        [j.predicted_dice for j, _ in known], [true for _, true in known], [j.case for j, _ in known]
+        [j.predicted_dice for j, _ in known],
+        [true for _, true in known],
+        [j.case for j, _ in known],
+        marked=[j.review for j, _ in known],
     )
 
 
@@ -282,55 +265,3 @@ def read_judgements(path: Path) -> list[Judgement]:
         raise PredictionError(
             f"{path} should have the columns {', '.join(COLUMNS)}: take it away, it is made anew with --confidence."
         ) from None
-
-
-def _folds(groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, test) rows; a case is in one fold with all of its rows."""
-    return list(GroupKFold(min(FOLDS, len(np.unique(groups)))).split(groups, groups=groups))
-
-
-def _predicted(table: np.ndarray, truth: np.ndarray, penalty: float, asked: np.ndarray) -> np.ndarray:
-    """What a fit to some rows says of others, 0..1."""
-    means, scales = _standard(table)
-    weights, intercept = _ridge(_scaled(table, means, scales), truth, penalty)
-    return (_scaled(asked, means, scales) @ weights + intercept).clip(0, 1)
-
-
-def _ridge(signs: np.ndarray, truth: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    """Weights >= 0 and intercept that minimise |signs w + b - truth|^2 + penalty |w|^2; columns have mean 0.
-
-    As rows of a plain least-squares problem: the penalty's are sqrt(penalty) I w = 0.
-    """
-    intercept = float(truth.mean())
-    penalised = np.vstack([signs, np.sqrt(penalty) * np.eye(signs.shape[1])])
-    weights, _ = nnls(penalised, np.concatenate([truth - intercept, np.zeros(signs.shape[1])]))
-    return weights, intercept
-
-
-def _best_penalty(table: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float:
-    """By the squared error on cases left out; the largest where there is but one case."""
-    if len(np.unique(groups)) < 2:
-        return PENALTIES[-1]
-    folds = _folds(groups)
-
-    def error(penalty: float) -> float:
-        return sum(
-            float(((_predicted(table[a], truth[a], penalty, table[b]) - truth[b]) ** 2).sum())
-            for a, b in folds
-        )
-
-    return min(PENALTIES, key=error)
-
-
-def _standard(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread of each column over what is known; 0 and 1 for a column without spread."""
-    known = ~np.isnan(table)
-    count = known.sum(axis=0)
-    means = np.where(known, table, 0).sum(axis=0) / np.maximum(count, 1)
-    spread = np.sqrt(np.where(known, (table - means) ** 2, 0).sum(axis=0) / np.maximum(count, 1))
-    return means, np.where(spread > 1e-9, spread, 1.0)
-
-
-def _scaled(table: np.ndarray, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Standardised; what is not known lies at the mean."""
-    return np.nan_to_num((table - means) / scales, nan=0.0)

@@ -55,14 +55,16 @@ def make_judge(
     volumes_ml: Mapping[str, float] | None = None,
     review_below: float,
 ) -> Judge:
-    """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class."""
+    """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class.
+
+    Witnesses are not asked where the calibration makes nothing of what they say.
+    """
+    ask = witnesses if "references" in calibration.used else no_witnesses
 
     def judged(
         case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
     ) -> list[Judgement]:
-        signs = gather_signs(
-            loaded, tasks, image, result, options, lambda task: witnesses(case, task), volumes_ml
-        )
+        signs = gather_signs(loaded, tasks, image, result, options, lambda task: ask(case, task), volumes_ml)
         counts = np.bincount(result.labels.ravel(), minlength=256)
         voxels = {name: int(counts[value]) for task in tasks for name, value in task.classes.items()}
         return judge(calibration, case.id, signs, voxels, review_below)

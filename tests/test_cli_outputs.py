@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +146,27 @@ def test_confidence_from_calibration_to_agreement(
     calibrate = ["-m", "run", "--root", str(root), "--strategies"]
     assert calibrate_main([*calibrate, "bank"]) == 1
     error = capsys.readouterr().err
-    assert re.search(r"on 8 or more masks of at least two validation cases; got \d of 1", error)
+    assert re.search(r"on 8 or more masks of at least two people's validation cases; got \d of 1", error)
     (made,) = (root / "results" / "run" / ROWS).rglob("*.json")
     assert made.name == "tiny__bank_k0_draw0__s1_a.json"
     for values in json.loads(made.read_text(encoding="utf-8"))["classes"].values():
         assert 0 <= values["dice"] <= 1 and {"windows", "cycle", "volume", "references"} <= set(
             values["signs"]
         )
-    # Rows that are there are not made again: those of fold 1, which has two validation cases, are written here.
-    for case in ("s2_a", "s2_b"):
+    # A fold with validation cases of two people; rows that are there are not made again and are written here.
+    (root / "preprocessed").unlink()
+    shutil.copytree(tiny_store.folder, root / "preprocessed" / "tiny")
+    manifest = root / "preprocessed" / "tiny" / "manifest.json"
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["splits"]["1"] |= {"train": ["s1_a", "s2_b"], "validation": ["s2_a", "s4_a"]}
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    for case in ("s2_a", "s4_a"):
         for draw in (0, 1):
             row = {
-                name: {"signs": {"windows": 0.2 + 0.3 * i, "certainty": 0.6}, "dice": 0.1 + 0.3 * i}
+                name: {
+                    "signs": {"windows": 0.2 + 0.3 * i, "references": i, "certainty": 0.6},
+                    "dice": 0.1 + 0.3 * i,
+                }
                 for i, name in enumerate(("left", "right", "core"))
             }
             content = {"schema_version": 1, "classes": row}
@@ -167,12 +177,16 @@ def test_confidence_from_calibration_to_agreement(
     state.write_text(json.dumps(trained))
     assert calibrate_main([*calibrate, "one-shot", "--unfamiliar", "0"]) == 0
     said = capsys.readouterr().out
-    assert "predicted against true Dice of 12 masks in 2 cases: Pearson 1.00, Spearman 1.00" in said
+    assert "12 masks: 0.400 +" in said, "a line through the 12 Dice, whose mean is 0.4"
+    # left out in turn, the one of two people is told by the other's mean
+    assert (
+        "predicted against true Dice of 12 masks in 2 cases: Pearson -, Spearman -, mean error 0.200" in said
+    )
     # In ways that no model is trained on: rows more to fit, and what is told is still of the others.
     assert calibrate_main([*calibrate, "one-shot", "--draws", "1", "--unfamiliar", "1"]) == 0
     (showing,) = unfamiliar_showings("tiny", 1)
     odd = [
-        made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}__{name}.json" for name in ("s2_a", "s2_b")
+        made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}__{name}.json" for name in ("s2_a", "s4_a")
     ]
     assert all(path.is_file() for path in odd)
     said = capsys.readouterr().out

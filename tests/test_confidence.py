@@ -14,8 +14,6 @@ from sklearn.linear_model import Ridge
 
 from iris_pipeline.confidence import (
     COLUMNS,
-    PENALTIES,
-    SIGNS,
     Agreement,
     Calibration,
     Judgement,
@@ -29,6 +27,7 @@ from iris_pipeline.confidence import (
     save_calibration,
     write_judgements,
 )
+from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, predict
 from preprocessing.errors import CheckpointError, PredictionError
 
 HASH = "0123456789abcdef"
@@ -38,15 +37,16 @@ NONE = Agreement(
 
 
 def by_hand(**changes: Any) -> Calibration:
-    """Dice = 0.6 + 0.1 (windows - 0.8) / 0.2 + 0.2 (cycle - 0.5) / 0.1."""
+    """Dice = 0.6 + 0.1 (windows - 0.8) / 0.2 + 0.2 (cycle - 0.5) / 0.1; 0.5 + 0.3 (cycle - 0.6) / 0.2; 0.4."""
+    both = ("windows", "cycle"), (0.8, 0.5), (0.2, 0.1), (0.1, 0.2), 0.6
+    one: tuple[Any, ...] = ("cycle",), (0.6,), (0.2,), (0.3,), 0.5
+    none: tuple[Any, ...] = (), (), (), (), 0.4
+    names = ("signs", "means", "scales", "weights", "intercept")
     values = {
         "model_hash": HASH,
-        "signs": ("windows", "cycle"),
-        "means": (0.8, 0.5),
-        "scales": (0.2, 0.1),
-        "weights": (0.1, 0.2),
-        "intercept": 0.6,
-        "penalty": 1.0,
+        "lines": tuple(
+            Line(**dict(zip(names, each, strict=True)), penalty=1.0, masks=9) for each in (both, one, none)
+        ),
         "agreement": NONE,
         "made_from": {},
     }
@@ -73,8 +73,11 @@ def test_the_predicted_dice_by_hand() -> None:
     calibration = by_hand()
     assert calibration.predict({"windows": 0.8, "cycle": 0.5}) == pytest.approx(0.6)
     assert calibration.predict({"windows": 0.6, "cycle": 0.6}) == pytest.approx(0.6 - 0.1 + 0.2)
-    assert calibration.predict({"cycle": 0.6}) == pytest.approx(0.8), "an unknown sign is its mean"
-    assert calibration.predict({"cycle": math.nan, "certainty": 0.1}) == pytest.approx(0.6)
+    assert calibration.predict({"cycle": 0.8}) == pytest.approx(0.8), (
+        "what is not known has a line without it"
+    )
+    assert calibration.predict({"cycle": math.nan, "certainty": 0.1}) == pytest.approx(0.4)
+    assert calibration.used == {"windows", "cycle"}
     assert calibration.predict({"windows": 1.0, "cycle": 1.0}) == 1.0
     assert calibration.predict({"windows": 0.0, "cycle": 0.0}) == 0.0
 
@@ -89,20 +92,46 @@ def test_an_empty_mask_is_to_be_reviewed() -> None:
 
 
 def test_the_fit_is_the_ridge_of_scikit_learn() -> None:
+    """Each line is fitted to the masks of which its signs are known, and predicts where no more are."""
     signs, dice, cases = some_masks(12, noise=0.05)
-    calibration = fit(signs, dice, cases, model_hash=HASH, made_from={"datasets": "x"})
-    table = np.array([[row.get(name, np.nan) for name in SIGNS] for row in signs])
-    means, scales = np.nanmean(table, axis=0), np.nanstd(table, axis=0)
-    scaled = np.nan_to_num((table - means) / scales)
-    expected = Ridge(alpha=calibration.penalty, positive=True, tol=1e-9).fit(scaled, dice)
-    assert np.allclose(calibration.weights, expected.coef_, atol=1e-4) and np.allclose(
-        calibration.means, means
-    )
-    for row, value in zip(signs, expected.predict(scaled).clip(0, 1), strict=True):
-        assert calibration.predict(row) == pytest.approx(value, abs=1e-3)
-    assert calibration.penalty in PENALTIES and min(calibration.weights) >= 0
-    strongest = sorted(zip(calibration.weights, calibration.signs, strict=True))[-2:]
+    lines = fit(signs, dice, cases, model_hash=HASH, made_from={"datasets": "x"}).lines
+    assert [line.signs for line in lines[:2]] == [tuple(SIGNS), tuple(s for s in SIGNS if s != "references")]
+    assert [line.masks for line in lines[:2]] == [27, 36] and len(lines) == 9 and lines[-1].signs == ()
+    for line in lines[:-1]:
+        whole = [number for number, row in enumerate(signs) if set(line.signs) <= set(row)]
+        table = np.array([[signs[number][name] for name in line.signs] for number in whole])
+        scaled = (table - table.mean(axis=0)) / table.std(axis=0)
+        truth = [dice[number] for number in whole]
+        expected = Ridge(alpha=line.penalty, positive=True, tol=1e-9).fit(scaled, truth)
+        assert np.allclose(line.weights, expected.coef_, atol=1e-4)
+        assert np.allclose(line.means, table.mean(axis=0)) and line.penalty in PENALTIES
+        for number, value in zip(whole, expected.predict(scaled).clip(0, 1), strict=True):
+            row = {name: signs[number][name] for name in line.signs}
+            assert predict(lines, row) == pytest.approx(value, abs=1e-3)
+    assert min(weight for line in lines for weight in line.weights) >= 0
+    strongest = sorted(zip(lines[0].weights, lines[0].signs, strict=True))[-2:]
     assert {name for _, name in strongest} == {"windows", "cycle"}
+    assert lines[-1].intercept == pytest.approx(np.mean(dice))
+
+
+def test_a_sign_that_too_few_masks_know_has_no_say() -> None:
+    signs, dice, cases = some_masks(10)
+    for row in signs[7:]:
+        row.pop("references", None)
+    calibration = fit(signs, dice, cases, model_hash=HASH, made_from={})
+    assert "references" not in calibration.used and {"windows", "cycle"} <= calibration.used
+    assert not any("references" in line.signs for line in calibration.lines)
+
+
+def test_people_are_left_out_with_all_their_cases() -> None:
+    """Of two people each is told by the other alone, of whom one person's mean is all that can be said."""
+    rng = np.random.default_rng(5)
+    signs = [{s: float(rng.uniform()) for s in SIGNS} for _ in range(16)]
+    dice, cases = [0.9] * 8 + [0.2] * 8, [f"case {number // 4}" for number in range(16)]
+    people = ["p1"] * 8 + ["p2"] * 8
+    found = fit(signs, dice, cases, subjects=people, model_hash=HASH, made_from={}).agreement
+    assert found.mean_absolute_error == pytest.approx(0.7) and found.cases == 4
+    assert (found.poor, found.poor_flagged, found.flagged) == (8, 0, 8)
 
 
 def test_what_is_said_of_unseen_cases_is_honest() -> None:
@@ -133,7 +162,7 @@ def test_the_agreement_may_leave_masks_out_that_the_fit_has() -> None:
         fit(signs, dice, cases, **fitted),
         fit(signs, dice, cases, counted=counted, **fitted),
     )  # type: ignore[arg-type]
-    assert some_told.weights == all_told.weights and some_told.intercept == all_told.intercept
+    assert some_told.lines == all_told.lines
     assert (all_told.agreement.masks, some_told.agreement.masks) == (36, 24)
     assert all_told.agreement_of_all is None and some_told.agreement_of_all == all_told.agreement
     assert some_told.agreement.poor == sum(d < 0.7 for d, told in zip(dice, counted, strict=True) if told)
@@ -143,7 +172,8 @@ def test_the_agreement_may_leave_masks_out_that_the_fit_has() -> None:
 def test_too_few_masks(count: int) -> None:
     signs, dice, cases = some_masks(5)
     with pytest.raises(
-        PredictionError, match=rf"on 8 or more masks of at least two validation cases; got {count} of"
+        PredictionError,
+        match=rf"on 8 or more masks of at least two people's validation cases; got {count} of",
     ):
         fit(signs[:count], dice[:count], cases[:count], model_hash=HASH, made_from={})
     with pytest.raises(PredictionError, match="got 15 of 1: name more datasets"):
@@ -178,6 +208,12 @@ def test_only_masks_with_a_true_dice_are_compared() -> None:
     assert (found.masks, found.mean_absolute_error) == (1, pytest.approx(0.1))
 
 
+def test_marks_are_those_of_the_table_whatever_their_threshold() -> None:
+    judgements = [Judgement("a", "liver", 0.9, True, {}), Judgement("b", "liver", 0.6, False, {})]
+    found = compare_with_truth(judgements, {("a", "liver"): 0.5, ("b", "liver"): 0.9})
+    assert (found.poor, found.poor_flagged, found.flagged) == (1, 1, 1)
+
+
 def test_a_calibration_lies_with_the_model_and_is_plain_json(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint" / "state.json").write_text("{}")
@@ -185,7 +221,7 @@ def test_a_calibration_lies_with_the_model_and_is_plain_json(tmp_path: Path) -> 
     assert path == tmp_path / "run" / "checkpoint" / "confidence.json"
     assert calibration_path(path.parent) == path
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["weights"] == [0.1, 0.2] and content["schema_version"] == 1
+    assert content["lines"][0]["weights"] == [0.1, 0.2] and content["schema_version"] == 2
     assert load_calibration(tmp_path / "run", HASH) == by_hand(volumes_ml={"x": {"liver": 1500.0}})
     with pytest.raises(
         CheckpointError, match=f"was calibrated for model {HASH}, this one is other: run iris_calibrate"

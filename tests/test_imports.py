@@ -115,6 +115,7 @@ ORDER = (
     "iris_pipeline.native",
     "iris_pipeline.scan",
     "iris_pipeline.outputs",
+    "iris_pipeline.confidence_fit",
     "iris_pipeline.confidence",
     "iris_pipeline.predict",
     "iris_pipeline.retrieval",

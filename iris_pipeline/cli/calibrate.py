@@ -91,9 +91,14 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
     )
     for note in notes:
         print(f"Note: {note}")
-    for name, weight in zip(calibration.signs, calibration.weights, strict=True):
-        print(f"  {name}: {weight:+.3f} of Dice for one standard deviation")
-    print(f"Confidence on cases it was not fitted on: {calibration.agreement.sentence()}.")
+    for line in calibration.lines:
+        shown = zip(line.signs, line.weights, strict=True)
+        print(
+            f"  {line.masks} masks: {line.intercept:.3f}"
+            + "".join(f" {weight:+.3f} {name}" for name, weight in shown if weight)
+        )
+    print("The Dice to expect, by the signs that are known (each in its standard deviations), is above.")
+    print(f"Confidence on people it was not fitted on: {calibration.agreement.sentence()}.")
     if calibration.agreement_of_all is not None:
         print(f"With what was shown in unfamiliar ways: {calibration.agreement_of_all.sentence()}.")
     print(f"Written: {save_calibration(folder, calibration)}")
