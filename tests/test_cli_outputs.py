@@ -196,8 +196,10 @@ def test_confidence_from_calibration_to_agreement(
     with pytest.raises(SystemExit):
         calibrate_main([*calibrate, "one-shot", "--unfamiliar", "-1"])
     assert "--unfamiliar: takes a whole number from 0 on, not '-1'" in capsys.readouterr().err
+    assert calibrate_main([*calibrate, "one-shot", "--unfamiliar", "0"]) == 0  # by two references again
     model = load_model(root / "results" / "run")
     calibration = load_calibration(root / "results" / "run", model.model_hash)
+    assert calibration.used == {"windows", "references"}, "others are the same in all rows"
     assert set(calibration.volumes_ml["tiny"]) == {
         "left",
         "right",
