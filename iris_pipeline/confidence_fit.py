@@ -31,6 +31,7 @@ MAY_LACK = (("references",), ("volume",), ("likeness", "cycle"))
 PENALTIES = tuple(float(p) for p in np.logspace(-1, 3, 9))
 FEWEST = 8  # masks: with fewer a line through six signs says nothing
 FOLDS = 10
+TINY = 1e-9  # what rounding gives a sign that is the same in all masks
 
 
 class Line(BaseModel):
@@ -142,10 +143,10 @@ def _ridge(signs: np.ndarray, truth: np.ndarray, penalty: float) -> tuple[np.nda
     intercept = float(truth.mean())
     penalised = np.vstack([signs, np.sqrt(penalty) * np.eye(signs.shape[1])])
     weights, _ = nnls(penalised, np.concatenate([truth - intercept, np.zeros(signs.shape[1])]))
-    return weights, intercept
+    return np.where(weights > TINY, weights, 0.0), intercept
 
 
 def _standard(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and spread of each column; the spread of a constant one is called 1."""
     spread = columns.std(axis=0)
-    return columns.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
+    return columns.mean(axis=0), np.where(spread > TINY, spread, 1.0)
