@@ -153,10 +153,16 @@ def stored_witnesses(
 def bank_witnesses(
     loaded: LoadedModel, store_folder: Path, options: InferenceOptions, seed: int = 0
 ) -> Witnesses:
-    """Of a dataset's train part, for the memory bank, which keeps no reference; none without the store."""
+    """Of a dataset's train part, for the memory bank, which keeps no reference.
+
+    None without the store, and where it was planned anew since: its images lie on another grid than the bank's.
+    """
     if not (store_folder / MANIFEST).is_file():
         return no_witnesses
     store = Store.open(store_folder)
+    known = loaded.plans.get(store.manifest.dataset)
+    if known is not None and known.digest != store.plan.digest:
+        return no_witnesses
     return stored_witnesses(loaded, store, train_ids(loaded, store), options, seed=seed)
 
 

@@ -12,6 +12,7 @@ from stub_model import GreyModel, loaded_with
 from iris_pipeline.calibrate import UNFAMILIAR_SCALES, unfamiliar_showings
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.judging import bank_witnesses, no_witnesses, stored_witnesses
 from iris_pipeline.pose import POSES, turned_plan
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, tasks_shown_otherwise
@@ -60,7 +61,24 @@ def test_tasks_in_a_pose_and_at_a_scale_that_are_asked_for(
         )
         for name in train
     ]
+    # Who is asked beside it is read on the same grid: the store's arrays lie on another.
+    witnesses = stored_witnesses(loaded, tiny_store, train, InferenceOptions(), count=2, raw=raw)
+    asked = witnesses(InputCase("s3_a", None, "s3"), task)
+    assert len(asked) == 2 and {witness.pose.axes for witness in asked} == {axes}
+    for witness in asked:
+        assert any(torch.equal(witness.tokens[0], one.tokens[0]) for one in expected)
     assert any(
         all(torch.equal(mine, its) for mine, its in zip(task.tokens, one.tokens, strict=True))
         for one in expected
     )
+
+
+def test_a_store_that_was_planned_anew_is_not_asked(tiny_store: Store) -> None:
+    """Its images lie on another grid than the bank's tokens."""
+    other = tiny_store.plan.model_copy(update={"spacing_mm": (9.0, 9.0, 9.0)})
+    for plan, asked in ((tiny_store.plan, True), (other, False)):
+        loaded = loaded_with(
+            GreyModel(width=0.45), plans={"tiny": plan}, state=RunState(1, 1.0, 0, {"split": "paper"})
+        )
+        witnesses = bank_witnesses(loaded, tiny_store.folder, InferenceOptions())
+        assert (witnesses is not no_witnesses) == asked

@@ -103,4 +103,8 @@ def test_upsampling_is_interpolation(factor: int) -> None:
         "cpu", dtype=torch.bfloat16
     ):  # products would be rounded to bfloat16 without being asked
         torch.testing.assert_close(upsample_trilinear(x, factor), own)
-    assert upsample_trilinear(x.bfloat16(), factor).dtype == torch.bfloat16
+    half = upsample_trilinear(x.bfloat16(), factor)
+    exact = F.interpolate(x.bfloat16().float(), scale_factor=factor, mode="trilinear", align_corners=False)
+    assert half.dtype == torch.bfloat16
+    assert torch.all((half.float() - exact).abs() <= exact.abs() / 256 + 1e-6), "rounded once, to 8 bits"
+    assert upsample_trilinear(x.double(), factor).dtype == torch.float64

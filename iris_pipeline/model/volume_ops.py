@@ -68,11 +68,12 @@ def upsampling_matrix(coarse: int, factor: int, device: torch.device | None = No
 def upsample_trilinear(x: Tensor, factor: int) -> Tensor:
     """`F.interpolate(scale_factor=factor, mode="trilinear")`; on a CPU as three matrix products, one an axis.
 
-    They run in x's own precision, as the interpolation does: autocast would round float32 to bfloat16.
+    They run in float32, and bfloat16 is rounded once at the end: autocast would round after each axis.
     """
     if x.device.type != "cpu":
         return F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
     with torch.autocast("cpu", enabled=False):
-        depth, height, width = (upsampling_matrix(n, factor).to(x.dtype) for n in x.shape[-3:])
-        x = height @ (x @ width.T)  # [B,C,d,H,W]
-        return (depth @ x.flatten(-2)).unflatten(-1, x.shape[-2:])
+        kept = torch.float64 if x.dtype == torch.float64 else torch.float32
+        depth, height, width = (upsampling_matrix(n, factor).to(kept) for n in x.shape[-3:])
+        y = height @ (x.to(kept) @ width.T)  # [B,C,d,H,W]
+        return (depth @ y.flatten(-2)).unflatten(-1, y.shape[-2:]).to(x.dtype)
