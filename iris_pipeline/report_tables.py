@@ -14,6 +14,7 @@ from iris_pipeline.comparisons import (
     references_table,
     strategies_table,
 )
+from iris_pipeline.confidence_table import confidence_table
 from iris_pipeline.efficiency import FOLDER, efficiency_table, read_measurements
 from iris_pipeline.evaluate import dataset_spec
 from iris_pipeline.measure_tables import measures_by_class, measures_table
@@ -52,6 +53,7 @@ def all_tables(
         efficiency_table(read_measurements(root.results / FOLDER)),
         strategies_table(rows),
         references_table(rows),
+        confidence_table(root.results, names),
         *parts_tables(rows, facts),
         *ablation_tables(rows, facts),
         comparison_table(rows, compare) if compare else None,

@@ -133,6 +133,7 @@ ORDER = (
     "iris_pipeline.table_format",
     "iris_pipeline.uncertainty",
     "iris_pipeline.tables",
+    "iris_pipeline.confidence_table",
     "iris_pipeline.measure_tables",
     "iris_pipeline.role_tables",
     "iris_pipeline.comparisons",

@@ -15,6 +15,7 @@ from iris_pipeline.confidence import (
     load_calibration,
     read_judgements,
 )
+from iris_pipeline.confidence_table import agreement_path
 from iris_pipeline.evaluate import Row
 from iris_pipeline.judging import Witnesses, make_judge, no_witnesses
 from iris_pipeline.outputs import Outputs
@@ -87,5 +88,5 @@ def tell_agreement(predictions: Path, rows: Iterable[Row], out: Path) -> None:
     if not any((j.case, j.class_name) in dice for j in judgements):
         return
     agreement = compare_with_truth(judgements, dice)
-    save_json(out.with_name(f"{out.stem}__confidence.json"), agreement)
+    save_json(agreement_path(out), agreement)
     print(f"Confidence, {agreement.sentence()}.")

@@ -1,0 +1,42 @@
+"""The table of confidence: what iris_evaluate left beside its rows, as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iris_pipeline.confidence import agreement
+from iris_pipeline.confidence_table import agreement_path, confidence_table
+from preprocessing.errors import EvaluationError
+from preprocessing.files import save_json
+
+
+def test_a_line_for_each_judged_row(tmp_path: Path) -> None:
+    rows = tmp_path / "run" / "evaluation" / "liver_ct__one-shot_k1_draw0.csv"
+    rows.parent.mkdir(parents=True)
+    said, true, cases = [0.9, 0.6, 0.5, 0.8], [0.8, 0.5, 0.9, 0.6], ["a", "a", "b", "b"]
+    save_json(agreement_path(rows), agreement(said, true, cases))
+    save_json(agreement_path(rows.with_name("heart__bank.csv")), agreement([0.5], [0.75], ["c"]))
+    table = confidence_table(tmp_path, ["run", "other"])
+    assert table is not None and table.name == "confidence"
+    first, second = table.frame.to_dict("records")
+    assert (first["dataset"], first["strategy"], first["Pearson"]) == ("heart", "bank", "")
+    assert (second["run"], second["dataset"], second["strategy"]) == ("run", "liver_ct", "one-shot_k1_draw0")
+    # errors 0.1, 0.1, 0.4, 0.2; deviations (.2, -.1, -.2, .1) and (.1, -.2, .2, -.1): -0.01 / 0.1
+    assert (second["masks"], second["cases"], second["mean error"], second["Pearson"]) == (
+        4,
+        2,
+        "0.200",
+        "-0.10",
+    )
+    assert (second["poor"], second["poor, marked"], second["better, marked"]) == (2, 1, 1)
+    assert confidence_table(tmp_path, ["other"]) is None
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "evaluation" / "x__bank__confidence.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(EvaluationError, match=r"x__bank__confidence.json .*make it again with iris_evaluate"):
+        confidence_table(tmp_path, ["run"])
