@@ -7,6 +7,7 @@ of their own, for each query from other subjects, and encoded once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from iris_pipeline.confidence import Calibration, Judgement, judge
 from iris_pipeline.disagreement import MOST_REFERENCES, gather_signs
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions, Judge
+from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import (
     Candidate,
     ReferenceFiles,
@@ -46,30 +47,39 @@ def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbeddi
     return ()
 
 
-def make_judge(
-    loaded: LoadedModel,
-    calibration: Calibration,
-    options: InferenceOptions,
-    *,
-    witnesses: Witnesses = no_witnesses,
-    volumes_ml: Mapping[str, float] | None = None,
-    review_below: float,
-) -> Judge:
+@dataclass(frozen=True)
+class MaskJudge:
     """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class.
 
     Witnesses are not asked where the calibration makes nothing of what they say.
     """
-    ask = witnesses if "references" in calibration.used else no_witnesses
 
-    def judged(
-        case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
+    loaded: LoadedModel
+    calibration: Calibration
+    options: InferenceOptions
+    review_below: float
+    witnesses: Witnesses = no_witnesses
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(
+        self, case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
     ) -> list[Judgement]:
-        signs = gather_signs(loaded, tasks, image, result, options, lambda task: ask(case, task), volumes_ml)
+        """Of every class of the label map; a class that lost all of its voxels there to others has none."""
+        ask = self.witnesses if "references" in self.calibration.used else no_witnesses
+        signs = gather_signs(
+            self.loaded, tasks, image, result, self.options, lambda task: ask(case, task), self.volumes_ml
+        )
         counts = np.bincount(result.labels.ravel(), minlength=256)
         voxels = {name: int(counts[value]) for task in tasks for name, value in task.classes.items()}
-        return judge(calibration, case.id, signs, voxels, review_below)
+        return judge(self.calibration, case.id, signs, voxels, self.review_below)
 
-    return judged
+    def again(self, former: Sequence[Judgement]) -> list[Judgement]:
+        """By the signs that were noted; those of an empty mask are none."""
+        found = []
+        for each in former:
+            predicted = self.calibration.predict(each.signs) if each.signs else 0.0
+            found.append(replace(each, predicted_dice=predicted, review=predicted < self.review_below))
+        return found
 
 
 def file_witnesses(

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -31,7 +31,17 @@ from preprocessing.files import append_log
 from preprocessing.findings import check_field, check_grey_values
 from preprocessing.volume import Volume
 
-Judge = Callable[[InputCase, Volume, Sequence[TaskEmbedding], ScanResult], list[Judgement]]
+
+class Judge(Protocol):
+    """Tells how good each mask of a scan is likely to be; `again`: former judgements, by the numbers of now."""
+
+    def __call__(
+        self, case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
+    ) -> list[Judgement]: ...
+
+    def again(self, former: Sequence[Judgement]) -> list[Judgement]: ...
+
+
 LOG = "predict.log"
 CLASSES = "classes.json"
 RECORD = "predict.json"
@@ -130,9 +140,10 @@ def predict_cases(
 
     Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value),
     OUT/predict.json (what the results were made from) and OUT/predict.log; with `judge`, which tells how good
-    each mask is, OUT/confidence.csv too. Existing results are skipped unless `overwrite`; PredictionError if they were
-    made from something else than model, options and `made_from` of this call (with `overwrite`: if they are of
-    other cases than the inputs), or if OUT is the folder of an input.
+    each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs, as
+    the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
+    PredictionError if they were made from something else than model, options and `made_from` of this call (with
+    `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -158,6 +169,9 @@ def predict_cases(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / CLASSES, dict(classes))
     write_json(out / RECORD, {"schema_version": 1, "made_from": identity, **(remarks or {})})
+    former = read_judgements(out / TABLE) if judge is not None else []
+    if judge is not None and former:
+        write_judgements(out / TABLE, judge.again(former))
     verdicts = []
     for case in (
         bar := tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)

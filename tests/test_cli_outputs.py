@@ -221,6 +221,14 @@ def test_confidence_from_calibration_to_agreement(
         f"{sum(row['review'] == 'yes' for row in table)} of {len(table)} masks are marked for review in"
         in told
     )
+    # Masks that are there stay, and are marked by another threshold.
+    marked = {row["class"] for row in table if row["review"] == "yes"}
+    assert marked, "otherwise the next check could not fail"
+    assert predict_main([*predict[:1], "1", *predict[2:], "-o", str(out), "--review-below", "-1"]) == 0
+    assert "0 segmented, 1 skipped" in capsys.readouterr().out
+    with (out / "confidence.csv").open(encoding="utf-8") as stream:
+        again = list(csv.DictReader(stream))
+    assert again == [row | {"review": "no"} for row in table]
     assert evaluate_main(["-p", str(out), "-d", "tiny", "--root", str(root)]) == 0
     assert "Confidence, predicted against true Dice of" in capsys.readouterr().out
     agreement = json.loads((out / "evaluation__confidence.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from iris_pipeline.confidence import (
 )
 from iris_pipeline.confidence_table import agreement_path
 from iris_pipeline.evaluate import Row
-from iris_pipeline.judging import Witnesses, make_judge, no_witnesses
+from iris_pipeline.judging import MaskJudge, Witnesses, no_witnesses
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import InferenceOptions, Judge
 from preprocessing.errors import PredictionError
@@ -63,13 +63,13 @@ def judge_of(
             raise PredictionError("--review-below is about --confidence: give both or none.")
         return None
     calibration = load_calibration(run_folder, loaded.model_hash)
-    return make_judge(
+    return MaskJudge(
         loaded,
         calibration,
         options,
-        witnesses=witnesses(),
-        volumes_ml=volumes(calibration),
-        review_below=REVIEW_BELOW if arguments.review_below is None else arguments.review_below,
+        REVIEW_BELOW if arguments.review_below is None else arguments.review_below,
+        witnesses(),
+        volumes(calibration),
     )
 
 
