@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +70,8 @@ class Draw:
 
 
 def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
-    """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id.
+    """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id; an image may be
+    the folder of a DICOM series.
 
     Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
     beside the two folders; without either, value v is named label_v. channel: of images that have several, see
@@ -87,6 +88,9 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
     if channel is not None:
         image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
+    elif any(path.is_dir() for path in (folder / images).iterdir()):
+        series = {case.id: case.image for case in find_inputs(folder / images)[0] if case.image}
+        image_files = series | image_files
     alone = sorted(set(image_files) ^ set(label_files))
     paired = sorted(set(image_files) & set(label_files))
     if not paired:
@@ -165,31 +169,6 @@ def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePr
             f"{', '.join(c.id for c in cases[:5])} are empty."
         )
     return tuple(prints)
-
-
-def screen_references(
-    files: ReferenceFiles, modality: Modality | None = None
-) -> tuple[ReferenceFiles, dict[str, str]]:
-    """The references that can be used, and of the others id -> why not. ReferenceCaseError where none can be used."""
-    spec = made_up_spec(files.classes, modality or "MR")
-    good, refused = [], {}
-    for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
-        found = measure_case(case, spec, reference=True)
-        if not found.accepted:
-            refused[case.id] = found.why
-        elif not found.classes:  # of no use, and rarely meant
-            refused[case.id] = (
-                f"A reference shows a class, but {case.labels} has no voxel of {', '.join(files.classes)}: correct the "
-                "label file, or take the reference away."
-            )
-        else:
-            good.append(case)
-    if not good:
-        told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
-        raise ReferenceCaseError(
-            f"At least one reference must be usable, and none of {len(refused)} is: {told}"
-        )
-    return replace(files, cases=tuple(good)), refused
 
 
 def plan_references(

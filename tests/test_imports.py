@@ -112,6 +112,7 @@ ORDER = (
     "iris_pipeline.showing",
     "iris_pipeline.inputs",
     "iris_pipeline.references",
+    "iris_pipeline.screening",
     "iris_pipeline.native",
     "iris_pipeline.scan",
     "iris_pipeline.outputs",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from iris_pipeline.references import (
     prepare_reference,
     reference_pair,
     reference_spec,
-    screen_references,
     stored_reference,
 )
+from iris_pipeline.screening import screen_references
 from iris_pipeline.showing import AS_PLANNED
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
@@ -204,20 +203,6 @@ def test_a_channel_of_the_references_by_its_name(folder: Path) -> None:
     assert np.array_equal(pair.cases[0].image.read_image().array, IMAGE)
     with pytest.raises(RawDataError, match="names the channels flair, t1; got 'T2'"):
         find_references(folder, "T2")
-
-
-def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
-    shutil.copy(folder / "images" / "one.nii.gz", folder / "images" / "one_0000.nii.gz")
-    usable, refused = screen_references(find_references(folder))
-    assert [case.id for case in usable.cases] == ["two"]
-    assert refused == {
-        "one": f"Each case has one file; 'one' has one.nii.gz and one_0000.nii.gz in {folder / 'images'}: keep one of "
-        "them."
-    }
-    (folder / "images" / "one_0000.nii.gz").unlink()
-    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two_0000.nii.gz")
-    files = find_references(folder)
-    assert files.classes == {"label_2": 2, "label_7": 7} and list(screen_references(files)[1]) == ["two"]
 
 
 def test_label_values_that_cannot_be(tmp_path: Path) -> None:

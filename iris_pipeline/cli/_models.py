@@ -17,7 +17,8 @@ from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import DESCENDING
-from iris_pipeline.references import ReferenceFiles, find_references, reference_pair, screen_references
+from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
+from iris_pipeline.screening import people_told, screen_references, with_people
 from iris_pipeline.showing import Showing, scale_named
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
@@ -152,6 +153,12 @@ def add_channel_option(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="of the references of -r, where they have several: a number from 0 on, or its name",
     )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="finds the person in the name of each reference of -r, by a group (?P<subject>...); '': each is one "
+        "person (default: guessed, and told)",
+    )
 
 
 def add_showing_options(parser: argparse.ArgumentParser) -> None:
@@ -228,10 +235,11 @@ def reference_files(
     count: int | None = None,
     modality: Modality | None = None,
     channel: str | None = None,
+    subject_pattern: str | None = None,
 ) -> GivenReferences:
     """-r FOLDER, or -r IMAGE LABEL; a reference that cannot be used is told and left out.
 
-    count: -k; channel: --reference-channel.
+    count: -k; channel: --reference-channel; subject_pattern: --subject-pattern.
     """
     if len(paths) > 2:
         raise RawDataError(
@@ -241,7 +249,9 @@ def reference_files(
     files = reference_pair(image, labels[0], channel) if labels else find_references(image, channel)
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
-    usable, refused = screen_references(files, modality)
+    usable, refused = screen_references(with_people(files, subject_pattern), modality)
+    if told := people_told(usable):
+        print(told)
     for name, why in refused.items():
         print(f"Reference '{name}' is left out: {why}", file=sys.stderr)
     if count is not None and count > len(usable.cases):
@@ -251,6 +261,17 @@ def reference_files(
     return GivenReferences(usable, refused)
 
 
+def given_references(arguments: argparse.Namespace) -> GivenReferences:
+    """`reference_files` by the options of -r."""
+    return reference_files(
+        arguments.r,
+        arguments.references,
+        arguments.modality,
+        arguments.reference_channel,
+        arguments.subject_pattern,
+    )
+
+
 def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: bool = False) -> None:
     """PredictionError for an option that would have no say in how the task is made: it is not to be lost in silence."""
     given = {
@@ -258,6 +279,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: b
         "--draw": arguments.seed,
         "--modality": arguments.modality,
         "--reference-channel": arguments.reference_channel,
+        "--subject-pattern": arguments.subject_pattern,
         "--pose": None if arguments.pose == SEARCH else arguments.pose,
         "--scale": None if arguments.scale == SEARCH else arguments.scale,
         "--steps": arguments.steps,

@@ -61,7 +61,12 @@ def advise_main(argv: list[str] | None = None) -> int:
 def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    given = reference_files([arguments.r], modality=arguments.modality, channel=arguments.reference_channel)
+    given = reference_files(
+        [arguments.r],
+        modality=arguments.modality,
+        channel=arguments.reference_channel,
+        subject_pattern=arguments.subject_pattern,
+    )
     files = given.files
     options = InferenceOptions(
         overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)

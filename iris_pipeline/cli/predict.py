@@ -16,8 +16,8 @@ from iris_pipeline.cli._models import (
     add_reference_options,
     autocast_of,
     check_fit,
+    given_references,
     load_run,
-    reference_files,
     showing_of,
     summary,
     tell_task,
@@ -191,9 +191,7 @@ def _predict_inputs(
                 print(f"Task: {summary(task)}.")
             judge = judge_of(arguments, loaded, folder, options)
             return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge)), None
-        given = reference_files(
-            arguments.r, arguments.references, arguments.modality, arguments.reference_channel
-        )
+        given = given_references(arguments)
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):

@@ -17,8 +17,8 @@ from iris_pipeline.cli._models import (
     autocast_of,
     check_fit,
     find_run,
+    given_references,
     load_run,
-    reference_files,
     showing_of,
     summary,
     tell_task,
@@ -64,9 +64,7 @@ def _encode_command(arguments: argparse.Namespace) -> int:
     check_fit(arguments, arguments.strategy)
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
-    given = reference_files(
-        arguments.r, arguments.references, arguments.modality, arguments.reference_channel
-    )
+    given = given_references(arguments)
     files = given.files
     task = encode_files(
         loaded,

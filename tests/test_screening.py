@@ -1,0 +1,97 @@
+"""References on disk before use: which can be used, and which are of one person."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scans import affine_of, paint, save
+from test_inputs import write_dicom
+
+from iris_pipeline.references import ReferenceFiles, find_references
+from iris_pipeline.screening import people_told, screen_references, with_people
+from preprocessing.errors import ReferenceCaseError
+
+BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}
+IMAGE, LABELS = paint((12, 40, 34), BLOCKS)
+AFFINE = affine_of("RAS", (2.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two references of two people in the plain layout, the second without the class 7."""
+    for name, grey, labels in (("one", 0, LABELS), ("two", 1, np.where(LABELS == 2, 2, 0).astype(np.uint8))):
+        save(tmp_path / "images" / f"{name}.nii.gz", IMAGE + grey, AFFINE)
+        save(tmp_path / "labels" / f"{name}.nii.gz", labels, AFFINE)
+    return tmp_path
+
+
+def test_the_same_scan_twice_is_one_person(folder: Path) -> None:
+    """Under another name, in another orientation; two others stay two."""
+    turn = nib.orientations.axcodes2ornt("LPS")
+    for kind in ("images", "labels"):
+        turned = nib.load(folder / kind / "one.nii.gz").as_reoriented(turn)  # type: ignore[attr-defined]
+        nib.save(turned, folder / kind / "copy.nii.gz")
+    usable, refused = screen_references(with_people(find_references(folder)))
+    assert refused == {} and {case.id: case.subject for case in usable.cases} == {
+        "copy": "copy",
+        "one": "copy",
+        "two": "two",
+    }
+    assert people_told(usable).startswith(
+        "Of one person, by their names or as the same scan: copy and one; they are"
+    )
+
+
+def test_people_by_the_names_of_references(folder: Path) -> None:
+    one, two = find_references(folder).cases
+    ids = ["p1_a", "p1_b", "p2_a", "p2_b"]
+    files = ReferenceFiles(
+        tuple(
+            replace(case, id=name, subject=name) for case, name in zip((one, two, one, two), ids, strict=True)
+        ),
+        {"ball": 2},
+    )
+    by_pattern = with_people(files, r"(?P<subject>p\d)_.*")
+    assert [case.subject for case in by_pattern.cases] == ["p1", "p1", "p2", "p2"]
+    assert people_told(by_pattern).startswith(
+        "Of one person, by their names or as the same scan: p1_a and p1_b; p2_a and p2_b; they are never"
+    )
+    assert [case.subject for case in with_people(files, "").cases] == ids and people_told(files) == ""
+    with pytest.raises(ReferenceCaseError, match=r"finds none in 'p2_a': correct it, or leave it out"):
+        with_people(files, r"(?P<subject>p1)_.")
+    with pytest.raises(ReferenceCaseError, match=r"takes a regular expression; '\(' is none"):
+        with_people(files, "(")
+    visits = ("p1_v1", "p1_v2", "p2_v1", "p2_v2")
+    guessed = replace(
+        files, cases=tuple(replace(c, id=name) for c, name in zip(files.cases, visits, strict=True))
+    )
+    assert [case.subject for case in with_people(guessed).cases] == ["p1", "p1", "p2", "p2"], (
+        "as for datasets"
+    )
+
+
+def test_a_dicom_series_is_a_reference(folder: Path) -> None:
+    (folder / "images" / "two.nii.gz").unlink()
+    write_dicom(folder / "images" / "two", IMAGE)
+    files = find_references(folder)
+    assert [case.id for case in files.cases] == ["one", "two"] and files.unpaired == ()
+    assert files.cases[1].image.read_image().shape == IMAGE.shape
+
+
+def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
+    shutil.copy(folder / "images" / "one.nii.gz", folder / "images" / "one_0000.nii.gz")
+    usable, refused = screen_references(find_references(folder))
+    assert [case.id for case in usable.cases] == ["two"]
+    assert refused == {
+        "one": f"Each case has one file; 'one' has one.nii.gz and one_0000.nii.gz in {folder / 'images'}: keep one of "
+        "them."
+    }
+    (folder / "images" / "one_0000.nii.gz").unlink()
+    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two_0000.nii.gz")
+    files = find_references(folder)
+    assert files.classes == {"label_2": 2, "label_7": 7} and list(screen_references(files)[1]) == ["two"]
