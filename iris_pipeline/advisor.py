@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -29,6 +30,8 @@ SCHEMA_VERSION = 1
 Pair = tuple[str, tuple[str, ...]]
 """A query and the references it is segmented from."""
 MARGIN = 0.01  # Dice: what is nearer than this is called equal
+EVERY_SIZE = 8  # other references: with more only some sizes of ensembles are tried
+SOME_SIZES = (2, 3, 5, 8, 12, 20, 32, 50)
 OUTLIER = 0.2  # Dice below the median case at which a reference is called unlike the others
 
 
@@ -79,8 +82,9 @@ class Advice:
 
 
 def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> list[Pair]:
-    """Pairs (query, references): all singles, all others together, all others but one, and `draws` of each size
-    between, drawn by `seed`. subjects: id -> person; a query's references are of other people.
+    """Pairs (query, references): all singles, all others together, all others but one, and `draws` of sizes between,
+    drawn by `seed`: of every size, and with more than EVERY_SIZE others of those in SOME_SIZES. subjects: id -> person;
+    a query's references are of other people.
 
     ReferenceCaseError if there are fewer than two people.
     """
@@ -93,14 +97,22 @@ def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> l
     planned: list[Pair] = []
     for query in subjects:
         others = [each for each in subjects if subjects[each] != subjects[query]]
+        ends = (1, len(others) - 1, len(others))
         for size in range(1, len(others) + 1):
-            every = list(combinations(others, size))
-            if size in (1, len(others) - 1, len(others)) or len(every) <= draws:
-                chosen = every
-            else:
-                chosen = [every[int(i)] for i in sorted(rng.choice(len(every), draws, replace=False))]
+            if len(others) > EVERY_SIZE and size not in (*ends, *SOME_SIZES):
+                continue
+            everything = size in ends or comb(len(others), size) <= draws
+            chosen = combinations(others, size) if everything else _subsets(others, size, draws, rng)
             planned += [(query, references) for references in chosen]
     return planned
+
+
+def _subsets(others: Sequence[str], size: int, draws: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """`draws` different subsets in the order of `others`; without a list of all, of which 30 have a billion."""
+    found: set[tuple[int, ...]] = set()
+    while len(found) < draws:
+        found.add(tuple(sorted(int(i) for i in rng.choice(len(others), size, replace=False))))
+    return [tuple(others[i] for i in chosen) for chosen in sorted(found)]
 
 
 def run_trials(

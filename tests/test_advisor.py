@@ -37,6 +37,17 @@ def test_every_single_every_leave_one_out_and_some_between() -> None:
     assert planned == plan_trials(subjects, draws=3) != plan_trials(subjects, draws=3, seed=1)
 
 
+def test_thirty_references_are_planned_at_once() -> None:
+    """A list of all subsets of 29 would not fit into any memory."""
+    subjects = {f"r{i:02}": f"r{i:02}" for i in range(30)}
+    planned = plan_trials(subjects)
+    mine = [references for query, references in planned if query == "r07"]
+    counts = {size: sum(len(each) == size for each in mine) for size in {len(each) for each in mine}}
+    assert counts == {1: 29, 2: 3, 3: 3, 5: 3, 8: 3, 12: 3, 20: 3, 28: 29, 29: 1}
+    assert len(set(planned)) == len(planned) and planned == plan_trials(subjects)
+    assert all(list(each) == sorted(set(each)) and "r07" not in each for each in mine)
+
+
 def test_a_subjects_other_scan_is_no_reference_for_it() -> None:
     planned = plan_trials({"a1": "a", "a2": "a", "b": "b"})
     assert planned == [("a1", ("b",)), ("a2", ("b",)), ("b", ("a1",)), ("b", ("a2",)), ("b", ("a1", "a2"))]
