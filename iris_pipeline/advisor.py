@@ -125,7 +125,8 @@ def run_trials(
     memory: Path | None = None,
     progress: bool = True,
 ) -> list[Trial]:
-    """Segment as planned and compare with the query's own labels; one trial for each class both sides show.
+    """Segment as planned and compare with the query's own labels; one trial for each class both sides show, and its
+    references are those that show it: sets that differ in others are the same trial of it.
 
     prepare: reads a reference by id; each is read once, when it is the query. memory: a JSON file of what is
     done, from which a call of the same model, references and overlap goes on.
@@ -153,11 +154,12 @@ def run_trials(
         done[query, references] = scores
         if memory is not None:
             _remember(memory, made_from, done)
-    return [
-        Trial(query, references, name, dice)
-        for query, references in planned
-        for name, dice in done[query, references].items()
-    ]
+    trials: dict[tuple[str, tuple[str, ...], str], Trial] = {}
+    for query, references in planned:
+        for name, dice in done[query, references].items():
+            telling = tuple(each for each in references if name in tasks[each].class_names)
+            trials.setdefault((query, telling, name), Trial(query, telling, name, dice))
+    return list(trials.values())
 
 
 def _remembered(memory: Path | None, made_from: Mapping[str, Any]) -> dict[Pair, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,30 @@ def test_trials_with_a_model_that_goes_by_grey_values() -> None:
     assert found["b", ("a", "odd")] == 0.0
     lines = advise(trials, list(references), ["x"]).lines
     assert "x: odd hurts; without it the others gain 1.00 Dice: look at its mask, or leave it out." in lines
+
+
+def test_references_that_lack_a_class_are_none_of_it() -> None:
+    """Two of four show x: of x there is one size, one reference, whatever else took part."""
+    loaded = loaded_with(GreyModel(width=0.6))
+    plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+    references = {name: grey_reference(name, grey) for name, grey in (("a", 3.0), ("b", 3.4))}
+    for name in ("c", "d"):
+        plain = grey_reference(name, 3.2)
+        references[name] = replace(plain, labels=plain.labels // 7 * 5, classes={"y": 5})
+    pool = [embed(loaded, reference, plan) for reference in references.values()]
+    planned = plan_trials({name: name for name in references})
+    trials = run_trials(loaded, pool, references.__getitem__, planned, InferenceOptions(), progress=False)
+    assert [(t.query, t.references, t.dice) for t in trials if t.class_name == "x"] == [
+        ("a", ("b",), 1.0),
+        ("b", ("a",), 1.0),
+    ]
+    advice = advise(trials, list(references), ["x", "y"])
+    assert [(note.class_name, note.size) for note in advice.sizes] == [("x", 1), ("y", 1)]
+    assert all(np.isnan(note.gain) for note in advice.references)
+    assert {note.id for note in advice.references if note.class_name == "x" and note.alone == 1.0} == {
+        "a",
+        "b",
+    }
 
 
 def test_advice_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
