@@ -16,6 +16,7 @@ from stub_model import HASH, GreyModel, loaded_with, make_task, tiny_model
 
 from iris_pipeline.api import (
     LabelledScan,
+    RetrievalSettings,
     Scan,
     TuningSettings,
     bank,
@@ -105,6 +106,42 @@ def test_any_strategy_on_arrays_and_a_cache_over_calls() -> None:
         == 1
     )
     assert len(cache.tasks) == 2
+
+
+@pytest.mark.parametrize("strategy", ["tuning", "refining"])
+def test_the_settings_of_tuning_are_the_callers(strategy: str) -> None:
+    loaded = tiny_model()
+    loaded.plans = {"blobs": PLAN}
+    tuning = TuningSettings(steps=1, check_every=1, judges=1, learning_rate=0.07, seed=3)
+    more: dict[str, Any] = {"options": OPTIONS, "pose": "upright", "scale": 1, "tuning": tuning}
+    references = [labelled(seed) for seed in (1, 2)]
+    task = encode(loaded, references, CLASSES, strategy=strategy, **more)
+    each = strategy_of(loaded, references, CLASSES, strategy, **more)(Scan(draw_blobs(5)[0], SPACING).volume)
+    for made in (task, each):
+        assert made.made_by == strategy
+        assert [(record.learning_rate, record.seed) for record in made.tuned] == [(0.07, 3)]
+
+
+def test_retrieval_takes_as_many_references_as_the_caller_says() -> None:
+    loaded = tiny_model()
+    loaded.plans = {"blobs": PLAN}
+    loaded.model.decoder.classifier[-1].bias.data[-1] = (
+        2.0  # marks everything, as the first class: a rough mask
+    )
+    references, query = [labelled(seed) for seed in (1, 2, 3)], Scan(draw_blobs(5)[0], SPACING).volume
+    for top in (1, 3):
+        task_of = strategy_of(
+            loaded,
+            references,
+            CLASSES,
+            "object-retrieval",
+            options=OPTIONS,
+            pose="upright",
+            scale=1,
+            retrieval=RetrievalSettings(top=top),
+        )
+        made = task_of(query)
+        assert made.references == top
 
 
 def two_blocks() -> tuple[Scan, np.ndarray, list[float]]:
