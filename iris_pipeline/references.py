@@ -44,12 +44,14 @@ CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PE
 class ReferenceFiles:
     """Labelled cases on disk.
 
-    classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file.
+    classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file. copies: ids of
+    the same scan, found by `screening.screen_references`.
     """
 
     cases: tuple[Case, ...]
     classes: dict[str, int]
     unpaired: tuple[str, ...] = ()
+    copies: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ def test_a_subjects_other_scan_is_no_reference_for_it() -> None:
         plan_trials({"a1": "a", "a2": "a"})
 
 
+def test_the_same_scan_under_another_name_is_no_reference_for_it() -> None:
+    subjects, contents = {"one": "one", "copy": "copy", "b": "b"}, {"one": "x", "copy": "x", "b": "y"}
+    planned = plan_trials(subjects, contents=contents)
+    assert [used for query, used in planned if query in ("one", "copy")] == [("b",), ("b",)]
+    assert planned == plan_trials({"one": "one", "copy": "one", "b": "b"})
+    with pytest.raises(ReferenceCaseError, match="two or more; got 2 of 1: give more references"):
+        plan_trials({"one": "one", "copy": "copy"}, contents=contents)
+    assert len(plan_trials({"a": "a", "b": "b"}, contents={"a": "", "b": ""})) == 2, "of no known content"
+
+
 def trials_of(scores: dict[tuple[str, str], float], name: str = "x") -> list[Trial]:
     """From {(query, "references as letters"): Dice}."""
     return [Trial(query, tuple(used), name, dice) for (query, used), dice in scores.items()]
