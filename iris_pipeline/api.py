@@ -6,30 +6,35 @@
 >>> mask = segment(loaded, task, Scan(query, spacing_mm=(2.5, 1.0, 1.0)))      # doctest: +SKIP
 
 Arrays are [D,H,W] = (z,y,x), as are spacings; with an affine they may lie in any orientation, with a spacing they
-are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives what makes a task for each query.
+are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives what makes a task for each query,
+`bank` the task of a dataset that the model was trained on; `segment_all` gives each class's mask and probabilities too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.native import FULL
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import SEARCH
-from iris_pipeline.predict import InferenceOptions, predict_case
-from iris_pipeline.query_tasks import TaskForQuery, encode_files, file_tasks
+from iris_pipeline.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.scan import Wanted, segment_scan, unite
 from iris_pipeline.showing import Showing
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import bank
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
-from preprocessing.errors import RawDataError, ReferenceCaseError
+from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.findings import check_field, check_grey_values
 from preprocessing.source import Source
 from preprocessing.spec import Modality
 from preprocessing.volume import SINGULAR, Volume
@@ -39,15 +44,21 @@ __all__ = [
     "LabelledScan",
     "RetrievalSettings",
     "Scan",
+    "Segmentation",
     "TuningSettings",
+    "bank",
     "encode",
     "load_model",
     "load_task",
     "merge",
     "save_task",
     "segment",
+    "segment_all",
     "strategy_of",
 ]
+
+Tasks = TaskEmbedding | TaskForQuery | Sequence[TaskEmbedding | TaskForQuery]
+"""One task or several at once: of `encode`, `load_task` or `bank`, or what makes one, of `strategy_of`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,20 @@ class LabelledScan:
 
 
 @dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What `segment_all` found, all arrays [D,H,W] on the scan's own grid.
+
+    labels: uint8, the values of `classes`, 0 where no class is above 0.5. masks: by class, bool, true where it is
+    above 0.5; unlike in the label map they may overlap. probabilities: by class, float32 in steps of 1/255.
+    """
+
+    labels: np.ndarray
+    classes: dict[str, int]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class _Array(Source):
     """An array where others have a file."""
 
@@ -126,15 +151,20 @@ def encode(
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References -> one task for all queries, by "one-shot" (of one drawn by `seed`), "ensemble" or "tuning".
+    """References -> one task for all queries, by "one-shot" (one drawn by `seed`), "ensemble", "tuning" or "refining".
 
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
     over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
     model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
     in that one, 1 at the planned spacing. ReferenceCaseError names a reference that cannot be used, and why;
-    PredictionError an unknown pose or scale.
+    PredictionError an unknown strategy, pose or scale.
     """
+    if strategy not in ONE_TASK:
+        raise PredictionError(
+            f"encode makes one task for all queries, by {', '.join(ONE_TASK)}; got {strategy!r}: ask strategy_of for "
+            f"{' and '.join(PER_QUERY)}, which make one for each query, and bank for the memory of a model."
+        )
     return encode_files(
         loaded,
         _files(references, classes),
@@ -190,19 +220,48 @@ def strategy_of(
 
 def segment(
     loaded: LoadedModel,
-    task: TaskEmbedding | TaskForQuery,
+    task: Tasks,
     scan: Scan,
     options: InferenceOptions | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """Label map uint8 [D,H,W] on the scan's own grid, of the task's `class_values`; see `predict_case`.
+    """Label map uint8 [D,H,W] on the scan's own grid: the label map of `segment_all`, and its errors."""
+    return segment_all(loaded, task, scan, options, progress=progress).labels
 
-    task: of `encode`, `load_task`, `strategies.bank`, or what `strategy_of` gave. ReferenceCaseError if the scan is
-    one of the task's references.
+
+def segment_all(
+    loaded: LoadedModel,
+    tasks: Tasks,
+    scan: Scan,
+    options: InferenceOptions | None = None,
+    *,
+    masks: bool = False,
+    probabilities: bool = False,
+    progress: bool = False,
+) -> Segmentation:
+    """The label map of one task or of several at once, with masks and probabilities of each class where asked for.
+
+    Classes have the tasks' own values where these differ, else 1, 2, 3, ... in their order (`scan.unite`); a voxel
+    takes the most probable class of all. Probabilities take 4 bytes a voxel and class, masks 1. RawDataError for a scan
+    that cannot be used (also values that are not finite or all one, a field of view that no body has),
+    ReferenceCaseError if it is one of the tasks' references, TaskError for tasks that are of another model or do not
+    go together, or if there is none.
     """
     image = scan.volume
-    made = task if isinstance(task, TaskEmbedding) else task(image)
-    return predict_case(loaded, made, image, options, progress)
+    check_grey_values(image.array, "The scan")
+    check_field(image.shape, image.spacing_mm, "the scan")
+    given = [tasks] if isinstance(tasks, TaskEmbedding) or callable(tasks) else list(tasks)
+    united = unite([each if isinstance(each, TaskEmbedding) else each(image) for each in given])
+    found = segment_scan(loaded, united, image, options, Wanted(masks, probabilities), progress)
+    return Segmentation(
+        found.labels,
+        {name: value for each in united for name, value in each.classes.items()},
+        {name: found.on_own_grid(name, mask) > 0 for name, mask in found.masks.items()},
+        {
+            name: found.on_own_grid(name, scores) / np.float32(FULL)
+            for name, scores in found.probabilities.items()
+        },
+    )
 
 
 def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> ReferenceFiles:
@@ -222,9 +281,9 @@ def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> Re
 def _volume(
     array: np.ndarray, spacing_mm: tuple[float, float, float] | None, affine: np.ndarray | None
 ) -> Volume:
-    if array.ndim != 3 or (spacing_mm is None) == (affine is None):
+    if array.ndim != 3 or 0 in array.shape or (spacing_mm is None) == (affine is None):
         raise RawDataError(
-            "A scan is an array [D,H,W] with either spacing_mm (z,y,x) or an affine; got shape "
+            "A scan is an array [D,H,W] of voxels with either spacing_mm (z,y,x) or an affine; got shape "
             f"{list(array.shape)}, spacing {spacing_mm}, {'no' if affine is None else 'an'} affine."
         )
     if spacing_mm is not None:

@@ -11,16 +11,28 @@ import numpy as np
 import pytest
 import torch
 from blobs import CLASSES, PLAN, draw_blobs
-from scans import save
-from stub_model import HASH, GreyModel, loaded_with, tiny_model
+from scans import affine_of, paint, save
+from stub_model import HASH, GreyModel, loaded_with, make_task, tiny_model
 
-from iris_pipeline.api import LabelledScan, Scan, TuningSettings, encode, segment, strategy_of
+from iris_pipeline.api import (
+    LabelledScan,
+    RetrievalSettings,
+    Scan,
+    TuningSettings,
+    bank,
+    encode,
+    segment,
+    segment_all,
+    strategy_of,
+)
+from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import find_references
 from iris_pipeline.showing import AS_PLANNED
-from preprocessing.errors import RawDataError, ReferenceCaseError
+from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, TaskError
+from preprocessing.normalise import Normalisation, normalise
 
 SPACING = (1.0, 1.0, 1.0)
 OPTIONS = InferenceOptions(overlap=0.0)
@@ -94,6 +106,144 @@ def test_any_strategy_on_arrays_and_a_cache_over_calls() -> None:
         == 1
     )
     assert len(cache.tasks) == 2
+
+
+@pytest.mark.parametrize("strategy", ["tuning", "refining"])
+def test_the_settings_of_tuning_are_the_callers(strategy: str) -> None:
+    loaded = tiny_model()
+    loaded.plans = {"blobs": PLAN}
+    tuning = TuningSettings(steps=1, check_every=1, judges=1, learning_rate=0.07, seed=3)
+    more: dict[str, Any] = {"options": OPTIONS, "pose": "upright", "scale": 1, "tuning": tuning}
+    references = [labelled(seed) for seed in (1, 2)]
+    task = encode(loaded, references, CLASSES, strategy=strategy, **more)
+    each = strategy_of(loaded, references, CLASSES, strategy, **more)(Scan(draw_blobs(5)[0], SPACING).volume)
+    for made in (task, each):
+        assert made.made_by == strategy
+        assert [(record.learning_rate, record.seed) for record in made.tuned] == [(0.07, 3)]
+
+
+def test_retrieval_takes_as_many_references_as_the_caller_says() -> None:
+    loaded = tiny_model()
+    loaded.plans = {"blobs": PLAN}
+    loaded.model.decoder.classifier[-1].bias.data[-1] = (
+        2.0  # marks everything, as the first class: a rough mask
+    )
+    references, query = [labelled(seed) for seed in (1, 2, 3)], Scan(draw_blobs(5)[0], SPACING).volume
+    for top in (1, 3):
+        task_of = strategy_of(
+            loaded,
+            references,
+            CLASSES,
+            "object-retrieval",
+            options=OPTIONS,
+            pose="upright",
+            scale=1,
+            retrieval=RetrievalSettings(top=top),
+        )
+        made = task_of(query)
+        assert made.references == top
+
+
+def two_blocks() -> tuple[Scan, np.ndarray, list[float]]:
+    """A scan that lies P,S,R in its array, the labels of its two blocks, and their grey values as the model sees."""
+    image, labels = paint((24, 40, 34), {1: np.s_[4:14, 6:18, 8:22], 2: np.s_[12:20, 24:36, 12:30]})
+    scores = normalise(image, Normalisation.for_modality("MR"))
+    greys = [float(scores[labels == value].mean()) for value in (1, 2)]
+    return Scan(image, affine=affine_of("PSR", SPACING)), labels, greys
+
+
+def test_masks_and_probabilities_of_several_tasks_lie_on_the_scans_own_grid() -> None:
+    scan, labels, (ball, doll) = two_blocks()
+    loaded = loaded_with(GreyModel(width=0.05))
+    # "near" looks for a grey 0.025 off the ball's: 40 (0.05 - 0.025) = 1 where the ball itself gets 40 x 0.05 = 2
+    tasks = [
+        make_task([ball, ball + 0.025], ("ball", "near"), class_values=(1, 3)),
+        make_task([doll], ("doll",), class_values=(7,), patch_size=(16, 16, 32)),
+    ]
+    found = segment_all(loaded, tasks, scan, OPTIONS, masks=True, probabilities=True)
+    assert found.classes == {"ball": 1, "near": 3, "doll": 7}
+    assert found.labels.dtype == np.uint8
+    assert np.array_equal(found.labels, np.array([0, 1, 7])[labels]), "the likelier of two that overlap"
+    assert list(found.masks) == list(found.probabilities) == ["ball", "near", "doll"]
+    # the sigmoids of 2, 1 and 2 are 0.8808, 0.7311 and 0.8808: 224.6, 186.4 and 224.6 of 255
+    for (name, steps), value in zip({"ball": 225, "near": 186, "doll": 225}.items(), (1, 1, 2), strict=True):
+        assert found.masks[name].dtype == bool and found.probabilities[name].dtype == np.float32
+        assert np.array_equal(found.masks[name], labels == value)
+        assert found.probabilities[name][labels == value] == pytest.approx(steps / 255)
+        assert found.probabilities[name][labels != value].max() == 0
+    assert np.array_equal(segment(loaded, tasks, scan, OPTIONS), found.labels)
+    plain = segment_all(loaded, tasks, scan, OPTIONS)
+    assert np.array_equal(plain.labels, found.labels) and plain.masks == plain.probabilities == {}
+    only = segment_all(loaded, tasks[1], scan, OPTIONS, masks=True)
+    assert list(only.masks) == ["doll"] and only.probabilities == {} and only.classes == {"doll": 7}
+
+
+def test_several_tasks_are_united_as_iris_predict_does() -> None:
+    scan, labels, (ball, doll) = two_blocks()
+    model = GreyModel(width=0.05)
+    loaded = loaded_with(model)
+    both = [make_task([doll], ("doll",)), make_task([ball], ("ball",))]  # each has the value 1
+    found = segment_all(loaded, both, scan, OPTIONS)
+    assert found.classes == {"doll": 1, "ball": 2}
+    assert np.array_equal(found.labels, np.array([0, 2, 1])[labels])
+    windows = len(model.images)
+    segment(loaded, both[0], scan, OPTIONS)
+    assert len(model.images) == 2 * windows, "two tasks on one grid cost the windows of one"
+    # what makes a task for each query may stand among them
+    mixed = segment_all(loaded, [lambda _: both[0], both[1]], scan, OPTIONS)
+    assert np.array_equal(mixed.labels, found.labels) and mixed.classes == found.classes
+    with pytest.raises(TaskError, match="at least one task; got none"):
+        segment(loaded, [], scan)
+    other = make_task([ball], ("doll",), patch_size=(16, 16, 32))
+    with pytest.raises(TaskError, match="classes of different names; doll came twice"):
+        segment(loaded, [both[0], other], scan)
+    with pytest.raises(TaskError, match="serves only the model that encoded it"):
+        segment(loaded, [both[0], make_task([ball], ("ball",), model_hash="f" * 16)], scan)
+
+
+def test_the_memory_of_a_model_is_a_task() -> None:
+    scan, labels, (ball, doll) = two_blocks()
+    memory = MemoryBank(0.9)
+    for name, grey in (("ball", ball), ("disc", doll)):
+        memory.update(f"blobs/{name}", (torch.tensor([[grey]]),))
+    specs = {"blobs": {"classes": CLASSES}}
+    loaded = loaded_with(GreyModel(width=0.05), bank=memory, plans={"blobs": PLAN}, specs=specs)
+    found = segment(loaded, bank(loaded, "blobs"), scan, OPTIONS)
+    assert np.array_equal(found, np.array([0, 1, 4])[labels])
+
+
+def test_scans_that_iris_predict_refuses_are_refused() -> None:
+    loaded, task = loaded_with(GreyModel()), make_task([0.0])
+    image = draw_blobs(1)[0]
+    hole = image.copy()
+    hole[3, 4, 5] = np.nan
+    flat = np.full((4, 5, 6), 7.0)
+    refused = [
+        (Scan(flat, SPACING), "^The scan holds the grey value 7 in every voxel, so it shows nothing"),
+        (Scan(hole, SPACING), "^The scan holds values that are not finite .1 of 32768 voxels.: only finite"),
+        (
+            Scan(image, (0.001,) * 3),
+            "1 to 3000 mm, but the scan is 0.032 x 0.032 x 0.032 mm .*; mend the header",
+        ),
+        (Scan(image, (100.0,) * 3), "1 to 3000 mm, but the scan is 3.2e.03 x 3.2e.03 x 3.2e.03 mm"),
+        (Scan(image[:0], SPACING), r"array \[D,H,W\] of voxels .* got shape \[0, 32, 32\]"),
+    ]
+    asked: list[Any] = []
+    for scan, told in refused:
+        for given in (task, [task], lambda image: asked.append(image) or task):
+            with pytest.raises(RawDataError, match=told):
+                segment(loaded, given, scan)
+    assert not asked and not loaded.model.images, "nothing is computed for them"
+
+
+def test_a_strategy_that_makes_no_single_task_is_named_where_it_is() -> None:
+    for strategy in ("object-retrieval", "image-retrieval", "bank", "luck"):
+        told = (
+            f"encode makes one task for all queries, by one-shot, ensemble, tuning, refining; got '{strategy}': ask "
+            "strategy_of for image-retrieval and object-retrieval, which make one for each query, and bank for"
+        )
+        with pytest.raises(PredictionError, match=re.escape(told)):
+            encode(loaded_with(GreyModel()), [labelled(1)], CLASSES, strategy=strategy)
 
 
 def test_another_tasks_grid_can_be_taken() -> None:

@@ -229,6 +229,17 @@ def test_confidence_from_calibration_to_agreement(
     with (out / "confidence.csv").open(encoding="utf-8") as stream:
         again = list(csv.DictReader(stream))
     assert again == [row | {"review": "no"} for row in table]
+    # Without -o the masks lie in the run's folder, and what to review is told of that one.
+    assert predict_main([*predict[:1], "1", *predict[2:], "--review-below", "0.99"]) == 0
+    own = root / "results" / "run" / "predictions" / "tiny" / "ensemble" / "confidence.csv"
+    with own.open(encoding="utf-8") as stream:
+        judged = list(csv.DictReader(stream))
+    doubted = [f"{row['case']} {row['class']}" for row in judged if row["review"] == "yes"]
+    assert doubted, "otherwise the next check could not fail"
+    assert (
+        f"{len(doubted)} of {len(judged)} masks are marked for review in {own}: {', '.join(doubted)}."
+        in capsys.readouterr().out
+    )
     assert evaluate_main(["-p", str(out), "-d", "tiny", "--root", str(root)]) == 0
     assert "Confidence, predicted against true Dice of" in capsys.readouterr().out
     agreement = json.loads((out / "evaluation__confidence.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from stub_model import GreyModel, loaded_with, make_task
 
 from iris_pipeline.disagreement import _grown, gather_signs
 from iris_pipeline.focus import label_volume
-from iris_pipeline.scan import Wanted, segment_scan
+from iris_pipeline.scan import ScanResult, Wanted, segment_scan
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import TaskError
@@ -56,6 +56,31 @@ def test_where_nothing_is_in_doubt_all_signs_are_good() -> None:
         assert signs[name]["certainty"] > 0.99
     assert signs["ball"]["volume"] == pytest.approx(1.0)
     assert signs["doll"]["volume"] == pytest.approx(0.5)
+
+
+class HalfBlindModel(GreyModel):
+    """Finds nothing in the first four planes of a window, so that its answer hangs on where the windows lie."""
+
+    def segment(self, image: Any, tokens: Any) -> Any:
+        logits = super().segment(image, tokens)
+        logits[:, :, :4] = -40
+        return logits
+
+
+def test_windows_that_lie_elsewhere_are_seen() -> None:
+    """24 planes, windows of 16. Moved by 8 they begin at -8 and 8: of the mask, planes 4 to 20, the second one does
+    not see 8 to 12. So 12 of 16 planes are found: Dice 2 x 12 / (12 + 16). Unmoved they begin at 0 and 8, and what
+    the second one does not see lies in the middle of the first one, which has the greater weight there.
+    """
+    image, labels = paint((24, 8, 8), {1: np.s_[4:20, 2:6, 2:6]})
+    grey = float(normalise(image, Normalisation.for_modality("MR"))[labels == 1].mean())
+    task, scan = make_task([grey], ("ball",)), volume(image, np.eye(4))
+    loaded = loaded_with(HalfBlindModel())
+    unmoved = segment_scan(loaded, [task], scan, InferenceOptions(overlap=0.0)).labels
+    assert np.array_equal(unmoved, labels)
+    signs = gather_signs(loaded, [task], scan, ScanResult(labels), InferenceOptions())
+    assert signs["ball"]["windows"] == pytest.approx(24 / 28)
+    assert signs["ball"]["cycle"] == 1.0, "windows where they lay"
 
 
 def test_references_that_disagree_are_seen_class_by_class() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import torch
 from scans import load
 from stub_model import GreyModel, loaded_with
 
+from iris_pipeline import query_tasks
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, held_out_tasks, predict_split, split_cases, stored_tasks
 from iris_pipeline.references import measure_references, plan_references
+from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED
+from iris_pipeline.strategies import ensemble
+from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
@@ -173,6 +177,50 @@ def test_a_held_out_dataset_lends_other_subjects(
     for query, given in references.items():
         assert given["references"] and not any(name.startswith(query[:2]) for name in given["references"])
         assert given["pose"] == "SAR"
+
+
+@pytest.mark.parametrize("fixture", ["tiny_store", "held_out"])
+def test_the_experiments_settings_reach_tuner_and_retrieval(
+    fixture: str, request: Any, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, given = request.getfixturevalue(fixture), []
+
+    def tuned(
+        _loaded: Any, _references: Any, tasks: Any, _options: Any, settings: Any, _progress: Any
+    ) -> Any:
+        given.append(settings)
+        return ensemble(tasks)
+
+    def retrieved(_loaded: Any, _pool: Any, _query: Any, start: Any, _options: Any, settings: Any) -> Any:
+        given.append(settings)
+        return start, {}
+
+    monkeypatch.setattr(query_tasks, "tune", tuned)
+    monkeypatch.setattr(query_tasks, "object_retrieval", retrieved)
+    tuning, retrieval = TuningSettings(steps=3, learning_rate=0.07, seed=5), RetrievalSettings(top=7)
+    for strategy, expected in {
+        "tuning": tuning,
+        "refining": replace(tuning, refine=True),
+        "object-retrieval": retrieval,
+    }.items():
+        experiment = Experiment(strategy, 2, retrieval=retrieval, tuning=tuning, showing=AS_PLANNED)
+        out = tmp_path / strategy
+        verdicts = predict_split(
+            loaded_on(store)
+            if fixture == "tiny_store"
+            else loaded_with(GreyModel(), plans={"o": store.plan}),
+            store,
+            cases,
+            experiment,
+            out=out,
+            options=OPTIONS,
+            progress=False,
+        )
+        assert {verdict.status for verdict in verdicts} == {"done"}
+        assert given and all(settings == expected for settings in given), strategy
+        made_from = json.loads((out / "predict.json").read_text(encoding="utf-8"))["made_from"]
+        assert made_from["settings"].items() >= asdict(expected).items(), "what was used is what is written"
+        given.clear()
 
 
 def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(

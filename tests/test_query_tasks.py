@@ -12,10 +12,12 @@ from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from scans import volume
 from stub_model import make_task, tiny_model
 
+from iris_pipeline import query_tasks
 from iris_pipeline.pool import EmbeddingCache, embed
 from iris_pipeline.predict import InferenceOptions, predict_case
 from iris_pipeline.query_tasks import ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
 from iris_pipeline.references import image_hash
+from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import one_shot
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
@@ -123,6 +125,43 @@ def test_the_start_of_object_retrieval_is_filled_up() -> None:
     assert filled.tokens[0].flatten().tolist() == [5.0, 1.0, 7.0]
     with pytest.raises(TaskError, match="one model, spacing, patch size and intensities"):
         fill(start, replace(mean, spacing_mm=(2.0, 2.0, 2.0)))
+
+
+@pytest.mark.parametrize("strategy", ["tuning", "refining"])
+def test_the_settings_of_tuning_are_the_callers(strategy: str) -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1, 2])
+    own = replace(TUNING, steps=1, check_every=1, learning_rate=0.07, seed=3)
+    task = task_for_query(
+        strategy, loaded, pool, list(CLASSES), OPTIONS, prepare=references.__getitem__, tuning=own
+    )(query_of(5))
+    assert [(record.learning_rate, record.seed) for record in task.tuned] == [(0.07, 3)]
+    assert (task.head is not None) == (strategy == "refining"), "the name, not the settings, asks for a head"
+    again = pooled_task(
+        strategy,
+        loaded,
+        pool,
+        list(CLASSES),
+        OPTIONS,
+        prepare=references.__getitem__,
+        tuning=replace(own, refine=strategy == "tuning"),
+    )
+    assert task.tuned == again.tuned
+    assert all(torch.equal(a, b) for a, b in zip(task.tokens, again.tokens, strict=True))
+
+
+def test_the_settings_of_retrieval_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, given = tiny_model(), []
+    pool, references = pool_of(loaded, [1])
+
+    def noted(_loaded: Any, _pool: Any, _query: Any, start: Any, _options: Any, settings: Any) -> Any:
+        given.append(settings)
+        return start, {}
+
+    monkeypatch.setattr(query_tasks, "object_retrieval", noted)
+    for settings in (RetrievalSettings(top=7), None):
+        make("object-retrieval", loaded, pool, references, retrieval=settings)(query_of(5))
+    assert given == [RetrievalSettings(top=7), None]
 
 
 def test_names_that_are_no_strategy_here() -> None:

@@ -146,6 +146,82 @@ def test_tuning_stops_and_goes_back_when_the_judged_loss_falls_no_more(
     assert all(torch.equal(a, b) for a, b in zip(task.tokens, kept, strict=True))
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> tuple[list[tuple[str, bool]], list]:
+    """References in the order in which examples are drawn of them, each with "was it augmented?"; and each look of
+    the judge: the tokens it was shown, and how many crops it had. The judge says these losses, look by look.
+    """
+    draws: list[tuple[str, bool]] = []
+    looks: list[tuple[tuple[torch.Tensor, ...], int]] = []
+    said, draw = iter(losses), tuning.draw_example
+
+    def drawn(reference: PreparedReference, *args, augmented: bool, **more):
+        draws.append((reference.id, augmented))
+        return draw(reference, *args, augmented=augmented, **more)
+
+    def loss(_tutor, learned: tuning.Lesson, judges: list) -> float:
+        looks.append((tuple(level.detach().clone() for level in learned[0]), len(judges)))
+        return next(said)
+
+    monkeypatch.setattr(tuning, "draw_example", drawn)
+    monkeypatch.setattr(tuning._Tutor, "loss", loss)
+    return draws, looks
+
+
+def assert_mean(tokens: tuple[torch.Tensor, ...], tasks: list[TaskEmbedding]) -> None:
+    """The tokens are the plain mean of those of the tasks, level by level."""
+    for level, *parts in zip(tokens, *(task.tokens for task in tasks), strict=True):
+        assert torch.allclose(level, sum(parts) / len(parts), atol=1e-6)
+
+
+def test_steps_are_counted_without_the_held_out_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    references = [blob_reference(seed) for seed in (1, 2, 3)]
+    tasks = tasks_of(loaded, references)
+    # before, then a look a step: the third is the best, two more end it; the second descent has nobody to judge it
+    draws, looks = watch(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.65, 0.65, float("nan")])
+    settings = replace(QUICK, steps=100, check_every=1, patience=2, judges=2)
+    task = tune(loaded, references, tasks, settings=settings)
+    assert (task.tuned[0].judged_by, task.tuned[0].steps) == ("held-out reference", 3)
+    judging, counting, again = draws[:2], draws[2:7], draws[7:]
+    assert judging == [("r3", False)] * 2, "person 3 judges, as it is"
+    assert counting == [(name, True) for name in ("r1", "r2", "r1", "r2", "r1")], "never trained on"
+    assert again == [(name, True) for name in ("r1", "r2", "r3")], "as many steps on all of them"
+    # where the first descent begins, the judge knows nothing of r3; where the second does, all have their say
+    assert [crops for _, crops in looks] == [2] * 6 + [0]
+    assert_mean(looks[0][0], tasks[:2])
+    assert_mean(looks[-1][0], tasks)
+    assert not torch.allclose(ensemble(tasks[:2]).tokens[0], ensemble(tasks).tokens[0], atol=1e-3)
+
+
+def test_all_scans_of_the_judging_person_are_held_out_in_both_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    loaded.knows_wide_view = True
+    people = ["a", "b", "b"]
+    references = [
+        replace(large_reference(seed), subject=person) for seed, person in zip((1, 2, 3), people, strict=True)
+    ]
+    tasks = [embed(loaded, reference, PLAN).task for reference in references]
+    nobody = float("nan")
+    draws, looks = watch(monkeypatch, [0.9, 0.8, nobody, 0.9, 0.8, nobody])
+    tune(loaded, references, tasks, settings=replace(QUICK, steps=2, check_every=2, judges=2))
+    view = [("r2", False), ("r3", False), ("r1", True), ("r1", True), ("r1", True), ("r2", True)]
+    assert draws == view * 2, "b judges with both scans, a alone is trained on; then two steps on all"
+    for (begin, _), tokens in zip(looks[::3], (tasks[0].tokens, tasks[0].wide_tokens), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(begin, tokens, strict=True))
+
+
+def test_a_class_that_only_the_judge_shows_starts_from_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    references = [blob_reference(1, classes={"ball": 1}), blob_reference(2)]
+    tasks = tasks_of(loaded, references)
+    _, looks = watch(monkeypatch, [0.9, 0.8, float("nan")])
+    task = tune(loaded, references, tasks, settings=replace(QUICK, steps=2, check_every=2, judges=1))
+    assert task.class_names == ("ball", "disc") and task.tuned[0].judged_by == "held-out reference"
+    for begin, first, second in zip(looks[0][0], tasks[0].tokens, tasks[1].tokens, strict=True):
+        assert torch.equal(begin[:, 0], first[:, 0]), "the ball: of the reference that is trained on"
+        assert torch.equal(begin[:, 1], second[:, 1]), "the disc: nobody else shows it"
+
+
 def test_no_function_of_tuning_takes_a_query() -> None:
     functions = [
         f for _, f in inspect.getmembers(tuning, inspect.isfunction) if f.__module__ == tuning.__name__

@@ -164,8 +164,8 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         verdicts = _predict_split(arguments, root, options)
     else:
         verdicts, given = _predict_inputs(arguments, root, options)
-    if arguments.confidence and arguments.o:
-        tell_judgements(Path(arguments.o))
+        if arguments.confidence:
+            tell_judgements(Path(arguments.o))
     done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
     print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
     raise_for_refused(verdicts)
@@ -362,17 +362,15 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         raise TaskError("--split is a split of a dataset: it goes with -d, not with -t or -r.")
     loaded, folder = load_run(arguments, root, options.device, options.autocast)
     dataset = _dataset(arguments, loaded)
-    strategy = arguments.strategy or "bank"
     store = open_stores(root.preprocessed, [dataset])[dataset]
     cases = raw_cases(root, store)
-    experiment = _experiment(arguments, strategy)
+    experiment = _experiment(arguments, arguments.strategy or "bank")
     numbered = arguments.references is not None or arguments.seed is not None
     name = experiment_name(experiment, arguments.part, numbered)
     out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
-    print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {strategy}, to {out}.")
+    print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {experiment.strategy}, to {out}.")
     held_out = store.manifest.role == "held-out"
-    parts = store.manifest.splits.get(arguments.split, {})
-    ids = parts.get(arguments.part if held_out else "train", [])
+    ids = store.manifest.splits.get(arguments.split, {}).get(arguments.part if held_out else "train", [])
     judge = judge_of(
         arguments,
         loaded,
@@ -384,7 +382,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         # of a held-out dataset each case would have its own volume among the references'
         volumes=lambda _: {} if held_out else stored_volumes(store, ids),
     )
-    return predict_split(
+    verdicts = predict_split(
         loaded,
         store,
         cases,
@@ -395,3 +393,6 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         options=options,
         **_wishes(arguments, judge),
     )
+    if arguments.confidence:
+        tell_judgements(out)
+    return verdicts
