@@ -92,7 +92,8 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
         image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     elif any(path.is_dir() for path in (folder / images).iterdir()):
         series = {case.id: case.image for case in find_inputs(folder / images)[0] if case.image}
-        image_files = series | image_files
+        # A series and a file of one name are two of one case, which `find_inputs` leaves to its verdict.
+        image_files = series | {k: v for k, v in image_files.items() if not (folder / images / k).is_dir()}
     alone = sorted(set(image_files) ^ set(label_files))
     paired = sorted(set(image_files) & set(label_files))
     if not paired:

@@ -101,6 +101,13 @@ def test_a_dicom_series_is_a_reference(folder: Path) -> None:
     files = find_references(folder)
     assert [case.id for case in files.cases] == ["one", "two"] and files.unpaired == ()
     assert files.cases[1].image.read_image().shape == IMAGE.shape
+    image = files.cases[1].image.read_image()
+    save(folder / "labels" / "two.nii.gz", LABELS, image.affine)
+    assert screen_references(files)[1] == {}, "the series and its mask are on one grid"
+    write_dicom(folder / "images" / "one", IMAGE)
+    assert screen_references(find_references(folder))[1]["one"].startswith(
+        "Each case has one file; 'one' has "
+    )
 
 
 def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
