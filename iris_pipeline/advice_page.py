@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from iris_pipeline.advisor import MARGIN, Advice, Trial
+from iris_pipeline.advisor import HELPS, HURTS, MARGIN, UNTOLD, Advice, Trial
 from preprocessing.files import write_text
 
 matplotlib.use("Agg")
@@ -19,7 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 COLUMNS = ("query", "size", "references", "class", "dice")
-HELPS, HURTS, EQUAL = "#0072b2", "#d55e00", "0.6"  # apart for the colour-blind too
+BLUE = "#0072b2"
+COLOURS = {HELPS: BLUE, HURTS: "#d55e00", UNTOLD: "0.6", "": "0.6"}  # apart for the colour-blind too
 MOST_ROWS = 12
 
 
@@ -52,9 +53,17 @@ def trials_text(trials: Sequence[Trial]) -> str:
 
 def advice_markdown(advice: Advice, made_by: str) -> str:
     """The advice in words, then one row a class and reference, then one a class and size."""
-    rows = [["class", "reference", "alone", "gain", "found"]]
+    rows = [["class", "reference", "alone", "gain", "queries", "verdict", "found"]]
     rows += [
-        [n.class_name, n.id, _score(n.alone), _score(n.gain, signed=True), _score(n.found)]
+        [
+            n.class_name,
+            n.id,
+            _score(n.alone),
+            _score(n.gain, signed=True),
+            f"{n.agreeing} of {n.queries}" if n.queries else "",
+            n.verdict,
+            _score(n.found),
+        ]
         for n in advice.references
     ]
     sizes = [["class", "references", "mean", "worst case", "best case"]]
@@ -65,11 +74,17 @@ def advice_markdown(advice: Advice, made_by: str) -> str:
     return (
         f"# Advice on the references\n\n{lines}\n\n## Each reference\n\n{_table(rows)}\n\n"
         "- alone: mean Dice over the other cases when it is their only reference.\n"
-        "- gain: what the ensemble of all others loses when it is taken out, on average; below 0 it hurts.\n"
+        "- gain: what the ensemble of all others loses when it is taken out, on average over the queries.\n"
+        "- queries: how many of those that can tell have a gain of that sign.\n"
+        f"- verdict: {HELPS} or {HURTS} from a gain of {MARGIN} on, above or below 0, where more than half of the "
+        f"queries, two at least, agree; else {UNTOLD}.\n"
         "- found: Dice with which all the others find the class in it.\n\n"
         f"## How many\n\n{_table(sizes)}\n\n"
         "- Means over cases of the mean over the tried ensembles of that size.\n"
-        f"- Dice is taken on the prepared grid, with every case segmented from others only. {made_by}\n"
+        "- Dice is taken on the prepared grid, with every case segmented from others only; pose, scale and spacing, "
+        "though, are settled on all references together, the case among them, so that it may be a little too high.\n"
+        "- Of a class those references count that show it.\n\n"
+        f"{made_by}\n"
     )
 
 
@@ -117,7 +132,7 @@ def _draw_matrix(axes: Axes, trials: Sequence[Trial], ids: Sequence[str], class_
 
 def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str) -> None:
     notes = {note.id: note for note in advice.references if note.class_name == class_name}
-    gains = [notes[each].gain for each in ids]
+    gains = [notes[each].gain if each in notes else float("nan") for each in ids]
     axes.set(title=f"{class_name}: what each adds to the others", xlabel="Dice gained by having it")
     axes.set_yticks(range(len(ids)), [_short(each) for each in ids], fontsize=8)
     axes.set_ylim(len(ids) - 0.5, -0.5)
@@ -125,7 +140,7 @@ def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str)
         axes.text(0.5, 0.5, "needs three references or more", ha="center", transform=axes.transAxes)
         axes.set_xticks([])
         return
-    colours = [HELPS if g >= MARGIN else HURTS if g <= -MARGIN else EQUAL for g in gains]
+    colours = [COLOURS[notes[each].verdict if each in notes else ""] for each in ids]
     axes.barh(range(len(ids)), np.nan_to_num(gains), color=colours)
     axes.axvline(0, color="k", linewidth=0.8)
     reach = max(0.05, 1.6 * float(np.nanmax(np.abs(gains))))
@@ -140,8 +155,8 @@ def _draw_sizes(axes: Axes, advice: Advice, class_name: str) -> None:
     notes = [note for note in advice.sizes if note.class_name == class_name]
     sizes = [note.size for note in notes]
     low, high = [note.low for note in notes], [note.high for note in notes]
-    axes.fill_between(sizes, low, high, color=HELPS, alpha=0.15, label="worst to best case")
-    axes.plot(sizes, [note.mean for note in notes], marker="o", color=HELPS, label="mean")
+    axes.fill_between(sizes, low, high, color=BLUE, alpha=0.15, label="worst to best case")
+    axes.plot(sizes, [note.mean for note in notes], marker="o", color=BLUE, label="mean")
     for note in notes:
         at = (note.size, note.mean)
         text = f"{note.mean:.2f}"

@@ -23,7 +23,7 @@ from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import InferenceOptions, digest
-from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.strategies import PreparedReference, ensemble, join_people
 from preprocessing.errors import ReferenceCaseError
 
 SCHEMA_VERSION = 1
@@ -32,6 +32,7 @@ Pair = tuple[str, tuple[str, ...]]
 MARGIN = 0.01  # Dice: what is nearer than this is called equal
 EVERY_SIZE = 8  # other references: with more only some sizes of ensembles are tried
 SOME_SIZES = (2, 3, 5, 8, 12, 20, 32, 50)
+HELPS, HURTS, UNTOLD = "helps", "hurts", "no difference to be told"
 OUTLIER = 0.2  # Dice below the median case at which a reference is called unlike the others
 
 
@@ -47,11 +48,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class ReferenceNote:
-    """What a reference does for one class; NaN where no trial tells.
+    """What a reference does for one class that it shows; NaN where no trial tells.
 
     alone: mean Dice over the others when it is their only reference. gain: how much the ensemble of all others
     loses, on average over the queries, when this one is taken out (negative: it hurts). found: Dice with which
-    all the others find the class in it.
+    all the others find the class in it. queries: how many tell a gain; agreeing: how many of them one of its sign.
     """
 
     id: str
@@ -59,6 +60,20 @@ class ReferenceNote:
     alone: float
     gain: float
     found: float
+    queries: int = 0
+    agreeing: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """HELPS or HURTS where the gain passes the margin and most queries, two or more, agree in its sign; else
+        UNTOLD, and "" where no query tells.
+        """
+        if not self.queries:
+            return ""
+        agreed = self.agreeing >= 2 and 2 * self.agreeing > self.queries
+        if not agreed or abs(self.gain) < MARGIN:
+            return UNTOLD
+        return HELPS if self.gain > 0 else HURTS
 
 
 @dataclass(frozen=True)
@@ -81,13 +96,21 @@ class Advice:
     lines: tuple[str, ...]
 
 
-def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> list[Pair]:
+def plan_trials(
+    subjects: Mapping[str, str],
+    draws: int = 3,
+    seed: int = 0,
+    contents: Mapping[str, str] | None = None,
+) -> list[Pair]:
     """Pairs (query, references): all singles, all others together, all others but one, and `draws` of sizes between,
     drawn by `seed`: of every size, and with more than EVERY_SIZE others of those in SOME_SIZES. subjects: id -> person;
-    a query's references are of other people.
+    a query's references are of other people. contents: id -> hash of the image; equal ones are one person's.
 
     ReferenceCaseError if there are fewer than two people.
     """
+    known = contents or {}
+    people = join_people(list(subjects.values()), [known.get(each, "") for each in subjects])
+    subjects = dict(zip(subjects, people, strict=True))
     if len(set(subjects.values())) < 2:
         raise ReferenceCaseError(
             "Advice compares references of different people, and needs two or more; got "
@@ -179,8 +202,14 @@ def _remember(memory: Path, made_from: Mapping[str, Any], done: Mapping[Pair, di
 
 
 def advise(trials: Sequence[Trial], ids: Sequence[str], classes: Sequence[str]) -> Advice:
-    """Notes on every reference and every size, class by class, and the advice in plain words."""
-    references = tuple(_reference_note(trials, name, each) for name in classes for each in ids)
+    """Notes on every reference and every size, class by class, and the advice in plain words.
+
+    A reference that is in no trial of a class, as one that does not show it, has no note on it.
+    """
+    shown = {(trial.class_name, each) for trial in trials for each in (trial.query, *trial.references)}
+    references = tuple(
+        _reference_note(trials, name, each) for name in classes for each in ids if (name, each) in shown
+    )
     sizes = tuple(note for name in classes for note in _size_notes(trials, name))
     lines = [
         line
@@ -205,7 +234,9 @@ def _reference_note(trials: Sequence[Trial], class_name: str, reference: str) ->
             gains.append(by_set[query, everyone] - by_set[query, rest])
     everyone = _all_others(mine).get(reference, frozenset())
     found = by_set.get((reference, everyone), float("nan"))
-    return ReferenceNote(reference, class_name, _mean(alone), _mean(gains), found)
+    gains, gain = [each for each in gains if not np.isnan(each)], _mean(gains)
+    agreeing = sum(each * gain > 0 for each in gains)
+    return ReferenceNote(reference, class_name, _mean(alone), gain, found, len(gains), agreeing)
 
 
 def _all_others(trials: Iterable[Trial]) -> dict[str, frozenset[str]]:
@@ -237,16 +268,22 @@ def _class_lines(class_name: str, notes: Sequence[ReferenceNote], sizes: Sequenc
     if not sizes:
         return [f"{class_name}: no two references show it, so nothing can be said; add one that does."]
     lines = [f"{class_name}: {_enough(sizes)}"]
-    gains = sorted((note for note in notes if not np.isnan(note.gain)), key=lambda note: note.gain)
-    if gains and gains[-1].gain >= MARGIN:
-        best = gains[-1]
-        lines.append(f"{class_name}: {best.id} helps most; without it the others lose {best.gain:.2f} Dice.")
+    gains = sorted((note for note in notes if note.verdict), key=lambda note: note.gain)
+    helping = [note for note in gains if note.verdict == HELPS]
+    if helping:
+        best = helping[-1]
+        lines.append(
+            f"{class_name}: {best.id} helps most; without it the others lose {best.gain:.2f} Dice "
+            f"({_agreement(best)})."
+        )
     for note in gains:
-        if note.gain <= -MARGIN:
+        if note.verdict == HURTS:
             lines.append(
-                f"{class_name}: {note.id} hurts; without it the others gain {-note.gain:.2f} Dice: look at its mask, "
-                "or leave it out."
+                f"{class_name}: {note.id} hurts; without it the others gain {-note.gain:.2f} Dice "
+                f"({_agreement(note)}): look at its mask, or leave it out."
             )
+    if gains and all(note.verdict == UNTOLD for note in gains):
+        lines.append(f"{class_name}: between having and lacking a single reference there is {UNTOLD}.")
     found = [note.found for note in notes if not np.isnan(note.found)]
     for note in notes:
         if found and note.found < median(found) - OUTLIER:
@@ -255,6 +292,10 @@ def _class_lines(class_name: str, notes: Sequence[ReferenceNote], sizes: Sequenc
                 f"({median(found):.2f} in the median case): check its mask, or add references like it."
             )
     return lines
+
+
+def _agreement(note: ReferenceNote) -> str:
+    return f"{note.agreeing} of {note.queries} queries agree"
 
 
 def _enough(sizes: Sequence[SizeNote]) -> str:

@@ -44,12 +44,14 @@ CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PE
 class ReferenceFiles:
     """Labelled cases on disk.
 
-    classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file.
+    classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file. copies: ids of
+    the same scan, found by `screening.screen_references`.
     """
 
     cases: tuple[Case, ...]
     classes: dict[str, int]
     unpaired: tuple[str, ...] = ()
+    copies: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
         image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     elif any(path.is_dir() for path in (folder / images).iterdir()):
         series = {case.id: case.image for case in find_inputs(folder / images)[0] if case.image}
-        image_files = series | image_files
+        # A series and a file of one name are two of one case, which `find_inputs` leaves to its verdict.
+        image_files = series | {k: v for k, v in image_files.items() if not (folder / images / k).is_dir()}
     alone = sorted(set(image_files) ^ set(label_files))
     paired = sorted(set(image_files) & set(label_files))
     if not paired:

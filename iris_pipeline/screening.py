@@ -8,6 +8,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from iris_pipeline.references import ReferenceFiles, made_up_spec
+from iris_pipeline.strategies import join_people
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.fingerprint import measure_case
 from preprocessing.guess import guess_subject_pattern
@@ -17,8 +18,8 @@ from preprocessing.spec import Modality
 def with_people(files: ReferenceFiles, pattern: str | None = None) -> ReferenceFiles:
     """The references with their people, told by the names.
 
-    pattern: a regular expression with a group (?P<subject>...) that every name matches whole; "": each is a person of
-    its own; None: guessed, as for a dataset (`preprocessing.guess`). ReferenceCaseError for one that does not fit.
+    pattern: a regular expression with a group (?P<subject>...) that is found in every name; "": each is a person of its
+    own; None: guessed, as for a dataset (`preprocessing.guess`). ReferenceCaseError for one that does not fit.
     """
     if pattern is None:
         pattern = guess_subject_pattern([case.id for case in files.cases])[0]
@@ -32,10 +33,10 @@ def with_people(files: ReferenceFiles, pattern: str | None = None) -> ReferenceF
         ) from None
     cases = []
     for case in files.cases:
-        match = known.fullmatch(case.id)
+        match = known.search(case.id)
         if match is None or not match.groupdict().get("subject"):
             raise ReferenceCaseError(
-                "--subject-pattern finds the person in each reference's whole name by a group (?P<subject>...); "
+                "--subject-pattern finds the person in each reference's name by a group (?P<subject>...); "
                 f"{pattern!r} finds none in '{case.id}': correct it, or leave it out."
             )
         cases.append(replace(case, subject=match["subject"]))
@@ -43,17 +44,27 @@ def with_people(files: ReferenceFiles, pattern: str | None = None) -> ReferenceF
 
 
 def people_told(files: ReferenceFiles) -> str:
-    """A sentence that names the references of one person; "" where each is of another."""
+    """Sentences that name the references that are the same scan, and those of one person; "" where there are none."""
     people: dict[str, list[str]] = {}
     for case in files.cases:
         people.setdefault(case.subject, []).append(case.id)
-    several = [" and ".join(names) for names in people.values() if len(names) > 1]
-    if not several:
-        return ""
-    return (
-        f"Of one person, by their names or as the same scan: {'; '.join(several)}; they are never tried on one another "
-        "(--subject-pattern says otherwise)."
-    )
+    several = [
+        " and ".join(names)
+        for names in people.values()
+        if len(names) > 1 and tuple(names) not in files.copies
+    ]
+    copies = [" and ".join(names) for names in files.copies]
+    told = []
+    if copies:
+        told.append(
+            f"The same scan under several names: {'; '.join(copies)}; it counts as one person's: keep one of them."
+        )
+    if several:
+        told.append(
+            f"Of one person, by their names or as the same scan: {'; '.join(several)}; they are never tried on one "
+            "another (--subject-pattern says otherwise)."
+        )
+    return "\n".join(told)
 
 
 def screen_references(
@@ -61,11 +72,11 @@ def screen_references(
 ) -> tuple[ReferenceFiles, dict[str, str]]:
     """The references that can be used, and of the others id -> why not. ReferenceCaseError where none can be used.
 
-    The same scan under two names is one person's: each of the two tells nothing about the other.
+    The same scan under two names is one person's: each of the two tells nothing about the other (`copies`).
     """
     spec = made_up_spec(files.classes, modality or "MR")
     good, refused = [], {}
-    shown_in: dict[str, str] = {}
+    contents: list[str] = []
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
         found = measure_case(case, spec, reference=True)
         if not found.accepted:
@@ -76,10 +87,20 @@ def screen_references(
                 "label file, or take the reference away."
             )
         else:
-            good.append(replace(case, subject=shown_in.setdefault(found.content, case.subject)))
+            good.append(case)
+            contents.append(found.content)
     if not good:
         told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
         raise ReferenceCaseError(
             f"At least one reference must be usable, and none of {len(refused)} is: {told}"
         )
-    return replace(files, cases=tuple(good)), refused
+    people = join_people([case.subject for case in good], contents)
+    same: dict[str, list[str]] = {}
+    for case, content in zip(good, contents, strict=True):
+        same.setdefault(content or case.id, []).append(case.id)
+    usable = replace(
+        files,
+        cases=tuple(replace(case, subject=person) for case, person in zip(good, people, strict=True)),
+        copies=tuple(tuple(names) for names in same.values() if len(names) > 1),
+    )
+    return usable, refused

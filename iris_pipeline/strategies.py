@@ -60,6 +60,27 @@ class PreparedReference:
         return self.subject or self.id
 
 
+def join_people(subjects: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """Who is shown by each: two subjects with a scan of one content hash ("": not known) are one, by the first's name.
+
+    >>> join_people(["a", "b", "b", "c"], ["x", "x", "y", ""])
+    ['a', 'a', 'a', 'c']
+    """
+    people = list(subjects)
+    first: dict[str, int] = {}
+    for number, content in enumerate(contents):
+        if content and first.setdefault(content, number) != number:
+            same, other = people[first[content]], people[number]
+            people = [same if person == other else person for person in people]
+    return people
+
+
+def with_joined_people(references: Sequence[PreparedReference]) -> list[PreparedReference]:
+    """The references, whose subject is who they show (`join_people`): a scan is never tried on its own copy."""
+    people = join_people([r.person for r in references], [r.image_hash for r in references])
+    return [replace(r, subject=person) for r, person in zip(references, people, strict=True)]
+
+
 @dataclass(frozen=True)
 class Window:
     """A crop of the network's size (start may be negative: padding) and the classes encoded from it."""

@@ -20,7 +20,13 @@ from iris_pipeline.examples import Example, draw_example, tokens_loss
 from iris_pipeline.pool import content_key
 from iris_pipeline.pose import turned_plan, turned_reference
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, one_shot
+from iris_pipeline.strategies import (
+    PreparedReference,
+    class_boxes,
+    ensemble,
+    join_people,
+    one_shot,
+)
 from iris_pipeline.synthetic import Orientation
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.orientation import parse_axes
@@ -116,12 +122,12 @@ def _teachers(
     tasks: Sequence[TaskEmbedding], references: Sequence[PreparedReference], which: int
 ) -> tuple[TaskEmbedding, bool]:
     """The task of the other subjects' references; of the reference itself, and True, where they share no class."""
-    person = references[which].person
+    people = join_people([r.person for r in references], [r.image_hash for r in references])
     names = set(tasks[which].class_names)
     others = [
         task.select([name for name in task.class_names if name in names])
         for number, task in enumerate(tasks)
-        if references[number].person != person and names & set(task.class_names)
+        if people[number] != people[which] and names & set(task.class_names)
     ]
     return (ensemble(others), False) if others else (tasks[which], True)
 

@@ -23,7 +23,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
 from iris_pipeline.focus import shows_less, wide_task
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
+from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference, with_joined_people
 from iris_pipeline.task import TaskEmbedding, Tuned, View
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
@@ -77,7 +77,8 @@ def tune(
     "refining" where the settings ask for a head.
 
     tasks: the one-shot task of each reference, in the same order; their mean is where tuning starts, and where it
-    stays if no step lowers the judged loss. TaskError if there is no reference or not one task for each.
+    stays if no step lowers the judged loss. The same scan under two names is one person's. TaskError if there is no
+    reference or not one task for each.
     """
     options, settings = options or InferenceOptions(), settings or TuningSettings()
     if not references or len(references) != len(tasks):
@@ -85,6 +86,7 @@ def tune(
             f"Tuning needs references and the task of each; got {len(references)} and {len(tasks)} tasks."
         )
     whole = ensemble(tasks)
+    references = with_joined_people(references)
     judge = held_out_subject([r.person for r in references], [t.class_names for t in tasks])
     tutor = _Tutor(loaded, whole, options, settings, "whole resolution")
     start = VoxelHead.begin(len(whole.class_names), settings.seed) if settings.refine else None

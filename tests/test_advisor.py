@@ -56,6 +56,16 @@ def test_a_subjects_other_scan_is_no_reference_for_it() -> None:
         plan_trials({"a1": "a", "a2": "a"})
 
 
+def test_the_same_scan_under_another_name_is_no_reference_for_it() -> None:
+    subjects, contents = {"one": "one", "copy": "copy", "b": "b"}, {"one": "x", "copy": "x", "b": "y"}
+    planned = plan_trials(subjects, contents=contents)
+    assert [used for query, used in planned if query in ("one", "copy")] == [("b",), ("b",)]
+    assert planned == plan_trials({"one": "one", "copy": "one", "b": "b"})
+    with pytest.raises(ReferenceCaseError, match="two or more; got 2 of 1: give more references"):
+        plan_trials({"one": "one", "copy": "copy"}, contents=contents)
+    assert len(plan_trials({"a": "a", "b": "b"}, contents={"a": "", "b": ""})) == 2, "of no known content"
+
+
 def trials_of(scores: dict[tuple[str, str], float], name: str = "x") -> list[Trial]:
     """From {(query, "references as letters"): Dice}."""
     return [Trial(query, tuple(used), name, dice) for (query, used), dice in scores.items()]
@@ -81,6 +91,8 @@ def test_notes_by_hand() -> None:
     assert [notes[i].alone for i in "abc"] == pytest.approx([0.6, 0.45, 0.45])
     # a: of b (0.8 - 0.5), of c (0.2 - 0.1); b: of a (0.7 - 0.4), of c (0.2 - 0.3); c: of a, of b -0.1 each
     assert [notes[i].gain for i in "abc"] == pytest.approx([0.2, 0.1, -0.1])
+    assert [(notes[i].agreeing, notes[i].queries) for i in "abc"] == [(2, 2), (1, 2), (2, 2)]
+    assert [notes[i].verdict for i in "abc"] == ["helps", "no difference to be told", "hurts"]
     assert [notes[i].found for i in "abc"] == pytest.approx([0.7, 0.8, 0.2])
     sizes = {note.size: note for note in advice.sizes}
     # of one: a 0.6, b 0.7, c 0.2; of two: 0.7, 0.8, 0.2
@@ -88,8 +100,8 @@ def test_notes_by_hand() -> None:
     assert (sizes[2].mean, sizes[2].low, sizes[2].high) == pytest.approx((1.7 / 3, 0.2, 0.8))
     assert advice.lines == (
         "x: more references still help: Dice 0.50 with 1, 0.57 with 2; further ones may too.",
-        "x: a helps most; without it the others lose 0.20 Dice.",
-        "x: c hurts; without it the others gain 0.10 Dice: look at its mask, or leave it out.",
+        "x: a helps most; without it the others lose 0.20 Dice (2 of 2 queries agree).",
+        "x: c hurts; without it the others gain 0.10 Dice (2 of 2 queries agree): look at its mask, or leave it out.",
         "x: c is unlike the others, who find it there with Dice 0.20 only (0.70 in the median case): check its "
         "mask, or add references like it.",
     )
@@ -98,7 +110,10 @@ def test_notes_by_hand() -> None:
 def test_enough_is_the_smallest_size_within_the_margin() -> None:
     flat = {key: {1: 0.6, 2: 0.805, 3: 0.81}[len(key[1])] for key in every_trial("abcd")}
     lines = advise(trials_of(flat), list("abcd"), ["x"]).lines
-    assert lines == ("x: 2 references are enough: Dice 0.81, and 0.81 with 3.",)
+    assert lines == (
+        "x: 2 references are enough: Dice 0.81, and 0.81 with 3.",
+        "x: between having and lacking a single reference there is no difference to be told.",
+    )
     falling = {key: 0.9 - 0.1 * len(key[1]) for key in every_trial("abc")}
     assert advise(trials_of(falling), list("abc"), ["x"]).lines[0] == (
         "x: 1 reference is enough: Dice 0.80, and 0.70 with 2."
@@ -113,7 +128,8 @@ def test_classes_are_told_apart_and_gaps_are_gaps() -> None:
     trials = [*trials_of(THREE, "x"), *trials_of({("a", "b"): 0.5, ("b", "a"): NAN}, "y")]
     advice = advise(trials, ["a", "b", "c"], ["x", "y", "z"])
     y = {note.id: note for note in advice.references if note.class_name == "y"}
-    assert y["b"].alone == 0.5 and np.isnan([y["a"].alone, y["c"].alone, y["a"].gain, y["b"].found]).all()
+    assert y["b"].alone == 0.5 and np.isnan([y["a"].alone, y["a"].gain, y["b"].found]).all()
+    assert list(y) == ["a", "b"] and y["b"].verdict == "", "c does not show it; no query tells of b"
     assert advice.lines[-1] == "z: no two references show it, so nothing can be said; add one that does."
     two = advise(trials_of({("a", "b"): 0.5, ("b", "a"): 0.7}), ["a", "b"], ["x"])
     assert two.lines == ("x: one reference reaches Dice 0.60; with a third one, more could be said.",)
@@ -146,10 +162,12 @@ def test_trials_with_a_model_that_goes_by_grey_values() -> None:
     assert found["a", ("odd",)] == found["odd", ("a",)] == found["odd", ("a", "b")] == 0.0
     assert found["b", ("a", "odd")] == 0.0
     lines = advise(trials, list(references), ["x"]).lines
-    assert "x: odd hurts; without it the others gain 1.00 Dice: look at its mask, or leave it out." in lines
+    assert (
+        "x: odd hurts; without it the others gain 1.00 Dice (2 of 2 queries agree): look at its mask, or leave it out."
+    ) in lines
 
 
-def test_references_that_lack_a_class_are_none_of_it() -> None:
+def test_references_that_lack_a_class_are_none_of_it(tmp_path: Path) -> None:
     """Two of four show x: of x there is one size, one reference, whatever else took part."""
     loaded = loaded_with(GreyModel(width=0.6))
     plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
@@ -166,11 +184,51 @@ def test_references_that_lack_a_class_are_none_of_it() -> None:
     ]
     advice = advise(trials, list(references), ["x", "y"])
     assert [(note.class_name, note.size) for note in advice.sizes] == [("x", 1), ("y", 1)]
-    assert all(np.isnan(note.gain) for note in advice.references)
-    assert {note.id for note in advice.references if note.class_name == "x" and note.alone == 1.0} == {
-        "a",
-        "b",
-    }
+    assert [
+        (note.class_name, note.id, note.alone, note.found, note.verdict) for note in advice.references
+    ] == [
+        ("x", "a", 1.0, 1.0, ""),
+        ("x", "b", 1.0, 1.0, ""),
+        ("y", "c", 1.0, 1.0, ""),
+        ("y", "d", 1.0, 1.0, ""),
+    ]
+    assert advice.lines == tuple(
+        f"{name}: one reference reaches Dice 1.00; with a third one, more could be said." for name in "xy"
+    )
+    write_advice(tmp_path, trials, advice, list(references), ["x", "y"], "Made by `iris_advise`.")
+    page = (tmp_path / "advice.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith("| x ")] == [
+        "| x     | a         | 1.000 |      |         |         | 1.000 |",
+        "| x     | b         | 1.000 |      |         |         | 1.000 |",
+        "| x     | 1          | 1.000 | 1.000      | 1.000     |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict", "agreeing"),
+    [
+        ([0.03, 0.02, -0.01], "helps", 2),
+        ([0.3, -0.01, -0.02], "no difference to be told", 1),  # one query is all of the mean
+        ([0.2, 0.1, -0.01, -0.02], "no difference to be told", 2),  # half is not most
+        ([0.02, 0.01, 0.0, 0.0, 0.1], "helps", 3),
+        ([0.009, 0.009, 0.009], "no difference to be told", 3),
+        ([-0.02, -0.02, NAN], "hurts", 2),
+        ([-0.5, NAN, NAN], "no difference to be told", 1),  # one alone
+        ([NAN, NAN, NAN], "", 0),
+    ],
+)
+def test_most_queries_agree_where_a_reference_helps_or_hurts(
+    gains: list[float], verdict: str, agreeing: int
+) -> None:
+    """r joins the other queries' references; of r itself nothing is asked."""
+    queries = "abcde"[: len(gains)]
+    trials = []
+    for query, gain in zip(queries, gains, strict=True):
+        rest = tuple(each for each in queries if each != query)
+        trials += [Trial(query, rest, "x", 0.5), Trial(query, (*rest, "r"), "x", 0.5 + gain)]
+    (note,) = [note for note in advise(trials, [*queries, "r"], ["x"]).references if note.id == "r"]
+    assert (note.verdict, note.agreeing) == (verdict, agreeing)
+    assert note.queries == sum(not np.isnan(gain) for gain in gains)
 
 
 def test_advice_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
@@ -213,7 +271,15 @@ def test_the_files(tmp_path: Path) -> None:
     assert (rows[2]["size"], rows[2]["dice"], lines[-1]) == ("2", "0.7000", "# Made by `iris_advise`.")
     page = (tmp_path / "advice.md").read_text(encoding="utf-8")
     assert page == advice_markdown(advice, "Made by `iris_advise`.")
-    assert r"| y\|z  | a                            | 0.600 | +0.200 | 0.700 |" in page
+    assert (
+        r"| y\|z  | a                            | 0.600 | +0.200 | 2 of 2  | helps                    | 0.700 |"
+        in page
+    )
+    assert "+0.100 | 1 of 2  | no difference to be told | 0.800 |" in page
+    assert (
+        "; pose, scale and spacing, though, are settled on all references together, the case among them"
+        in page
+    )
     assert all(f"- {line}" in page for line in advice.lines)
     with Image.open(tmp_path / "advice.png") as picture:
         colours = {c for _, c in picture.convert("RGB").getcolors(10**6)}

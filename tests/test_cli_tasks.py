@@ -199,8 +199,35 @@ def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys:
     assert "left: " in said and "core: " in said
     assert sorted(p.name for p in out.iterdir()) == ["advice.csv", "advice.md", "advice.png", "trials.json"]
     rows = (out / "advice.csv").read_text(encoding="utf-8").splitlines()
-    # left and right in all nine; core is in two, once alone and once with s4_a
-    assert len(rows) == 1 + 9 + 9 + 4 + 1 and rows[-1].startswith("# Made by `iris_advise -r ")
+    # left and right in all nine; core is in two, each of which is tried on the other
+    assert len(rows) == 1 + 9 + 9 + 2 + 1 and rows[-1].startswith("# Made by `iris_advise -r ")
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
     assert advise_main(["-r", str(alone), "-o", str(out), "--root", str(root)]) == 1
     assert "needs two or more; got 1 of 1: give more references" in capsys.readouterr().err
+
+
+def test_references_of_one_person_are_no_judges(
+    root: Path, refs: Path, tiny_raw: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """By their names, as --subject-pattern finds it, or as the same scan: in tuning and in advice."""
+    command = ["-r", str(refs), "--root", str(root), "--pose", "upright", "--scale", "1"]
+    tuned = [*command, "-o", str(tmp_path / "x.task"), "--strategy", "tuning", "--steps", "2"]
+    for pattern, judge in (("^(?P<subject>s)", "augmented"), ("", "held-out")):
+        assert encode_main([*tuned, "--subject-pattern", pattern]) == 0
+        assert load_task(tmp_path / "x.task").tuned[0].judged_by == f"{judge} reference"
+        assert (
+            "Of one person, by their names or as the same scan: s1_a and s4_a;" in capsys.readouterr().out
+        ) == (pattern != "")
+    advice = ["-o", str(tmp_path / "advice"), "--overlap", "0"]
+    assert advise_main([*command, *advice, "--subject-pattern", "^(?P<subject>s)"]) == 1
+    assert "needs two or more; got 2 of 1: give more references" in capsys.readouterr().err
+    scan = ["-i", str(tiny_raw.dataset / "imagesTr" / "s3_a.nii.gz"), "-o", str(tmp_path / "out")]
+    assert predict_main([*command, *scan, "--subject-pattern", "("]) == 1
+    assert "--subject-pattern takes a regular expression; '(' is none" in capsys.readouterr().err
+    for kind in ("images", "labels"):
+        (refs / kind / "s4_a.nii.gz").unlink()
+        shutil.copy(refs / kind / "s1_a.nii.gz", refs / kind / "again.nii.gz")
+    assert advise_main([*command, *advice]) == 1
+    said = capsys.readouterr()
+    assert "The same scan under several names: again and s1_a;" in said.out
+    assert "needs two or more; got 2 of 1" in said.err

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scans import affine_of, paint, save
+from scans import affine_of, load, paint, save
 from test_inputs import write_dicom
 
 from iris_pipeline.references import ReferenceFiles, find_references
@@ -42,8 +42,27 @@ def test_the_same_scan_twice_is_one_person(folder: Path) -> None:
         "one": "copy",
         "two": "two",
     }
-    assert people_told(usable).startswith(
-        "Of one person, by their names or as the same scan: copy and one; they are"
+    assert people_told(usable) == (
+        "The same scan under several names: copy and one; it counts as one person's: keep one of them."
+    )
+
+
+def test_a_copy_joins_all_visits_of_two_people(folder: Path) -> None:
+    """p1_b is p2_a's scan, so that p1_a and p2_b are of one person, too."""
+    for kind in ("images", "labels"):
+        one, two = (folder / kind / f"{name}.nii.gz" for name in ("one", "two"))
+        image, affine = load(one)
+        save(folder / kind / "p1_a.nii.gz", image + 3 * (kind == "images"), affine)
+        save(folder / kind / "p2_b.nii.gz", image + 4 * (kind == "images"), affine)
+        shutil.copy(two, folder / kind / "p1_b.nii.gz")
+        two.rename(folder / kind / "p2_a.nii.gz")
+        one.rename(folder / kind / "p3_a.nii.gz")
+    usable, _ = screen_references(with_people(find_references(folder), "^(?P<subject>p[0-9])_"))
+    assert [case.subject for case in usable.cases] == ["p1", "p1", "p1", "p1", "p3"]
+    assert people_told(usable) == (
+        "The same scan under several names: p1_b and p2_a; it counts as one person's: keep one of them.\n"
+        "Of one person, by their names or as the same scan: p1_a and p1_b and p2_a and p2_b; they are never tried on "
+        "one another (--subject-pattern says otherwise)."
     )
 
 
@@ -57,6 +76,7 @@ def test_people_by_the_names_of_references(folder: Path) -> None:
         {"ball": 2},
     )
     by_pattern = with_people(files, r"(?P<subject>p\d)_.*")
+    assert with_people(files, r"^(?P<subject>p\d)_") == by_pattern, "found in the name, as iris_add takes it"
     assert [case.subject for case in by_pattern.cases] == ["p1", "p1", "p2", "p2"]
     assert people_told(by_pattern).startswith(
         "Of one person, by their names or as the same scan: p1_a and p1_b; p2_a and p2_b; they are never"
@@ -81,6 +101,13 @@ def test_a_dicom_series_is_a_reference(folder: Path) -> None:
     files = find_references(folder)
     assert [case.id for case in files.cases] == ["one", "two"] and files.unpaired == ()
     assert files.cases[1].image.read_image().shape == IMAGE.shape
+    image = files.cases[1].image.read_image()
+    save(folder / "labels" / "two.nii.gz", LABELS, image.affine)
+    assert screen_references(files)[1] == {}, "the series and its mask are on one grid"
+    write_dicom(folder / "images" / "one", IMAGE)
+    assert screen_references(find_references(folder))[1]["one"].startswith(
+        "Each case has one file; 'one' has "
+    )
 
 
 def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from blobs import PLAN
-from stub_model import loaded_with
+from blobs import PLAN, blob_reference
+from stub_model import loaded_with, tiny_model
 from torch import Tensor
 
+from iris_pipeline import trial
+from iris_pipeline.examples import Example, draw_example
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.showing import AS_PLANNED, Search, Showing, scale_named, settle_showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT, Pose
@@ -110,3 +115,18 @@ def test_a_scale_is_auto_or_a_sensible_number(text: str) -> None:
         PredictionError, match=f"--scale is auto, or how many times the planned .* 0.25 to 4; got '{text}'"
     ):
         scale_named(text)
+
+
+@pytest.mark.parametrize(("content", "alone"), [("hash1", True), ("hash2", False)])
+def test_a_scan_is_not_tried_on_its_copy(content: str, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under another person's name: then each is its own teacher, on augmented crops."""
+    references = [blob_reference(1), blob_reference(2, image_hash=content)]
+    augmented = []
+
+    def drawn(*given: Any, **options: Any) -> Example:
+        augmented.append(options["augmented"])
+        return draw_example(*given, **options)
+
+    monkeypatch.setattr(trial, "draw_example", drawn)
+    shown = trial.Trial(tiny_model(), references, PLAN, InferenceOptions(), 0, {}, False)
+    assert shown.losses([UPRIGHT], range(2))[UPRIGHT] > 0 and augmented == [alone, alone]

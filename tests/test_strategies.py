@@ -18,6 +18,7 @@ from iris_pipeline.strategies import (
     bank,
     class_boxes,
     ensemble,
+    join_people,
     one_shot,
     plan_windows,
 )
@@ -67,6 +68,13 @@ def test_one_shot_is_the_mean_under_the_mask_and_carries_the_plan() -> None:
     assert (task.spacing_mm, task.patch_size, task.intensity_offset) == ((2.0, 1.5, 1.0), (16, 16, 32), 7.0)
     assert (task.references, task.made_by, task.reference_hashes) == (1, "one-shot", ("hash",))
     assert len(model.masks) == 1 and model.masks[0].shape == (1, 2, 16, 16, 32), "one pass for both classes"
+
+
+def test_a_scan_that_two_people_share_makes_them_one() -> None:
+    assert join_people(["a", "b", "b", "c"], ["x", "x", "y", "z"]) == ["a", "a", "a", "c"]
+    assert join_people(["a", "a", "b", "c"], ["x", "y", "z", "y"]) == ["a", "a", "b", "a"]
+    assert join_people(["a", "b", "c"], ["x", "y", "y"]) == ["a", "b", "b"]
+    assert join_people(["a", "b"], ["", ""]) == ["a", "b"], "of no known content"
 
 
 def test_the_crop_is_centred_on_the_joint_box() -> None:

@@ -64,10 +64,12 @@ def test_one_reference_is_judged_by_augmented_copies() -> None:
     assert task.tuned[0].loss < task.tuned[0].loss_before
     assert loss_on(loaded, task, reference) < loss_on(loaded, tasks[0], reference)
     # two scans of one person cannot judge one another either
-    twice = [reference, blob_reference(2, subject="person 1")]
-    assert tune(loaded, twice, tasks_of(loaded, twice), settings=QUICK).tuned[0].judged_by == (
-        "augmented reference"
-    )
+    # nor can the same scan under two names
+    for other in (blob_reference(2, subject="person 1"), blob_reference(2, image_hash="hash1")):
+        twice = [reference, other]
+        assert tune(loaded, twice, tasks_of(loaded, twice), settings=QUICK).tuned[0].judged_by == (
+            "augmented reference"
+        )
 
 
 def large_reference(seed: int) -> PreparedReference:

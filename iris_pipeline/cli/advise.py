@@ -80,8 +80,10 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
         autocast=options.autocast,
         progress=True,
     )
-    subjects = {reference.id: reference.subject for reference in sorted(embedded.pool, key=lambda r: r.id)}
-    planned = plan_trials(subjects, arguments.draws, arguments.seed)
+    pool = sorted(embedded.pool, key=lambda reference: reference.id)
+    subjects = {reference.id: reference.subject for reference in pool}
+    contents = {reference.id: "".join(reference.task.reference_hashes) for reference in pool}
+    planned = plan_trials(subjects, arguments.draws, arguments.seed, contents)
     print(f"{len(subjects)} references, {len(planned)} trials; each reference is encoded once.")
     memory = Path(arguments.o) / "trials.json"
     trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
