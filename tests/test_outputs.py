@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -78,10 +79,18 @@ def test_judged_cases_stand_in_the_table_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "torn.nii.gz").write_bytes(b"no scan")
     out, asked = tmp_path / "out", []
 
-    def judge(case, image, tasks, result):  # type: ignore[no-untyped-def]
-        asked.append(case.id)
-        assert result.certainty["class_0"] > 0.5 and tasks[0].class_names == ("class_0",)
-        return [Judgement(case.id, "class_0", 0.25 * len(asked), True, {"windows": 0.5})]
+    class Counting:
+        """Says more of each mask than of the last one; doubts what is there already."""
+
+        def __call__(self, case, image, tasks, result):  # type: ignore[no-untyped-def]
+            asked.append(case.id)
+            assert result.certainty["class_0"] > 0.5 and tasks[0].class_names == ("class_0",)
+            return [Judgement(case.id, "class_0", 0.25 * len(asked), True, {"windows": 0.5})]
+
+        def again(self, former):  # type: ignore[no-untyped-def]
+            return [replace(each, predicted_dice=each.predicted_dice / 2) for each in former]
+
+    judge = Counting()
 
     def go(overwrite: bool) -> list[str]:
         inputs, _ = find_inputs(tmp_path / "in")
@@ -94,6 +103,8 @@ def test_judged_cases_stand_in_the_table_once(tmp_path: Path) -> None:
 
     assert go(False) == ["done", "done", "refused"] and go(False) == ["skipped", "skipped", "refused"]
     assert asked == ["a", "b"]
+    told = [(j.case, j.predicted_dice) for j in read_judgements(out / TABLE)]
+    assert told == [("a", 0.125), ("b", 0.25)], "masks that are there are judged again, and not made again"
     assert go(True) == ["done", "done", "refused"]
     assert [(j.case, j.predicted_dice) for j in read_judgements(out / TABLE)] == [("a", 0.75), ("b", 1.0)]
     (out / TABLE).unlink()
