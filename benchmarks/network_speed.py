@@ -27,7 +27,6 @@ from iris_pipeline.model.volume_ops import Conv3d, HalvingMaxPool3d, InstanceNor
 
 OWN = {Conv3d: nn.Conv3d, InstanceNorm3d: nn.InstanceNorm3d}
 TOLERANCE = 1e-3
-Step = Callable[[], None]
 
 
 def with_pytorchs_layers(model: Iris) -> Iris:

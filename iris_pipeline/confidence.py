@@ -116,16 +116,12 @@ class Judgement:
 
 
 def judge(
-    calibration: Calibration,
-    case: str,
-    signs: Mapping[str, Signs],
-    voxels: Mapping[str, int],
-    review_below: float,
+    calibration: Calibration, case: str, signs: Mapping[str, Signs], review_below: float
 ) -> list[Judgement]:
-    """The judgement of every class of a case; signs, voxels: by class."""
+    """The judgement of every class of a case. signs: by class; an empty mask has none."""
     found = []
     for name, values in signs.items():
-        predicted = calibration.predict(values) if voxels[name] else 0.0
+        predicted = calibration.predict(values) if values else 0.0
         found.append(Judgement(case, name, predicted, predicted < review_below, values))
     return found
 

@@ -7,7 +7,7 @@ of their own, for each query from other subjects, and encoded once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -69,17 +69,17 @@ class MaskJudge:
         signs = gather_signs(
             self.loaded, tasks, image, result, self.options, lambda task: ask(case, task), self.volumes_ml
         )
-        counts = np.bincount(result.labels.ravel(), minlength=256)
-        voxels = {name: int(counts[value]) for task in tasks for name, value in task.classes.items()}
-        return judge(self.calibration, case.id, signs, voxels, self.review_below)
+        return judge(self.calibration, case.id, signs, self.review_below)
 
     def again(self, former: Sequence[Judgement]) -> list[Judgement]:
-        """By the signs that were noted; those of an empty mask are none."""
-        found = []
-        for each in former:
-            predicted = self.calibration.predict(each.signs) if each.signs else 0.0
-            found.append(replace(each, predicted_dice=predicted, review=predicted < self.review_below))
-        return found
+        """By the signs that were noted."""
+        return [
+            judgement
+            for each in former
+            for judgement in judge(
+                self.calibration, each.case, {each.class_name: each.signs}, self.review_below
+            )
+        ]
 
 
 def file_witnesses(

@@ -84,7 +84,7 @@ def test_the_predicted_dice_by_hand() -> None:
 
 def test_an_empty_mask_is_to_be_reviewed() -> None:
     signs: dict[str, dict[str, float]] = {"liver": {"windows": 0.8, "cycle": 0.5}, "spleen": {}}
-    found = judge(by_hand(), "a", signs, {"liver": 100, "spleen": 0}, review_below=0.6)
+    found = judge(by_hand(), "a", signs, review_below=0.6)
     assert [(j.class_name, j.predicted_dice, j.review) for j in found] == [
         ("liver", pytest.approx(0.6), False),
         ("spleen", 0.0, True),
