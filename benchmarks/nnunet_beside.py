@@ -4,8 +4,14 @@
 
 It runs the README's commands, dataset by dataset: iris_export_nnunet, nnUNetv2_plan_and_preprocess, nnUNetv2_train
 (3d_fullres, fold 0, which is our train and validation part), nnUNetv2_predict on our test part, iris_evaluate --method.
+
+    ... lung_mr mscmr --references 3 --draws 0 ...       trained on the references that ours is shown, and nothing else
+    ... mscmr --trained-on acdc_mini ...                 trained on one dataset, tested on another of the same classes
+
 The one departure from its defaults is the end of training (`nnunet_trainers/`): a budget instead of 1000 epochs of
-250 iterations. What is done is skipped, so that a stopped run goes on; OUT/beside.log keeps what the commands said.
+250 iterations. Every query has references of other subjects, so that a held-out dataset takes several trainings a
+draw; the budget is that of each. What is done is skipped, so that a stopped run goes on; OUT/beside.log keeps what the
+commands said.
 """
 
 from __future__ import annotations
@@ -14,8 +20,18 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from iris_pipeline.nnunet_export import dataset_name
+from iris_pipeline.references import Candidate, draw_references
+from preprocessing.adapters import find_cases
+from preprocessing.errors import IrisError
+from preprocessing.paths import Root
+from preprocessing.store import open_stores
+from preprocessing.volume import write_volume
 
 TRAINER = "nnUNetTrainerCpuMinutes"
 TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
@@ -34,10 +50,15 @@ class Beside:
     raw: Path | None
     minutes: float
     tta: bool
+    device: str
 
     @property
     def out(self) -> Path:
         return self.root / "nnunet"
+
+    @property
+    def our_folders(self) -> list[str]:
+        return ["--root", str(self.root), *(["--raw", str(self.raw)] if self.raw else [])]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -74,36 +95,124 @@ class Beside:
         return done.stdout
 
 
-def run_dataset(beside: Beside, name: str, device: str) -> None:
-    """All steps of one dataset; those whose result is there are skipped."""
-    root = ["--root", str(beside.root), *(["--raw", str(beside.raw)] if beside.raw else [])]
-    beside.call("iris_export_nnunet", "-d", name, *root)
-    found = sorted((beside.out / "nnUNet_raw").glob(f"Dataset???_{name}"))
+@dataclass(frozen=True)
+class Exported:
+    """A dataset of nnU-Net's that iris_export_nnunet made."""
+
+    raw: Path
+
+    @property
+    def folder(self) -> str:
+        return self.raw.name
+
+    @property
+    def number(self) -> str:
+        return self.folder[len("Dataset") :][:3]
+
+
+def prepare(beside: Beside, name: str, references: Sequence[str] = ()) -> Exported:
+    """Export, fingerprint, plan and preprocess a dataset, or a few cases of one."""
+    shown = ("--references", *references) if references else ()
+    beside.call("iris_export_nnunet", "-d", name, *shown, *beside.our_folders)
+    ending = dataset_name("_".join([name, *(["from", *sorted(references)] if references else [])]))
+    found = sorted((beside.out / "nnUNet_raw").glob(f"Dataset???_{ending}"))
     if len(found) != 1:
-        raise BesideError(f"iris_export_nnunet should have made one Dataset???_{name}; found {len(found)}.")
-    folder = found[0].name
-    number = folder[len("Dataset") : len("Dataset") + 3]
-    preprocessed = beside.out / "nnUNet_preprocessed" / folder
-    cases = {path.name.removesuffix(".nii.gz") for path in (found[0] / "labelsTr").glob("*.nii.gz")}
+        raise BesideError(f"iris_export_nnunet should have made one Dataset???_{ending}; found {len(found)}.")
+    exported = Exported(found[0])
+    cases = {path.name.removesuffix(".nii.gz") for path in (exported.raw / "labelsTr").glob("*.nii.gz")}
+    preprocessed = beside.out / "nnUNet_preprocessed" / exported.folder
     ready = {path.stem for path in (preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl")}
     if not cases <= ready:  # a stopped run may have left some of them
-        arguments = ("-d", number, "-c", "3d_fullres", "--verify_dataset_integrity", "-np", "1")
+        arguments = ("-d", exported.number, "-c", "3d_fullres", "--verify_dataset_integrity", "-np", "1")
         beside.call("nnUNetv2_plan_and_preprocess", *arguments)
-    model = beside.out / "nnUNet_results" / folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+    return exported
+
+
+def train(beside: Beside, exported: Exported) -> str:
+    """Train fold 0 to the end of the budget, unless that was done; what was done with it, in nnU-Net's words."""
+    model = beside.out / "nnUNet_results" / exported.folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
     if not (model / "checkpoint_final.pth").is_file():
-        # Validation on whole scans after the training is not part of the budget, nor needed.
-        beside.call("nnUNetv2_train", number, "3d_fullres", "0", "-tr", TRAINER, "-device", device)
+        chosen = (exported.number, "3d_fullres", "0", "-tr", TRAINER, "-device", beside.device)
+        beside.call("nnUNetv2_train", *chosen)
+    for log in sorted(model.glob("training_log_*.txt"), reverse=True):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            if "Budget used" in line:
+                return line.split(": ", 1)[1]
+    return "trained before, by a run whose log is gone"
+
+
+def predict(beside: Beside, exported: Exported, images: Path, masks: Path) -> None:
+    """Masks of all images in a folder of nnU-Net's form; nothing is done where all are there."""
+    wanted = {path.name.replace("_0000", "") for path in images.glob("*.nii.gz")}
+    if wanted <= {path.name for path in masks.glob("*.nii.gz")}:
+        return
+    chosen = ("-d", exported.number, "-c", "3d_fullres", "-f", "0", "-tr", TRAINER, "-device", beside.device)
+    where = ("-i", str(images), "-o", str(masks), "-npp", "1", "-nps", "1")
+    beside.call("nnUNetv2_predict", *chosen, *where, *(() if beside.tta else ("--disable_tta",)))
+
+
+def evaluate(beside: Beside, name: str, masks: Path, *how: str) -> None:
+    """The masks' rows in our tables, under the method nnU-Net."""
+    place = ("-p", str(masks), "-d", name)
+    print(beside.call("iris_evaluate", "--method", "nnU-Net", *how, *place, *beside.our_folders))
+
+
+def run_dataset(beside: Beside, name: str) -> None:
+    """Trained on the dataset's train part, tested on its test part."""
+    exported = prepare(beside, name)
+    print(f"  {name}: {train(beside, exported)}", flush=True)
     masks = beside.out / "masks" / name
-    tests = {path.name.replace("_0000", "") for path in (found[0] / "imagesTs").glob("*.nii.gz")}
-    if not tests <= {path.name for path in masks.glob("*.nii.gz")}:
-        chosen = ("-d", number, "-c", "3d_fullres", "-f", "0", "-tr", TRAINER, "-device", device)
-        where = ("-i", str(found[0] / "imagesTs"), "-o", str(masks), "-npp", "1", "-nps", "1")
-        beside.call("nnUNetv2_predict", *chosen, *where, *(() if beside.tta else ("--disable_tta",)))
-    print(beside.call("iris_evaluate", "--method", "nnU-Net", "-p", str(masks), "-d", name, *root))
-    logs = sorted(model.glob("training_log_*.txt"))
-    for line in logs[-1].read_text(encoding="utf-8").splitlines() if logs else ():
-        if "Budget used" in line:
-            print(f"  {name}: {line.split(': ', 1)[1]}")
+    predict(beside, exported, exported.raw / "imagesTs", masks)
+    evaluate(beside, name, masks)
+
+
+def run_references(beside: Beside, name: str, count: int, draw: int) -> None:
+    """Trained on the references that ours is shown, once for every set of queries that share them."""
+    masks = beside.out / "masks" / f"{name}_k{count}_draw{draw}"
+    for number, (references, queries) in enumerate(reference_groups(beside, name, count, draw).items()):
+        exported = prepare(beside, name, references)
+        print(f"  {name} from {', '.join(references)}: {train(beside, exported)}", flush=True)
+        images = masks.parent / f"{masks.name}_images" / str(number)
+        images.mkdir(parents=True, exist_ok=True)
+        for query in queries:
+            link = images / f"{query}_0000.nii.gz"
+            if not link.exists():
+                link.symlink_to(exported.raw / "imagesTs" / link.name)
+        predict(beside, exported, images, masks)
+    evaluate(beside, name, masks, "--strategy", "trained", "--references", str(count), "--draw", str(draw))
+
+
+def reference_groups(beside: Beside, name: str, count: int, draw: int) -> dict[tuple[str, ...], list[str]]:
+    """References -> the queries that have them: those of `iris_predict --split` with the same draw."""
+    store = open_stores(beside.root / "preprocessed", [name])[name]
+    entries = {entry.id: entry for entry in store.manifest.cases}
+    paper = store.manifest.splits["paper"]
+    pool = [entries[case] for case in paper["train"]] or list(entries.values())
+    candidates = [Candidate(entry.id, entry.subject, frozenset(entry.classes)) for entry in pool]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for query in paper["test"]:
+        subject = entries[query].subject
+        draws = draw_references(candidates, list(store.manifest.classes), count, draw, {subject})
+        groups.setdefault(tuple(sorted(each.id for each in draws)), []).append(query)
+    return groups
+
+
+def run_elsewhere(beside: Beside, source: str, name: str) -> None:
+    """Trained on one dataset and applied to another one that has classes of the same names."""
+    exported = prepare(beside, source)
+    print(f"  {source}: {train(beside, exported)}", flush=True)
+    store = open_stores(beside.root / "preprocessed", [name])[name]
+    folders = Root.resolve(str(beside.root), str(beside.raw) if beside.raw else None)
+    cases = find_cases(store.manifest.spec.raw_folder(folders.raw), store.manifest.spec)
+    images = beside.out / "masks" / f"{name}_images"
+    images.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        path = images / f"{case.id}_0000.nii.gz"
+        if case.id in store.manifest.splits["paper"]["test"] and not path.is_file():
+            write_volume(path, case.image.read_image())
+    masks = beside.out / "masks" / f"{name}_by_{source}"
+    predict(beside, exported, images, masks)
+    evaluate(beside, name, masks, "--strategy", f"trained-on-{source}")
 
 
 def main() -> int:
@@ -114,6 +223,14 @@ def main() -> int:
     parser.add_argument("--nnunet", type=Path, required=True, help="folder of nnU-Net's programs, ENV/bin")
     parser.add_argument(
         "--cpu-minutes", type=float, required=True, help="processor time of training, a dataset"
+    )
+    few = parser.add_mutually_exclusive_group()
+    few.add_argument(
+        "--references", type=int, metavar="K", help="train on K drawn references of each dataset alone"
+    )
+    few.add_argument("--trained-on", metavar="NAME", help="train on this dataset, test on the others named")
+    parser.add_argument(
+        "--draws", type=int, nargs="+", default=[0], metavar="N", help="of --references (default: 0)"
     )
     parser.add_argument("--root", type=Path, default=Path(), help="folder of raw/, preprocessed/, results/")
     parser.add_argument("--raw", type=Path, help="folder of the raw datasets (default: raw/ under the root)")
@@ -130,17 +247,29 @@ def main() -> int:
     raw = given.raw.resolve() if given.raw else None
     # The environment's own folder, not where its python really lies: a link is resolved one step too far.
     nnunet = Path(os.path.abspath(given.nnunet))
-    beside = Beside(nnunet, given.root.resolve(), raw, given.cpu_minutes, given.tta)
-    failed = []
+    beside = Beside(nnunet, given.root.resolve(), raw, given.cpu_minutes, given.tta, given.device)
+    jobs: list[tuple[str, Callable[[], None]]] = []
     for name in given.datasets:
-        print(f"{name}:", flush=True)
+        if given.references:
+            for draw in given.draws:
+                job = partial(run_references, beside, name, given.references, draw)
+                jobs.append((f"{name}, {given.references} references, draw {draw}", job))
+        elif given.trained_on:
+            jobs.append(
+                (f"{given.trained_on} on {name}", partial(run_elsewhere, beside, given.trained_on, name))
+            )
+        else:
+            jobs.append((name, partial(run_dataset, beside, name)))
+    failed = []
+    for title, job in jobs:
+        print(f"{title}:", flush=True)
         try:
-            run_dataset(beside, name, given.device)
-        except BesideError as error:  # one dataset that fails must not cost the others
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
-            failed.append(name)
+            job()
+        except (BesideError, IrisError) as error:  # one dataset that fails must not cost the others
+            print(f"{title}: {error}", file=sys.stderr, flush=True)
+            failed.append(title)
     if failed:
-        print(f"Not finished: {', '.join(failed)}.", file=sys.stderr)
+        print(f"Not finished: {'; '.join(failed)}.", file=sys.stderr)
     return bool(failed)
 
 

@@ -247,19 +247,35 @@ def read_origin(predictions: Path) -> Origin:
     )
 
 
-def method_origin(method: str, dataset: str, split: str | None, part: str) -> Origin:
+def method_origin(
+    method: str,
+    dataset: str,
+    split: str | None,
+    part: str,
+    *,
+    strategy: str | None = None,
+    references: int | None = None,
+    draw: int | None = None,
+) -> Origin:
     """The origin of another tool's rows: on the test part of the paper's split unless told otherwise.
 
-    EvaluationError for a name that is no folder's, or without a dataset.
+    strategy: how the tool came to its masks, by default "other-tool"; references and draw: how many labelled cases it
+    was shown and by which seed they were drawn, as for ours ("trained_k3_draw0"). EvaluationError for a name that is
+    no folder's, without a dataset, or for one of references and draw without the other.
     """
-    if not METHOD_NAME.fullmatch(method) or method in RESERVED_RUNS:
-        raise EvaluationError(
-            f"--method names a folder under results/: letters, digits, '.', '_', '+' and '-', not "
-            f"{', '.join(RESERVED_RUNS)}; got '{method}'."
-        )
+    for option, name in (("--method", method), ("--strategy", strategy or METHOD_STRATEGY)):
+        if not METHOD_NAME.fullmatch(name) or name in RESERVED_RUNS:
+            raise EvaluationError(
+                f"{option} becomes the name of a folder or file under results/: letters, digits, '.', '_', '+' and "
+                f"'-', not {', '.join(RESERVED_RUNS)}; got '{name}'."
+            )
     if not dataset:
         raise EvaluationError("--method needs to know whose scans these are: give the dataset with -d.")
-    return Origin(method, dataset, f"{split or 'paper'}/{part}", METHOD_STRATEGY)
+    base = strategy or METHOD_STRATEGY
+    if (references is None) != (draw is None):
+        raise EvaluationError("--references and --draw go together: how many, and by which seed.")
+    name = base if references is None else f"{base}_k{references}_draw{draw}"
+    return Origin(method, dataset, f"{split or 'paper'}/{part}", name, references, draw, base)
 
 
 def _score(job: _Job) -> _Scored:

@@ -8,6 +8,9 @@
 Scans stay on their own grid. Labels are renumbered to nnU-Net's consecutive values; dataset.json names them, nnU-Net
 copies it beside its predictions, and `iris_evaluate` matches classes by name, which undoes the renumbering. nnU-Net
 learns its own plan. Fold 0 is our train and validation part; folds 1 to 5 are our folds 0 to 4.
+
+With references, nnU-Net is given what an in-context model is given, a few labelled cases and no more: they are all of
+imagesTr, fold 0 trains and validates on them, and imagesTs holds the test cases of other subjects.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +47,11 @@ CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. dataset: its folder's name; values: class -> value in nnU-Net's labels; skipped: were there."""
+    """What was written. dataset: its folder's name; split: who is trained on, validates, tests; values: class -> value
+    in nnU-Net's labels; skipped: were there."""
 
     dataset: str
+    split: Split
     raw: Path
     splits: Path
     values: Mapping[str, int]
@@ -68,6 +73,7 @@ def export_dataset(
     cases: list[Case],
     out: Path,
     *,
+    references: Sequence[str] = (),
     number: int | None = None,
     overwrite: bool = False,
     workers: int | None = None,
@@ -75,26 +81,30 @@ def export_dataset(
 ) -> Export:
     """Write the dataset of `store` from its raw cases (`find_cases`); files that are there already are kept.
 
-    number: nnU-Net's, by default that of a former export of the same name, else the first free one from 501 on.
-    Raises ExportError for a held-out dataset, if a raw file is missing, if the number belongs to another dataset, or
-    if the folder holds an export of other cases, classes or splits.
+    references: train on these cases alone, so that a held-out dataset can be exported too; number: nnU-Net's, by
+    default that of a former export of the same name, else the first free one from 501 on. Raises ExportError for a
+    held-out dataset without references, for a reference that the store lacks or that is a test case of a dataset
+    with a train part, if a raw file is missing, if the number belongs to another dataset, or if the folder holds an
+    export of other cases, classes or splits.
     """
     manifest = store.manifest
-    splits = manifest.splits
+    splits = _splits_of_references(store, references) if references else manifest.splits
     if not splits["paper"]["train"]:
         raise ExportError(
             f"nnU-Net has to be trained, and dataset {manifest.dataset} ({manifest.role}) has no train case: export "
-            "one that has."
+            "one that has, or name references to train on with --references."
         )
     raw = {case.id: case for case in cases if case.labels is not None}
-    needed = [case for part in ("train", "validation", "test") for case in splits["paper"][part]]
+    needed = list(
+        dict.fromkeys(case for part in ("train", "validation", "test") for case in splits["paper"][part])
+    )
     missing = [case for case in needed if case not in raw]
     if missing:
         raise ExportError(
             f"The raw scan or label of {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''} is not there: put "
             "it back, or run iris_plan_and_preprocess again."
         )
-    name = dataset_name(manifest.dataset)
+    name = dataset_name("_".join([manifest.dataset, *(["from", *sorted(references)] if references else [])]))
     folder, preprocessed = _folders(out, name, number)
     values = consecutive_values(manifest.classes)
     identity = {
@@ -123,8 +133,42 @@ def export_dataset(
     _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
     _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
     return Export(
-        folder.name, folder, preprocessed / "splits_final.json", values, sum(done), len(done) - sum(done)
+        folder.name,
+        splits["paper"],
+        folder,
+        preprocessed / "splits_final.json",
+        values,
+        sum(done),
+        len(done) - sum(done),
     )
+
+
+def _splits_of_references(store: Store, references: Sequence[str]) -> dict[str, Split]:
+    """One split: the references train and validate, the test cases of other subjects are the test part."""
+    manifest = store.manifest
+    subjects = {entry.id: entry.subject for entry in manifest.cases}
+    unknown = [case for case in references if case not in subjects]
+    if unknown:
+        raise ExportError(
+            f"References are cases of dataset {manifest.dataset}, and {', '.join(unknown)} is none: it has "
+            f"{', '.join(sorted(subjects)[:5])}{', ...' if len(subjects) > 5 else ''}."
+        )
+    paper = manifest.splits["paper"]
+    scored = [case for case in references if case in paper["test"]]
+    if scored and paper["train"]:
+        raise ExportError(
+            f"{', '.join(scored)} is of the test part of dataset {manifest.dataset}: take references from its train "
+            "part."
+        )
+    shown = {subjects[case] for case in references}
+    tests = [case for case in paper["test"] if subjects[case] not in shown]
+    if not tests:
+        raise ExportError(
+            f"No test case of dataset {manifest.dataset} is of another subject than the references "
+            f"{', '.join(references)}: name fewer."
+        )
+    few = sorted(set(references))
+    return {"paper": {"train": few, "validation": few, "test": tests}}
 
 
 def consecutive_values(classes: Mapping[str, int]) -> dict[str, int]:
@@ -136,7 +180,9 @@ def consecutive_values(classes: Mapping[str, int]) -> dict[str, int]:
 def nnunet_splits(splits: Mapping[str, Split]) -> list[dict[str, list[str]]]:
     """splits_final.json: fold 0 is our "paper" split, folds 1 to 5 are our folds 0 to 4. No test case is in any."""
     ours = ["paper", *(str(number) for number in range(FOLDS))]
-    return [{"train": splits[name]["train"], "val": splits[name]["validation"]} for name in ours]
+    return [
+        {"train": splits[name]["train"], "val": splits[name]["validation"]} for name in ours if name in splits
+    ]
 
 
 def dataset_json(spec: DatasetSpec, values: Mapping[str, int], training_cases: int) -> dict[str, Any]:

@@ -168,3 +168,61 @@ def test_there_and_back_by_command(place: Path, capsys: pytest.CaptureFixture[st
     frame = read_rows(place / "results" / "nnU-Net" / "evaluation" / "tiny__other-tool.csv")
     assert set(frame["class"]) == {"left", "right", "core"} and frame["dice"].dropna().eq(1.0).all()
     assert set(frame["run"]) == {"nnU-Net"} and set(frame["split"]) == {"paper/test"}
+
+
+def held_out(store: Store) -> Store:
+    """The same store as a held-out one: everybody is test."""
+    everybody = sorted(entry.id for entry in store.manifest.cases)
+    splits = {name: {"train": [], "validation": [], "test": everybody} for name in store.manifest.splits}
+    return Store(store.folder, store.manifest.model_copy(update={"splits": splits, "role": "held-out"}))
+
+
+def test_references_alone_train(place: Path, tiny_store: Store) -> None:
+    """nnU-Net gets what ours is shown: fold 0 is the references, and nobody of them is tested."""
+    store = held_out(tiny_store)
+    subjects = {entry.id: entry.subject for entry in store.manifest.cases}
+    shown = sorted(subjects)[:2]
+    done = export(place, store, references=shown[::-1])
+    assert done.dataset == f"Dataset501_tiny_from_{'_'.join(shown)}"
+    expected = [case for case in sorted(subjects) if subjects[case] not in {subjects[each] for each in shown}]
+    assert expected and sorted(done.split["test"]) == expected
+    names = {
+        folder: sorted(p.name for p in (done.raw / folder).iterdir()) for folder in ("labelsTr", "labelsTs")
+    }
+    assert names["labelsTr"] == [f"{case}.nii.gz" for case in shown]
+    assert names["labelsTs"] == [f"{case}.nii.gz" for case in expected]
+    assert json.loads(done.splits.read_text()) == [{"train": shown, "val": shown}]
+    assert json.loads((done.raw / "dataset.json").read_text())["numTraining"] == 2
+    assert export(place, store, references=shown).dataset == done.dataset, "the order is no matter"
+    assert export(place, store, references=shown[:1]).dataset == f"Dataset502_tiny_from_{shown[0]}"
+
+
+def test_references_that_cannot_be(place: Path, tiny_store: Store) -> None:
+    with pytest.raises(ExportError, match="nobody is none: it has "):
+        export(place, tiny_store, references=["nobody"])
+    tested = tiny_store.manifest.splits["paper"]["test"][0]
+    with pytest.raises(ExportError, match=f"{tested} is of the test part.*train part"):
+        export(place, tiny_store, references=[tested])
+    store = held_out(tiny_store)
+    everybody = [entry.id for entry in store.manifest.cases]
+    with pytest.raises(ExportError, match="No test case of dataset tiny is of another subject"):
+        export(place, store, references=everybody)
+
+
+def test_rows_of_a_tool_that_was_shown_references(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--strategy, --references and --draw name the row as ours are named, and are another tool's alone."""
+    root = ["--root", str(place)]
+    assert export_nnunet_main(["-d", "tiny", "--workers", "1", *root]) == 0
+    raw = place / "nnunet" / "nnUNet_raw" / FOLDER
+    of_three = ["--strategy", "trained", "--references", "3", "--draw", "0"]
+    files = ["-p", str(raw / "labelsTs"), "-d", "tiny", "--classes", str(raw / "dataset.json"), *root]
+    assert evaluate_main(["--method", "nnU-Net", *of_three, *files]) == 0
+    frame = read_rows(place / "results" / "nnU-Net" / "evaluation" / "tiny__trained_k3_draw0.csv")
+    assert set(frame["base"]) == {"trained"} and set(frame["references"]) == {3} and set(frame["draw"]) == {0}
+    capsys.readouterr()
+    assert evaluate_main([*of_three, *files]) == 1
+    assert "tell of another tool's masks: give its name with --method" in capsys.readouterr().err
+    assert evaluate_main(["--method", "nnU-Net", "--references", "3", *files]) == 1
+    assert "--references and --draw go together" in capsys.readouterr().err
+    assert evaluate_main(["--method", "nnU-Net", "--strategy", "a/b", *files]) == 1
+    assert "--strategy becomes the name of a folder or file under results/" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iris_pipeline.cli._common import run
+from iris_pipeline.cli._common import at_least_one, not_negative, run
 from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
     BASELINE_STRATEGY,
@@ -62,6 +62,18 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "--method",
         metavar="NAME",
         help="PRED is another tool's: its rows stand under this name in the tables, on the test part of -d's split",
+    )
+    parser.add_argument(
+        "--strategy", metavar="NAME", help="of --method: how it came to them (default: other-tool)"
+    )
+    parser.add_argument(
+        "--references",
+        type=at_least_one,
+        metavar="K",
+        help="of --method: labelled cases it was given, with --draw",
+    )
+    parser.add_argument(
+        "--draw", type=not_negative, metavar="N", help="of --method: the seed its references were drawn by"
     )
     parser.add_argument(
         "--classes",
@@ -125,7 +137,20 @@ def _evaluate_one(
     origin = read_origin(folder)
     origin = replace(origin, dataset=arguments.d or origin.dataset)
     if arguments.method:
-        origin = method_origin(arguments.method, origin.dataset, arguments.split, arguments.part)
+        origin = method_origin(
+            arguments.method,
+            origin.dataset,
+            arguments.split,
+            arguments.part,
+            strategy=arguments.strategy,
+            references=arguments.references,
+            draw=arguments.draw,
+        )
+    elif arguments.strategy or arguments.references is not None or arguments.draw is not None:
+        raise EvaluationError(
+            "--strategy, --references and --draw tell of another tool's masks: give its name with --method; ours say "
+            "it themselves."
+        )
     spec = _spec(origin.dataset, root, needed=arguments.d is not None or arguments.g is None)
     truths, truth_classes = _truth(arguments, spec, root)
     if arguments.split:

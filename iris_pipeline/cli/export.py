@@ -30,6 +30,14 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
         help="gets nnUNet_raw/ and nnUNet_preprocessed/ (default: nnunet/ under the root)",
     )
     parser.add_argument(
+        "--references",
+        nargs="+",
+        metavar="CASE",
+        default=[],
+        help="train on these labelled cases alone, as an in-context model has to; the test cases of other subjects are "
+        "the test part (a held-out dataset has to be exported so)",
+    )
+    parser.add_argument(
         "--number",
         type=at_least_one,
         metavar="N",
@@ -79,17 +87,17 @@ def _export_command(arguments: argparse.Namespace) -> int:
         store,
         find_cases(store.manifest.spec.raw_folder(root.raw), store.manifest.spec),
         out,
+        references=arguments.references,
         number=arguments.number,
         overwrite=arguments.overwrite,
         workers=arguments.workers,
     )
-    paper = store.manifest.splits["paper"]
+    numbers = ", ".join(f"{len(done.split[part])} {part}" for part in ("train", "validation", "test"))
     print(
-        f"{done.dataset}: {len(paper['train'])} train, {len(paper['validation'])} validation and {len(paper['test'])} "
-        f"test cases ({done.written} written, {done.skipped} there already)."
+        f"{done.dataset}: {numbers} cases{' (the references train and validate)' if arguments.references else ''}; "
+        f"{done.written} written, {done.skipped} there already."
     )
     print("Labels: " + ", ".join(f"{value} {name}" for name, value in done.values.items()))
-    print(
-        f"Written: {done.raw} and {done.splits} (fold 0: train and validation; folds 1 to 5: our folds 0 to 4)"
-    )
+    folds = "" if arguments.references else "; folds 1 to 5: our folds 0 to 4"
+    print(f"Written: {done.raw} and {done.splits} (fold 0: train and validation{folds})")
     return 0
