@@ -60,7 +60,9 @@ class nnUNetTrainerCpuMinutes(nnUNetTrainer):
             self.on_epoch_start()
             self.on_train_epoch_start()
             outputs = []
-            while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.lr_scheduler.share < 1):
+            while len(outputs) < self.num_iterations_per_epoch and (
+                not outputs or self.lr_scheduler.share < 1
+            ):
                 outputs.append(self.train_step(next(self.dataloader_train)))
                 self.lr_scheduler.step()  # a large patch takes minutes for the ten steps of an epoch
                 iterations += 1
