@@ -1,4 +1,5 @@
-"""What the advisor found as files: advice.csv (every trial), advice.md (a table and the advice), advice.png."""
+"""What the advisor found as files: advice.csv (every trial), advice.md (a table and the advice), advice.png, and
+strategies.csv where strategies were compared."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
-from iris_pipeline.advisor import HELPS, HURTS, MARGIN, UNTOLD, Advice, Trial
+from iris_pipeline.advisor import HELPS, HURTS, UNTOLD, Advice, Trial
+from iris_pipeline.rivals import MARGIN, Attempt, comparison_text, mean_dice
 from preprocessing.files import write_text
 
 matplotlib.use("Agg")
@@ -31,10 +34,14 @@ def write_advice(
     ids: Sequence[str],
     classes: Sequence[str],
     made_by: str,
+    attempts: Sequence[Attempt] = (),
 ) -> None:
-    """The three files; former ones are replaced."""
+    """The files; former ones are replaced. attempts: of strategies, where they were compared."""
     write_text(folder / "advice.csv", trials_text(trials) + f"# {made_by}\n")
-    write_text(folder / "advice.md", advice_markdown(advice, made_by))
+    write_text(folder / "advice.md", advice_markdown(advice, made_by, attempts))
+    (folder / "strategies.csv").unlink(missing_ok=True)
+    if attempts:
+        write_text(folder / "strategies.csv", attempts_text(attempts) + f"# {made_by}\n")
     draw_advice(folder / "advice.png", trials, advice, ids, classes)
 
 
@@ -51,8 +58,34 @@ def trials_text(trials: Sequence[Trial]) -> str:
     return text.getvalue()
 
 
-def advice_markdown(advice: Advice, made_by: str) -> str:
-    """The advice in words, then one row a class and reference, then one a class and size."""
+def attempts_text(attempts: Sequence[Attempt]) -> str:
+    """One line a strategy, left-out reference and class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("query", "strategy", "class", "dice"))
+    for attempt in attempts:
+        for name, dice in attempt.dice.items():
+            writer.writerow((attempt.query, attempt.strategy, name, "" if np.isnan(dice) else f"{dice:.4f}"))
+    return text.getvalue()
+
+
+def _strategies_markdown(attempts: Sequence[Attempt]) -> str:
+    """A row a strategy, a column a class: mean Dice over the left-out references."""
+    names = list(dict.fromkeys(name for attempt in attempts for name in attempt.dice))
+    means = mean_dice(attempts)
+    rows = [["strategy", *names, "mean"]]
+    for strategy, mean in means.items():
+        mine = [attempt for attempt in attempts if attempt.strategy == strategy]
+        of_class = [mean_dice([replace(a, dice={n: a.dice[n]}) for a in mine if n in a.dice]) for n in names]
+        rows.append([strategy, *(_score(each[strategy]) for each in of_class), _score(mean)])
+    return (
+        f"## Which strategy\n\n{_table(rows)}\n\n- {comparison_text(attempts)}\n"
+        "- Tuned on one reference less than there are; `--strategy best` makes the choice by these figures.\n\n"
+    )
+
+
+def advice_markdown(advice: Advice, made_by: str, attempts: Sequence[Attempt] = ()) -> str:
+    """The advice in words, then one row a class and reference, one a class and size, and one a strategy."""
     rows = [["class", "reference", "alone", "gain", "queries", "verdict", "found"]]
     rows += [
         [
@@ -84,6 +117,7 @@ def advice_markdown(advice: Advice, made_by: str) -> str:
         "- Dice is taken on the prepared grid, with every case segmented from others only; pose, scale and spacing, "
         "though, are settled on all references together, the case among them, so that it may be a little too high.\n"
         "- Of a class those references count that show it.\n\n"
+        f"{_strategies_markdown(attempts) if attempts else ''}"
         f"{made_by}\n"
     )
 

@@ -19,17 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
-from iris_pipeline.focus import label_volume
-from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import InferenceOptions, digest
+from iris_pipeline.rivals import MARGIN, found_dice
 from iris_pipeline.strategies import PreparedReference, ensemble, join_people
 from preprocessing.errors import ReferenceCaseError
 
 SCHEMA_VERSION = 1
 Pair = tuple[str, tuple[str, ...]]
 """A query and the references it is segmented from."""
-MARGIN = 0.01  # Dice: what is nearer than this is called equal
 EVERY_SIZE = 8  # other references: with more only some sizes of ensembles are tried
 SOME_SIZES = (2, 3, 5, 8, 12, 20, 32, 50)
 HELPS, HURTS, UNTOLD = "helps", "hurts", "no difference to be told"
@@ -168,13 +166,7 @@ def run_trials(
         if held is None or held.id != query:
             held = prepare(query)
         task = ensemble([tasks[name] for name in references])
-        shown = [name for name in task.class_names if name in tasks[query].class_names]
-        scores = {}
-        if shown:
-            found = label_volume(loaded.model, held.image, task, options)
-            overlaps = label_overlaps(found, held.labels, {name: held.classes[name] for name in shown})
-            scores = {name: overlap.dice for name, overlap in overlaps.items()}
-        done[query, references] = scores
+        done[query, references] = found_dice(loaded, held, tasks[query].class_names, task, options)
         if memory is not None:
             _remember(memory, made_from, done)
     trials: dict[tuple[str, tuple[str, ...], str], Trial] = {}

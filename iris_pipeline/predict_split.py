@@ -20,7 +20,7 @@ from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import turned_plan
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
-from iris_pipeline.query_tasks import DESCENDING, STRATEGIES, TaskForQuery, task_for_query
+from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Candidate,
     Draw,
@@ -78,6 +78,8 @@ class Experiment:
         said |= asdict(self.showing)
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
+        if self.strategy == BEST:
+            said["settings"] = asdict(self.tuning)
         if self.strategy in DESCENDING:
             settings = replace(self.tuning, refine=self.strategy == "refining")
             said["settings"] = asdict(replace(settings, steps=settings.most_steps))
@@ -155,13 +157,18 @@ def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float
 
 
 def note_references(out: Path) -> Note:
-    """Keeps OUT/references.json: query -> its references, each with its classes, its pose and its spacing."""
+    """Keeps OUT/references.json: query -> its references, each with its classes, and how its task was made."""
 
     def note(case_id: str, draws: Sequence[Draw], task: TaskEmbedding) -> None:
         path = out / REFERENCES
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         shown = {draw.id: list(draw.classes) for draw in draws}
-        said = {"references": shown, "pose": task.pose.axes, "spacing_mm": task.spacing_mm}
+        said = {
+            "references": shown,
+            "made_by": task.made_by,
+            "pose": task.pose.axes,
+            "spacing_mm": task.spacing_mm,
+        }
         write_json(path, known | {case_id: said})
 
     return note

@@ -6,16 +6,19 @@ Arrays are [D,H,W] = (z,y,x); a query is a Volume on any grid.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
+from iris_pipeline.rivals import Attempt, best_strategy, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
@@ -25,11 +28,15 @@ from preprocessing.errors import PredictionError
 from preprocessing.spec import Modality
 from preprocessing.volume import Volume
 
-ONE_TASK = ("one-shot", "ensemble", "tuning", "refining")
+BEST = "best"
+"""ensemble, tuning or refining: the one that does best on references that are left out in turn (`rivals.py`)"""
 DESCENDING = ("tuning", "refining")
 """go downhill on their references' loss (`tuning.py`)"""
+ONE_TASK = ("one-shot", "ensemble", *DESCENDING, BEST)
 PER_QUERY = ("image-retrieval", "object-retrieval")
-REFERENCE_STRATEGIES = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", *DESCENDING)
+REFERENCE_STRATEGIES = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", *DESCENDING, BEST)
+TUNABLE = (*DESCENDING, BEST)
+"""take `TuningSettings`"""
 STRATEGIES = (*REFERENCE_STRATEGIES, "bank")
 TaskForQuery = Callable[[Volume], TaskEmbedding]
 
@@ -47,13 +54,21 @@ def pooled_task(
 ) -> TaskEmbedding:
     """The one task that a pool makes for all queries. prepare: reads a reference once more, by id, for tuning.
 
-    classes: the order of the task's classes. PredictionError for a strategy that is none of ONE_TASK.
+    classes: the order of the task's classes. The task of "best" says in `made_by` which strategy that was.
+    PredictionError for a strategy that is none of ONE_TASK, or for "best" with references of one person.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(
             f"One task for all queries is made by {', '.join(ONE_TASK)}; got {strategy!r}: retrieval makes one "
             "for each query, use it in iris_predict."
         )
+    if strategy == BEST:
+        attempts = try_strategies(
+            loaded, pool, classes, options, prepare=prepare, tuning=tuning, progress=progress
+        )
+        strategy = best_strategy(attempts)
+        if progress:
+            tqdm.write(comparison_text(attempts), file=sys.stderr)
     if strategy in DESCENDING:
         tuning = replace(tuning or TuningSettings(), refine=strategy == "refining")
         shown = [_shown(prepare(reference.id), reference.task) for reference in pool]
@@ -61,6 +76,30 @@ def pooled_task(
     else:
         task = replace(ensemble([reference.task for reference in pool]), made_by=strategy)
     return task.select([name for name in classes if name in task.class_names])
+
+
+def try_strategies(
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    classes: Sequence[str],
+    options: InferenceOptions,
+    *,
+    prepare: Callable[[str], PreparedReference],
+    tuning: TuningSettings | None = None,
+    progress: bool = False,
+) -> list[Attempt]:
+    """What "best" chooses by: ensemble, tuning and refining on references left out in turn (`rivals.py`).
+
+    The arguments are those of `pooled_task`; `tuning`'s seed draws who is left out where there are many people.
+    """
+
+    def make(strategy: str, some: Sequence[Embedded]) -> TaskEmbedding:
+        return pooled_task(
+            strategy, loaded, some, classes, options, prepare=prepare, tuning=tuning, progress=progress
+        )
+
+    seed = (tuning or TuningSettings()).seed
+    return compare_strategies(loaded, pool, make, options, prepare=prepare, seed=seed, progress=progress)
 
 
 def task_for_query(

@@ -37,7 +37,16 @@ ROW_KEY = ["run", "split", "strategy"]
 PAPER_RUN = "paper"
 PAPER_METHODS = ("Iris", "nnUNet")
 BASELINE_TITLE = "everything is foreground"
-STRATEGY_ORDER = ("one-shot", "ensemble", "image-retrieval", "object-retrieval", "tuning", "refining", "bank")
+STRATEGY_ORDER = (
+    "one-shot",
+    "ensemble",
+    "image-retrieval",
+    "object-retrieval",
+    "tuning",
+    "refining",
+    "best",
+    "bank",
+)
 RULE = (
     "Dice is left out of the means where truth and mask both lack the class, and 0 where only one of them "
     "has it. The mean is over the classes of each class's mean over its cases."

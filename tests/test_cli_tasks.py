@@ -124,6 +124,7 @@ OWN_OPTIONS = {
     "object-retrieval": ["--top", "1"],
     "tuning": ["--steps", "2"],
     "refining": ["--steps", "2"],
+    "best": ["--steps", "2"],
 }
 
 
@@ -146,21 +147,24 @@ def test_strategies_with_given_references(
 @pytest.mark.parametrize("strategy", OWN_OPTIONS)
 def test_strategies_over_a_split(root: Path, tiny_raw: Any, tiny_store: Store, strategy: str) -> None:
     arguments = ["--split", "paper", "-d", "tiny", "--root", str(root), "--raw", str(tiny_raw.root)]
-    arguments += ["--strategy", strategy, "-k", "2", "--draw", "3", *OWN_OPTIONS[strategy], *COARSE]
+    count = 3 if strategy == "best" else 2  # the two that are drawn are of one person
+    arguments += ["--strategy", strategy, "-k", str(count), "--draw", "3", *OWN_OPTIONS[strategy], *COARSE]
     assert predict_main(arguments) == 0
-    out = root / "results" / "run" / "predictions" / "tiny" / f"{strategy}_k2_draw3"
+    out = root / "results" / "run" / "predictions" / "tiny" / f"{strategy}_k{count}_draw3"
     parts = tiny_store.manifest.splits["paper"]
     assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{i}.nii.gz" for i in parts["test"]]
     made_from = json.loads((out / "predict.json").read_text(encoding="utf-8"))["made_from"]
-    assert (made_from["strategy"], made_from["references"], made_from["seed"]) == (strategy, 2, 3)
+    assert (made_from["strategy"], made_from["references"], made_from["seed"]) == (strategy, count, 3)
     settings = made_from.get("settings", {})
     assert settings.get("top") == (1 if strategy == "object-retrieval" else None)
-    assert settings.get("steps") == (2 if strategy in ("tuning", "refining") else None)
-    assert settings.get("refine") == {"tuning": False, "refining": True}.get(strategy)
+    assert settings.get("steps") == (2 if strategy in ("tuning", "refining", "best") else None)
+    assert settings.get("refine") == {"tuning": False, "refining": True, "best": False}.get(strategy)
     used = json.loads((out / "references.json").read_text(encoding="utf-8"))
     subjects = {entry.id: entry.subject for entry in tiny_store.manifest.cases}
     for query, given in used.items():
         drawn = given["references"]
+        made_by = ("ensemble", "tuning", "refining") if strategy == "best" else (strategy,)
+        assert given["made_by"] in made_by
         assert given["pose"] == "SAR", "datasets that the model was trained on are not searched"
         assert set(drawn) <= set(parts["train"]) and len(drawn) >= min(2, len(parts["train"]))
         assert subjects[query] not in {subjects[name] for name in drawn}
@@ -173,7 +177,7 @@ def test_options_that_would_be_lost_are_refused(
     encode = ["-r", str(refs), "-o", file, "--root", str(root)]
     assert encode_main([*encode, "--steps", "2"]) == 1
     assert (
-        "--steps goes with --strategy tuning or refining; got no --strategy: add it, or leave --steps out."
+        "--steps goes with --strategy tuning or refining or best; got no --strategy: add it, or leave --steps out."
         in capsys.readouterr().err
     )
     assert encode_main([*encode, "--strategy", "refining", "--steps", "2"]) == 0

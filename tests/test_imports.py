@@ -123,6 +123,7 @@ ORDER = (
     "iris_pipeline.disagreement",
     "iris_pipeline.judging",
     "iris_pipeline.tuning",
+    "iris_pipeline.rivals",
     "iris_pipeline.query_tasks",
     "iris_pipeline.api",
     "iris_pipeline.advisor",

@@ -12,12 +12,13 @@ from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from scans import volume
 from stub_model import make_task, tiny_model
 
-from iris_pipeline import query_tasks
+from iris_pipeline import query_tasks, rivals
 from iris_pipeline.pool import EmbeddingCache, embed
 from iris_pipeline.predict import InferenceOptions, predict_case
-from iris_pipeline.query_tasks import ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
+from iris_pipeline.query_tasks import BEST, ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
 from iris_pipeline.references import image_hash
 from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.rivals import RIVALS
 from iris_pipeline.strategies import one_shot
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
@@ -68,9 +69,14 @@ def test_every_strategy_makes_a_task_for_a_query() -> None:
     for strategy in REFERENCE_STRATEGIES:
         task_of = make(strategy, loaded, pool if strategy != "one-shot" else pool[:1], references)
         made[strategy] = task_of(query)
-        assert made[strategy].classes == CLASSES and made[strategy].made_by == strategy
+        assert made[strategy].classes == CLASSES
+        assert made[strategy].made_by in ((strategy,) if strategy != BEST else RIVALS)
         assert (task_of(query_of(10)) is made[strategy]) == (strategy in ONE_TASK)
         assert predict_case(loaded, made[strategy], query, OPTIONS).shape == query.shape
+    best = made.pop(BEST)
+    assert torch.equal(best.tokens[0], made[best.made_by].tokens[0]), (
+        "it is the task of the strategy it stands for"
+    )
     tokens = [task.tokens[0] for task in made.values()]
     assert not any(torch.equal(a, b) for i, a in enumerate(tokens) for b in tokens[:i])
     assert made["tuning"].tuned and not made["ensemble"].tuned
@@ -127,6 +133,30 @@ def test_the_start_of_object_retrieval_is_filled_up() -> None:
         fill(start, replace(mean, spacing_mm=(2.0, 2.0, 2.0)))
 
 
+@pytest.mark.parametrize("winner", RIVALS)
+def test_best_is_the_strategy_that_wins_on_the_references(
+    winner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1, 2, 3])
+    given: dict[str, Any] = {"prepare": references.__getitem__, "tuning": TUNING}
+
+    def found(_loaded: Any, held: Any, _known: Any, task: Any, _options: Any) -> dict[str, float]:
+        assert held.id not in {
+            name for name in references if references[name].image_hash in task.reference_hashes
+        }
+        return {"x": 0.9 if task.made_by == winner else 0.3}
+
+    monkeypatch.setattr(rivals, "found_dice", found)
+    task = pooled_task(BEST, loaded, pool, list(CLASSES), OPTIONS, **given, progress=True)
+    plain = pooled_task(winner, loaded, pool, list(CLASSES), OPTIONS, **given)
+    assert task.made_by == winner and task.tuned == plain.tuned
+    assert all(torch.equal(a, b) for a, b in zip(task.tokens, plain.tokens, strict=True))
+    assert f"{winner} 0.900" in capsys.readouterr().err
+    with pytest.raises(PredictionError, match="of two or more people"):
+        pooled_task(BEST, loaded, pool[:1], list(CLASSES), OPTIONS, **given)
+
+
 @pytest.mark.parametrize("strategy", ["tuning", "refining"])
 def test_the_settings_of_tuning_are_the_callers(strategy: str) -> None:
     loaded = tiny_model()
@@ -168,7 +198,7 @@ def test_names_that_are_no_strategy_here() -> None:
     loaded = tiny_model()
     pool, references = pool_of(loaded, [1])
     with pytest.raises(
-        PredictionError, match=r"one of one-shot, ensemble, .*, tuning, refining where .*; got 'bank'"
+        PredictionError, match=r"one of one-shot, ensemble, .*, tuning, refining, best where .*; got 'bank'"
     ):
         make("bank", loaded, pool, references)
     with pytest.raises(

@@ -16,7 +16,7 @@ from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel
 from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
-from iris_pipeline.query_tasks import DESCENDING
+from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.screening import people_told, screen_references, with_people
 from iris_pipeline.showing import Showing, scale_named
@@ -293,8 +293,8 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: b
             "references (-r), or with iris_encode."
         )
     fits = {
-        "--steps": DESCENDING,
-        "--learning-rate": DESCENDING,
+        "--steps": TUNABLE,
+        "--learning-rate": TUNABLE,
         "--top": ("object-retrieval",),
     }
     for name in said:

@@ -21,7 +21,9 @@ from iris_pipeline.cli._models import (
 )
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
+from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import embed_files
+from iris_pipeline.rivals import Attempt, comparison_text
 from preprocessing.paths import Root
 
 
@@ -42,6 +44,11 @@ def advise_main(argv: list[str] | None = None) -> int:
         default=3,
         metavar="N",
         help="ensembles of each middle size (default: 3)",
+    )
+    parser.add_argument(
+        "--compare-strategies",
+        action="store_true",
+        help="also ensemble, tuning and refining on references left out in turn, minutes each",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws")
     parser.add_argument(
@@ -88,8 +95,15 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     memory = Path(arguments.o) / "trials.json"
     trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
     advice = advise(trials, list(subjects), list(files.classes))
-    write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
+    attempts: list[Attempt] = []
+    if arguments.compare_strategies:
+        attempts = try_strategies(
+            loaded, pool, list(files.classes), options, prepare=embedded.prepare, progress=True
+        )
+    write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line, attempts)
     print("\n".join(advice.lines))
+    if attempts:
+        print(comparison_text(attempts))
     print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
     given.raise_for_refused()
     return 0

@@ -52,7 +52,6 @@ from iris_pipeline.predict_split import (
     stored_tasks,
 )
 from iris_pipeline.query_tasks import (
-    DESCENDING,
     ONE_TASK,
     STRATEGIES,
     default_strategy,
@@ -250,8 +249,11 @@ def _predict_from_files(
             progress=True,
         )
         tell_task(task, arguments, files.classes)
-        if strategy not in DESCENDING:
-            print("Where the masks disappoint: --strategy refining learns from the references, for minutes.")
+        if strategy in ("one-shot", "ensemble"):
+            print(
+                "Where the masks disappoint: --strategy refining learns from the references, for minutes, and best"
+            )
+            print("finds out on them, left out in turn, whether that helps.")
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,

@@ -23,7 +23,7 @@ from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
-from iris_pipeline.query_tasks import DESCENDING, STRATEGIES
+from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help="datasets of the store (default: all of them, held-out ones too)",
     )
     parser.add_argument(
-        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="STRATEGY"
+        "--strategies",
+        nargs="+",
+        choices=STRATEGIES,
+        default=[strategy for strategy in STRATEGIES if strategy != BEST],
+        metavar="STRATEGY",
+        help=f"default: all but '{BEST}', which tries three of them on references left out in turn first",
     )
     parser.add_argument(
         "-k", nargs="+", type=at_least_one, default=[1, 3, 5], metavar="N", help="numbers of references"

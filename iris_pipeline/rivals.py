@@ -1,0 +1,127 @@
+"""Which strategy for these references: each reference is left out in turn and segmented by what the others become.
+
+Arrays are [D,H,W] = (z,y,x), prepared at one grid; Dice is taken there. What wins on the references is used for the
+queries, of which nothing is seen. The paper leaves the choice to the reader: this one is ours (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.focus import label_volume
+from iris_pipeline.metrics import label_overlaps
+from iris_pipeline.pool import Embedded
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import PreparedReference, join_people
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.errors import PredictionError
+
+RIVALS = ("ensemble", "tuning", "refining")
+"""The cheapest first: of strategies that are equally good the first is taken."""
+MARGIN = 0.01  # Dice: what is nearer than this is called equal
+MOST_LEFT_OUT = 5  # people, drawn by seed where there are more: each costs a tuning and a refining
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A left-out reference, segmented by a strategy from the others: the Dice of each class that both sides show."""
+
+    strategy: str
+    query: str
+    dice: Mapping[str, float]
+
+
+def compare_strategies(
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    make: Callable[[str, Sequence[Embedded]], TaskEmbedding],
+    options: InferenceOptions,
+    *,
+    prepare: Callable[[str], PreparedReference],
+    strategies: Sequence[str] = RIVALS,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Attempt]:
+    """Every strategy on every left-out reference, one scan a person and MOST_LEFT_OUT people at most.
+
+    make: a strategy and some of the pool -> their task; prepare: reads a reference by id. The references of a task are
+    of other people than the one it is tried on; the same scan under two names is one person's. PredictionError if
+    there are fewer than two people.
+    """
+    hashes = ["".join(each.task.reference_hashes) for each in pool]
+    people = dict(
+        zip((each.id for each in pool), join_people([e.subject for e in pool], hashes), strict=True)
+    )
+    if len(set(people.values())) < 2:
+        raise PredictionError(
+            "Strategies are compared on references of two or more people, each segmented from the others; got "
+            f"{len(people)} of one person: give more references, or name a strategy."
+        )
+    first = {person: name for name, person in reversed(people.items())}
+    order = np.random.default_rng(seed).permutation(len(first))
+    left_out = [sorted(first.values())[int(i)] for i in order[:MOST_LEFT_OUT]]
+    attempts = []
+    with tqdm(
+        total=len(left_out) * len(strategies), desc="Comparing strategies", unit="trial", disable=not progress
+    ) as bar:
+        for query in left_out:
+            others = [each for each in pool if people[each.id] != people[query]]
+            held = prepare(query)
+            known = next(each.task.class_names for each in pool if each.id == query)
+            for strategy in strategies:
+                dice = found_dice(loaded, held, known, make(strategy, others), options)
+                attempts.append(Attempt(strategy, query, dice))
+                bar.update()
+    return attempts
+
+
+def found_dice(
+    loaded: LoadedModel,
+    reference: PreparedReference,
+    known: Sequence[str],
+    task: TaskEmbedding,
+    options: InferenceOptions,
+) -> dict[str, float]:
+    """Dice of each class of `known`, those the reference shows, that the task has too; nothing is run without one."""
+    shown = {name: reference.classes[name] for name in task.class_names if name in known}
+    if not shown:
+        return {}
+    found = label_volume(loaded.model, reference.image, task, options)
+    return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}
+
+
+def mean_dice(attempts: Sequence[Attempt]) -> dict[str, float]:
+    """Strategy -> mean over classes of each class's mean over left-out references; NaN where none has a Dice."""
+    means = {}
+    for strategy in dict.fromkeys(attempt.strategy for attempt in attempts):
+        by_class: dict[str, list[float]] = {}
+        for attempt in attempts:
+            for name, dice in attempt.dice.items() if attempt.strategy == strategy else ():
+                if not np.isnan(dice):
+                    by_class.setdefault(name, []).append(dice)
+        means[strategy] = fmean(map(fmean, by_class.values())) if by_class else float("nan")
+    return means
+
+
+def best_strategy(attempts: Sequence[Attempt]) -> str:
+    """The first, which is the cheapest, of those whose mean Dice is within MARGIN of the highest."""
+    means = mean_dice(attempts)
+    highest = max((mean for mean in means.values() if not np.isnan(mean)), default=float("nan"))
+    return next((name for name, mean in means.items() if mean >= highest - MARGIN), next(iter(means)))
+
+
+def comparison_text(attempts: Sequence[Attempt]) -> str:
+    """One sentence: what each strategy reached, and which is the best."""
+    means = mean_dice(attempts)
+    queries = len({attempt.query for attempt in attempts})
+    each = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return (
+        f"Mean Dice on {queries} references, each segmented from the others: {each}. Best, or as good and cheaper: "
+        f"{best_strategy(attempts)}."
+    )

@@ -1,0 +1,142 @@
+"""Strategies compared on references left out in turn: means by hand, who shows whom, what is chosen and told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from blobs import PLAN
+from stub_model import GreyModel, loaded_with, make_task
+
+from iris_pipeline.pool import Embedded, embed
+from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.rivals import (
+    MOST_LEFT_OUT,
+    RIVALS,
+    Attempt,
+    best_strategy,
+    compare_strategies,
+    comparison_text,
+    mean_dice,
+)
+from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.errors import PredictionError
+
+NAN = float("nan")
+
+
+def test_means_by_hand() -> None:
+    """Of classes, not of masks: x is in both queries, y in one of them."""
+    attempts = [
+        Attempt("ensemble", "a", {"x": 0.6, "y": 0.1}),
+        Attempt("tuning", "a", {"x": 0.8, "y": NAN}),
+        Attempt("ensemble", "b", {"x": 0.8}),
+        Attempt("tuning", "b", {"x": 0.6}),
+        Attempt("refining", "b", {}),
+    ]
+    means = mean_dice(attempts)
+    assert means["ensemble"] == pytest.approx((0.7 + 0.1) / 2)
+    assert means["tuning"] == pytest.approx(0.7) and np.isnan(means["refining"])
+    assert best_strategy(attempts) == "tuning"
+    assert comparison_text(attempts) == (
+        "Mean Dice on 2 references, each segmented from the others: ensemble 0.400, tuning 0.700, refining nan. "
+        "Best, or as good and cheaper: tuning."
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ((0.70, 0.709, 0.71), "ensemble"),  # within the margin: the cheapest
+        ((0.70, 0.72, 0.725), "tuning"),
+        ((0.70, 0.69, 0.92), "refining"),
+        ((0.80, 0.79, 0.65), "ensemble"),
+        ((NAN, 0.5, NAN), "tuning"),
+        ((NAN, NAN, NAN), "ensemble"),
+    ],
+)
+def test_the_cheapest_of_the_best(scores: tuple[float, ...], best: str) -> None:
+    attempts = [Attempt(name, "a", {"x": dice}) for name, dice in zip(RIVALS, scores, strict=True)]
+    assert best_strategy(attempts) == best
+
+
+def grey_reference(name: str, grey: float, **changes: str) -> PreparedReference:
+    """A cube of one grey value; the class is the cube."""
+    image, labels = np.zeros((16, 16, 16), np.float32), np.zeros((16, 16, 16), np.uint8)
+    image[4:9, 4:9, 4:9], labels[4:9, 4:9, 4:9] = grey, 7
+    return replace(PreparedReference(name, image, labels, {"x": 7}, name, name), **changes)
+
+
+class Bench:
+    """References of the grey model; what was made of whom is noted in `made`."""
+
+    def __init__(self, *references: PreparedReference):
+        self.loaded = loaded_with(GreyModel(width=0.55))
+        plan = PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+        self.references = {reference.id: reference for reference in references}
+        self.pool = [embed(self.loaded, reference, plan) for reference in references]
+        self.made: list[tuple[str, tuple[str, ...]]] = []
+
+    def make(self, strategy: str, some: Sequence[Embedded]) -> TaskEmbedding:
+        """Tuning is spoilt: it looks for a grey that nobody has."""
+        self.made.append((strategy, tuple(each.id for each in some)))
+        mean = ensemble([each.task for each in some])
+        return mean if strategy == "ensemble" else replace(mean, tokens=make_task([99.0]).tokens)
+
+    def compare(self, **changes: object) -> list[Attempt]:
+        return compare_strategies(
+            self.loaded,
+            self.pool,
+            self.make,
+            InferenceOptions(),
+            prepare=self.references.__getitem__,
+            **changes,  # type: ignore[arg-type]
+        )
+
+
+def test_each_is_segmented_by_what_the_others_become() -> None:
+    bench = Bench(grey_reference("a", 3.0), grey_reference("b", 3.4), grey_reference("c", 3.2))
+    attempts = bench.compare(strategies=("ensemble", "tuning"))
+    # within 0.55 of the mean grey of the others, everybody is found whole; at 99 nobody
+    assert {(a.query, a.strategy): a.dice["x"] for a in attempts} == {
+        (query, strategy): 1.0 if strategy == "ensemble" else 0.0
+        for query in "abc"
+        for strategy in ("ensemble", "tuning")
+    }
+    assert sorted(set(bench.made)) == [
+        (strategy, others)
+        for strategy in ("ensemble", "tuning")
+        for others in (("a", "b"), ("a", "c"), ("b", "c"))
+    ]
+    assert best_strategy(attempts) == "ensemble"
+
+
+def test_nobody_is_shown_their_own_other_scan() -> None:
+    """Of a person with two scans one is left out, and the other does not show it; nor does a copy of it."""
+    first, second = grey_reference("a1", 3.0, subject="a"), grey_reference("a2", 3.1, subject="a")
+    copy = grey_reference("copy", 3.0, image_hash="a1")
+    bench = Bench(first, second, copy, grey_reference("b", 3.2))
+    attempts = bench.compare(strategies=("ensemble",))
+    assert {attempt.query for attempt in attempts} == {"a1", "b"}
+    assert sorted(others for _, others in bench.made) == [("a1", "a2", "copy"), ("b",)]
+    with pytest.raises(PredictionError, match="of two or more people.*got 3 of one person: give more"):
+        Bench(first, second, copy).compare()
+
+
+def test_of_many_people_some_are_left_out_by_seed() -> None:
+    bench = Bench(*(grey_reference(f"p{i}", 3.0 + i / 100) for i in range(9)))
+    drawn = [{a.query for a in bench.compare(strategies=("ensemble",), seed=s)} for s in (0, 0, 1)]
+    assert len(drawn[0]) == MOST_LEFT_OUT and drawn[0] == drawn[1] != drawn[2]
+    assert all(len(others) == 8 for _, others in bench.made)
+
+
+def test_a_reference_without_the_class_tells_nothing() -> None:
+    """Its labels may still hold it: a class counts where the reference was embedded with it."""
+    bench = Bench(grey_reference("a", 3.0), grey_reference("b", 3.2))
+    bench.pool[1] = replace(bench.pool[1], task=replace(bench.pool[1].task, class_names=("y",)))
+    attempts = bench.compare(strategies=("ensemble",))
+    assert [attempt.dice for attempt in attempts] == [{}, {}]
+    assert not bench.loaded.model.images, "nothing is segmented that no Dice can be taken of"
