@@ -18,6 +18,7 @@ from iris_pipeline.advice_page import advice_markdown, trials_text, write_advice
 from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
 from iris_pipeline.pool import embed
 from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.rivals import Attempt, comparison_text
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.errors import ReferenceCaseError
 
@@ -286,3 +287,27 @@ def test_the_files(tmp_path: Path) -> None:
     assert {(0, 114, 178), (213, 94, 0)} <= colours, "bars of helpers and of those that hurt"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["advice.csv", "advice.md", "advice.png"]
     assert trials_text(renamed) in "\n".join(lines) + "\n"
+
+
+def test_strategies_are_in_the_advice_where_they_were_compared(tmp_path: Path) -> None:
+    advice, given = (
+        advise(trials_of(THREE), ["a", "b", "c"], ["x"]),
+        (trials_of(THREE), ["a", "b", "c"], ["x"]),
+    )
+    attempts = [
+        Attempt("ensemble", "a", {"x": 0.5, "y|z": 0.2}),
+        Attempt("tuning", "a", {"x": 0.9, "y|z": NAN}),
+        Attempt("ensemble", "b", {"x": 0.7}),
+        Attempt("tuning", "b", {"x": 0.8}),
+    ]
+    write_advice(tmp_path, given[0], advice, given[1], given[2], "Made by me.", attempts)
+    page = (tmp_path / "advice.md").read_text(encoding="utf-8")
+    rows = [[c.strip() for c in r.split(" | ")] for r in page.splitlines() if r[:3] in ("| e", "| t")]
+    assert rows == [["| ensemble", "0.600", "0.200", "0.400 |"], ["| tuning", "0.850", "", "0.850 |"]]
+    assert comparison_text(attempts) in page and "`--strategy best` makes the choice by these figures" in page
+    lines = (tmp_path / "strategies.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "query,strategy,class,dice" and lines[-1] == "# Made by me."
+    assert "a,ensemble,y|z,0.2000" in lines and "a,tuning,y|z," in lines and len(lines) == 8
+    write_advice(tmp_path, given[0], advice, given[1], given[2], "Made by me.")
+    assert not (tmp_path / "strategies.csv").exists(), "no table of another call is left beside the advice"
+    assert "Which strategy" not in (tmp_path / "advice.md").read_text(encoding="utf-8")

@@ -239,8 +239,9 @@ def test_scans_that_iris_predict_refuses_are_refused() -> None:
 def test_a_strategy_that_makes_no_single_task_is_named_where_it_is() -> None:
     for strategy in ("object-retrieval", "image-retrieval", "bank", "luck"):
         told = (
-            f"encode makes one task for all queries, by one-shot, ensemble, tuning, refining, best; got '{strategy}': ask "
-            "strategy_of for image-retrieval and object-retrieval, which make one for each query, and bank for"
+            "encode makes one task for all queries, by one-shot, ensemble, tuning, refining, best; got "
+            f"'{strategy}': ask strategy_of for image-retrieval and object-retrieval, which make one for "
+            "each query, and bank for"
         )
         with pytest.raises(PredictionError, match=re.escape(told)):
             encode(loaded_with(GreyModel()), [labelled(1)], CLASSES, strategy=strategy)

@@ -197,7 +197,8 @@ def test_options_that_would_be_lost_are_refused(
 def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:
     folder = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s3_a", "s4_a"])
     out = tmp_path / "advice"
-    assert advise_main(["-r", str(folder), "-o", str(out), "--root", str(root), "--overlap", "0"]) == 0
+    plain = ["--overlap", "0", "--pose", "upright", "--scale", "1"]
+    assert advise_main(["-r", str(folder), "-o", str(out), "--root", str(root), *plain]) == 0
     said = capsys.readouterr().out
     assert "3 references, 9 trials; each reference is encoded once." in said
     assert "left: " in said and "core: " in said
@@ -205,6 +206,17 @@ def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys:
     rows = (out / "advice.csv").read_text(encoding="utf-8").splitlines()
     # left and right in all nine; core is in two, each of which is tried on the other
     assert len(rows) == 1 + 9 + 9 + 2 + 1 and rows[-1].startswith("# Made by `iris_advise -r ")
+    pair = references(tmp_path / "pair", tiny_raw.dataset, ["s1_a", "s4_a"])
+    compare = ["--compare-strategies", "--steps", "2", *plain]
+    assert advise_main(["-r", str(pair), "-o", str(out), "--root", str(root), *compare]) == 0
+    assert "Mean Dice on 2 references, each segmented from the others: ensemble 0." in capsys.readouterr().out
+    tried = [row.split(",")[:2] for row in (out / "strategies.csv").read_text(encoding="utf-8").splitlines()]
+    assert {tuple(row) for row in tried[1:-1]} == {
+        (query, strategy) for query in ("s1_a", "s4_a") for strategy in ("ensemble", "tuning", "refining")
+    }
+    assert advise_main(["-r", str(pair), "-o", str(out), "--root", str(root), "--steps", "2"]) == 1
+    assert "--steps goes with --compare-strategies" in capsys.readouterr().err
+    assert "## Which strategy" in (out / "advice.md").read_text(encoding="utf-8")
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
     assert advise_main(["-r", str(alone), "-o", str(out), "--root", str(root)]) == 1
     assert "needs two or more; got 1 of 1: give more references" in capsys.readouterr().err

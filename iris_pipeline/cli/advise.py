@@ -24,6 +24,8 @@ from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import embed_files
 from iris_pipeline.rivals import Attempt, comparison_text
+from iris_pipeline.tuning import TuningSettings
+from preprocessing.errors import PredictionError
 from preprocessing.paths import Root
 
 
@@ -50,6 +52,12 @@ def advise_main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="also ensemble, tuning and refining on references left out in turn, minutes each",
     )
+    parser.add_argument(
+        "--steps",
+        type=at_least_one,
+        metavar="N",
+        help="at most, of the compared tuning (60) and refining (120)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of these draws")
     parser.add_argument(
         "--overlap", type=float, default=0.25, help="of windows (default: 0.25, faster than prediction's)"
@@ -66,6 +74,8 @@ def advise_main(argv: list[str] | None = None) -> int:
 
 
 def _advise_command(arguments: argparse.Namespace, line: str) -> int:
+    if arguments.steps and not arguments.compare_strategies:
+        raise PredictionError("--steps goes with --compare-strategies: add it, or leave --steps out.")
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
     given = reference_files(
@@ -97,8 +107,15 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     advice = advise(trials, list(subjects), list(files.classes))
     attempts: list[Attempt] = []
     if arguments.compare_strategies:
+        settings = TuningSettings(steps=arguments.steps, seed=arguments.seed)
         attempts = try_strategies(
-            loaded, pool, list(files.classes), options, prepare=embedded.prepare, progress=True
+            loaded,
+            pool,
+            list(files.classes),
+            options,
+            prepare=embedded.prepare,
+            tuning=settings,
+            progress=True,
         )
     write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line, attempts)
     print("\n".join(advice.lines))
