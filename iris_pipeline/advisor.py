@@ -22,7 +22,7 @@ from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import InferenceOptions, digest
 from iris_pipeline.rivals import MARGIN, found_dice
-from iris_pipeline.strategies import PreparedReference, ensemble, join_people
+from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 
 SCHEMA_VERSION = 1
@@ -98,17 +98,13 @@ def plan_trials(
     subjects: Mapping[str, str],
     draws: int = 3,
     seed: int = 0,
-    contents: Mapping[str, str] | None = None,
 ) -> list[Pair]:
     """Pairs (query, references): all singles, all others together, all others but one, and `draws` of sizes between,
-    drawn by `seed`: of every size, and with more than EVERY_SIZE others of those in SOME_SIZES. subjects: id -> person;
-    a query's references are of other people. contents: id -> hash of the image; equal ones are one person's.
+    drawn by `seed`: of every size, and with more than EVERY_SIZE others of those in SOME_SIZES. subjects: id -> person
+    (`pool.people_of`); a query's references are of other people.
 
     ReferenceCaseError if there are fewer than two people.
     """
-    known = contents or {}
-    people = join_people(list(subjects.values()), [known.get(each, "") for each in subjects])
-    subjects = dict(zip(subjects, people, strict=True))
     if len(set(subjects.values())) < 2:
         raise ReferenceCaseError(
             "Advice compares references of different people, and needs two or more; got "

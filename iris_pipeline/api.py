@@ -151,7 +151,8 @@ def encode(
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References -> one task for all queries, by "one-shot" (one drawn by `seed`), "ensemble", "tuning" or "refining".
+    """References -> one task for all queries, by "one-shot" (one drawn by `seed`), "ensemble", "tuning", "refining"
+    or "best", which tries the last three on references left out in turn and takes the winner.
 
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once

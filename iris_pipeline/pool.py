@@ -8,6 +8,7 @@ kept under a content hash of model, image, labels and grid: k references and m q
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.sliding_window import window_starts
-from iris_pipeline.strategies import PreparedReference, one_shot
+from iris_pipeline.strategies import PreparedReference, join_people, one_shot
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
@@ -34,6 +35,13 @@ class Embedded:
     subject: str
     task: TaskEmbedding
     image_vector: Tensor | None = None
+
+
+def people_of(pool: Sequence[Embedded]) -> dict[str, str]:
+    """Id -> who is shown, as `join_people` tells: references of equal content are one person's, under any name."""
+    subjects = [each.subject or each.id for each in pool]
+    contents = ["".join(each.task.reference_hashes) for each in pool]
+    return dict(zip((each.id for each in pool), join_people(subjects, contents), strict=True))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
-from iris_pipeline.pool import Embedded
+from iris_pipeline.pool import Embedded, people_of
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, join_people
+from iris_pipeline.strategies import PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
 
@@ -54,10 +54,7 @@ def compare_strategies(
     of other people than the one it is tried on; the same scan under two names is one person's. PredictionError if
     there are fewer than two people.
     """
-    hashes = ["".join(each.task.reference_hashes) for each in pool]
-    people = dict(
-        zip((each.id for each in pool), join_people([e.subject for e in pool], hashes), strict=True)
-    )
+    people = people_of(pool)
     if len(set(people.values())) < 2:
         raise PredictionError(
             "Strategies are compared on references of two or more people, each segmented from the others; got "

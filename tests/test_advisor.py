@@ -16,7 +16,7 @@ from stub_model import GreyModel, loaded_with
 
 from iris_pipeline.advice_page import advice_markdown, trials_text, write_advice
 from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
-from iris_pipeline.pool import embed
+from iris_pipeline.pool import embed, people_of
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.rivals import Attempt, comparison_text
 from iris_pipeline.strategies import PreparedReference
@@ -58,13 +58,16 @@ def test_a_subjects_other_scan_is_no_reference_for_it() -> None:
 
 
 def test_the_same_scan_under_another_name_is_no_reference_for_it() -> None:
-    subjects, contents = {"one": "one", "copy": "copy", "b": "b"}, {"one": "x", "copy": "x", "b": "y"}
-    planned = plan_trials(subjects, contents=contents)
+    loaded, plan = loaded_with(GreyModel()), PLAN.model_copy(update={"patch_size": (16, 16, 16)})
+    one, other = grey_reference("one", 3.0), grey_reference("b", 3.4)
+    copy = replace(one, id="copy", subject="copy")
+    nobody = replace(other, id="c", subject="", image_hash="")
+    pool = [embed(loaded, reference, plan) for reference in (one, copy, other, nobody)]
+    assert people_of(pool) == {"one": "one", "copy": "one", "b": "b", "c": "c"}
+    planned = plan_trials(people_of(pool[:3]))
     assert [used for query, used in planned if query in ("one", "copy")] == [("b",), ("b",)]
-    assert planned == plan_trials({"one": "one", "copy": "one", "b": "b"})
     with pytest.raises(ReferenceCaseError, match="two or more; got 2 of 1: give more references"):
-        plan_trials({"one": "one", "copy": "copy"}, contents=contents)
-    assert len(plan_trials({"a": "a", "b": "b"}, contents={"a": "", "b": ""})) == 2, "of no known content"
+        plan_trials(people_of(pool[:2]))
 
 
 def trials_of(scores: dict[tuple[str, str], float], name: str = "x") -> list[Trial]:

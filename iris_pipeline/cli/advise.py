@@ -19,6 +19,7 @@ from iris_pipeline.cli._models import (
     reference_files,
     showing_of,
 )
+from iris_pipeline.pool import people_of
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
@@ -98,9 +99,8 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
         progress=True,
     )
     pool = sorted(embedded.pool, key=lambda reference: reference.id)
-    subjects = {reference.id: reference.subject for reference in pool}
-    contents = {reference.id: "".join(reference.task.reference_hashes) for reference in pool}
-    planned = plan_trials(subjects, arguments.draws, arguments.seed, contents)
+    subjects = people_of(pool)
+    planned = plan_trials(subjects, arguments.draws, arguments.seed)
     print(f"{len(subjects)} references, {len(planned)} trials; each reference is encoded once.")
     memory = Path(arguments.o) / "trials.json"
     trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
