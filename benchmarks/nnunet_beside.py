@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 
 from iris_pipeline.nnunet_export import dataset_name
-from iris_pipeline.references import Candidate, draw_references
+from iris_pipeline.predict_split import reference_ids
+from iris_pipeline.references import candidates_of, draw_references
 from preprocessing.adapters import find_cases
 from preprocessing.errors import IrisError
 from preprocessing.paths import Root
@@ -57,15 +58,23 @@ class Beside:
         return self.root / "nnunet"
 
     @property
+    def results(self) -> Path:
+        """A folder for each budget, as for the masks: what another one made is not taken for it."""
+        return self.out / f"nnUNet_results_{self.minutes:g}_minutes"
+
+    @property
+    def masks(self) -> Path:
+        return self.out / f"masks_{self.minutes:g}_minutes"
+
+    @property
     def our_folders(self) -> list[str]:
         return ["--root", str(self.root), *(["--raw", str(self.raw)] if self.raw else [])]
 
     @property
     def environment(self) -> dict[str, str]:
         """nnU-Net is configured by variables of the environment and by nothing else."""
-        folders = {
-            f"nnUNet_{name}": str(self.out / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")
-        }
+        folders = {f"nnUNet_{name}": str(self.out / f"nnUNet_{name}") for name in ("raw", "preprocessed")}
+        folders["nnUNet_results"] = str(self.results)
         ours = {"nnUNet_extTrainer": str(TRAINERS), "NNUNET_CPU_MINUTES": str(self.minutes)}
         one_core = {"nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         return {**os.environ, **folders, **ours, **one_core}
@@ -114,7 +123,7 @@ def prepare(beside: Beside, name: str, references: Sequence[str] = ()) -> Export
     """Export, fingerprint, plan and preprocess a dataset, or a few cases of one."""
     shown = ("--references", *references) if references else ()
     beside.call("iris_export_nnunet", "-d", name, *shown, *beside.our_folders)
-    ending = dataset_name("_".join([name, *(["from", *sorted(references)] if references else [])]))
+    ending = dataset_name(name, references)
     found = sorted((beside.out / "nnUNet_raw").glob(f"Dataset???_{ending}"))
     if len(found) != 1:
         raise BesideError(f"iris_export_nnunet should have made one Dataset???_{ending}; found {len(found)}.")
@@ -130,7 +139,7 @@ def prepare(beside: Beside, name: str, references: Sequence[str] = ()) -> Export
 
 def train(beside: Beside, exported: Exported) -> str:
     """Train fold 0 to the end of the budget, unless that was done; what was done with it, in nnU-Net's words."""
-    model = beside.out / "nnUNet_results" / exported.folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+    model = beside.results / exported.folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
     if not (model / "checkpoint_final.pth").is_file():
         chosen = (exported.number, "3d_fullres", "0", "-tr", TRAINER, "-device", beside.device)
         beside.call("nnUNetv2_train", *chosen)
@@ -161,14 +170,14 @@ def run_dataset(beside: Beside, name: str) -> None:
     """Trained on the dataset's train part, tested on its test part."""
     exported = prepare(beside, name)
     print(f"  {name}: {train(beside, exported)}", flush=True)
-    masks = beside.out / "masks" / name
+    masks = beside.masks / name
     predict(beside, exported, exported.raw / "imagesTs", masks)
     evaluate(beside, name, masks)
 
 
 def run_references(beside: Beside, name: str, count: int, draw: int) -> None:
     """Trained on the references that ours is shown, once for every set of queries that share them."""
-    masks = beside.out / "masks" / f"{name}_k{count}_draw{draw}"
+    masks = beside.masks / f"{name}_k{count}_draw{draw}"
     for number, (references, queries) in enumerate(reference_groups(beside, name, count, draw).items()):
         exported = prepare(beside, name, references)
         print(f"  {name} from {', '.join(references)}: {train(beside, exported)}", flush=True)
@@ -185,32 +194,31 @@ def run_references(beside: Beside, name: str, count: int, draw: int) -> None:
 def reference_groups(beside: Beside, name: str, count: int, draw: int) -> dict[tuple[str, ...], list[str]]:
     """References -> the queries that have them: those of `iris_predict --split` with the same draw."""
     store = open_stores(beside.root / "preprocessed", [name])[name]
-    entries = {entry.id: entry for entry in store.manifest.cases}
-    paper = store.manifest.splits["paper"]
-    pool = [entries[case] for case in paper["train"]] or list(entries.values())
-    candidates = [Candidate(entry.id, entry.subject, frozenset(entry.classes)) for entry in pool]
+    subjects = {entry.id: entry.subject for entry in store.manifest.cases}
+    candidates = candidates_of(store, reference_ids(store, "paper"))
     groups: dict[tuple[str, ...], list[str]] = {}
-    for query in paper["test"]:
-        subject = entries[query].subject
-        draws = draw_references(candidates, list(store.manifest.classes), count, draw, {subject})
+    for query in store.manifest.splits["paper"]["test"]:
+        draws = draw_references(candidates, list(store.manifest.classes), count, draw, {subjects[query]})
         groups.setdefault(tuple(sorted(each.id for each in draws)), []).append(query)
     return groups
 
 
 def run_elsewhere(beside: Beside, source: str, name: str) -> None:
     """Trained on one dataset and applied to another one that has classes of the same names."""
+    store = open_stores(beside.root / "preprocessed", [name])[name]
+    if source in store.manifest.spec.overlaps:
+        raise BesideError(f"People of {name} are also in {source}: train on a dataset without them.")
     exported = prepare(beside, source)
     print(f"  {source}: {train(beside, exported)}", flush=True)
-    store = open_stores(beside.root / "preprocessed", [name])[name]
     folders = Root.resolve(str(beside.root), str(beside.raw) if beside.raw else None)
     cases = find_cases(store.manifest.spec.raw_folder(folders.raw), store.manifest.spec)
-    images = beside.out / "masks" / f"{name}_images"
+    images = beside.masks / f"{name}_images"
     images.mkdir(parents=True, exist_ok=True)
     for case in cases:
         path = images / f"{case.id}_0000.nii.gz"
         if case.id in store.manifest.splits["paper"]["test"] and not path.is_file():
             write_volume(path, case.image.read_image())
-    masks = beside.out / "masks" / f"{name}_by_{source}"
+    masks = beside.masks / f"{name}_by_{source}"
     predict(beside, exported, images, masks)
     evaluate(beside, name, masks, "--strategy", f"trained-on-{source}")
 

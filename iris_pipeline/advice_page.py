@@ -36,10 +36,9 @@ def write_advice(
     made_by: str,
     attempts: Sequence[Attempt] = (),
 ) -> None:
-    """The files; former ones are replaced. attempts: of strategies, where they were compared."""
+    """The files; former ones are replaced. attempts: of strategies; without, a former strategies.csv stays as it is."""
     write_text(folder / "advice.csv", trials_text(trials) + f"# {made_by}\n")
     write_text(folder / "advice.md", advice_markdown(advice, made_by, attempts))
-    (folder / "strategies.csv").unlink(missing_ok=True)
     if attempts:
         write_text(folder / "strategies.csv", attempts_text(attempts) + f"# {made_by}\n")
     draw_advice(folder / "advice.png", trials, advice, ids, classes)
@@ -80,7 +79,8 @@ def _strategies_markdown(attempts: Sequence[Attempt]) -> str:
         rows.append([strategy, *(_score(each[strategy]) for each in of_class), _score(mean)])
     return (
         f"## Which strategy\n\n{_table(rows)}\n\n- {comparison_text(attempts)}\n"
-        "- Tuned on one reference less than there are; `--strategy best` makes the choice by these figures.\n\n"
+        "- Tuned on one reference less than there are. `--strategy best` makes this comparison itself, with "
+        "the windows of prediction.\n\n"
     )
 
 

@@ -25,7 +25,8 @@ from iris_pipeline.rivals import MARGIN, found_dice
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: crumbs are left out as in prediction"""
 Pair = tuple[str, tuple[str, ...]]
 """A query and the references it is segmented from."""
 EVERY_SIZE = 8  # other references: with more only some sizes of ensembles are tried

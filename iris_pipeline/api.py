@@ -12,7 +12,7 @@ are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,13 +104,33 @@ class Segmentation:
     """What `segment_all` found, all arrays [D,H,W] on the scan's own grid.
 
     labels: uint8, the values of `classes`, 0 where no class is above 0.5. masks: by class, bool, true where it is
-    above 0.5; unlike in the label map they may overlap. probabilities: by class, float32 in steps of 1/255.
+    above 0.5; unlike in the label map they may overlap. probabilities: by class, float32 in steps of 1/255. Both are
+    kept packed, and unpacked class by class as they are asked for: thirty classes never stand in memory at once.
     """
 
     labels: np.ndarray
     classes: dict[str, int]
-    masks: dict[str, np.ndarray] = field(default_factory=dict)
-    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unpacked(Mapping[str, np.ndarray]):
+    """Class -> array, made each time it is asked for."""
+
+    names: tuple[str, ...]
+    unpack: Callable[[str], np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.unpack(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +263,7 @@ def segment_all(
     """The label map of one task or of several at once, with masks and probabilities of each class where asked for.
 
     Classes have the tasks' own values where these differ, else 1, 2, 3, ... in their order (`scan.unite`); a voxel
-    takes the most probable class of all. Probabilities take 4 bytes a voxel and class, masks 1. RawDataError for a scan
+    takes the most probable class of all. RawDataError for a scan
     that cannot be used (also values that are not finite or all one, a field of view that no body has),
     ReferenceCaseError if it is one of the tasks' references, TaskError for tasks that are of another model or do not
     go together, or if there is none.
@@ -257,11 +277,11 @@ def segment_all(
     return Segmentation(
         found.labels,
         {name: value for each in united for name, value in each.classes.items()},
-        {name: found.on_own_grid(name, mask) > 0 for name, mask in found.masks.items()},
-        {
-            name: found.on_own_grid(name, scores) / np.float32(FULL)
-            for name, scores in found.probabilities.items()
-        },
+        _Unpacked(tuple(found.masks), lambda name: found.on_own_grid(name, found.masks[name]) > 0),
+        _Unpacked(
+            tuple(found.probabilities),
+            lambda name: found.on_own_grid(name, found.probabilities[name]) / np.float32(FULL),
+        ),
     )
 
 

@@ -260,8 +260,8 @@ def method_origin(
     """The origin of another tool's rows: on the test part of the paper's split unless told otherwise.
 
     strategy: how the tool came to its masks, by default "other-tool"; references and draw: how many labelled cases it
-    was shown and by which seed they were drawn, as for ours ("trained_k3_draw0"). EvaluationError for a name that is
-    no folder's, without a dataset, or for one of references and draw without the other.
+    was shown and, where they were drawn as for ours, by which seed ("trained_k3_draw0"). EvaluationError for a name
+    that is no folder's, without a dataset, or for a draw of nobody knows how many.
     """
     for option, name in (("--method", method), ("--strategy", strategy or METHOD_STRATEGY)):
         if not METHOD_NAME.fullmatch(name) or name in RESERVED_RUNS:
@@ -272,9 +272,10 @@ def method_origin(
     if not dataset:
         raise EvaluationError("--method needs to know whose scans these are: give the dataset with -d.")
     base = strategy or METHOD_STRATEGY
-    if (references is None) != (draw is None):
-        raise EvaluationError("--references and --draw go together: how many, and by which seed.")
-    name = base if references is None else f"{base}_k{references}_draw{draw}"
+    if references is None and draw is not None:
+        raise EvaluationError("--draw says by which seed references were drawn: add --references, how many.")
+    name = base + (f"_k{references}" if references is not None else "")
+    name += f"_draw{draw}" if draw is not None else ""
     return Origin(method, dataset, f"{split or 'paper'}/{part}", name, references, draw, base)
 
 

@@ -6,8 +6,8 @@ of their own, for each query from other subjects, and encoded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import (
-    Candidate,
     ReferenceFiles,
+    candidates_of,
     draw_references,
     embed_draws,
     embed_files,
@@ -32,6 +32,7 @@ from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
+from preprocessing.findings import image_hash
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume
 
@@ -40,6 +41,8 @@ WITNESS_SEED = (
 )
 Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
 """A query and its task -> tasks of single references on the same grid and intensities."""
+Volumes = Callable[[Volume], Mapping[str, float]]
+"""A query's image -> what volume (ml) the references let expect, by class."""
 
 
 def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbedding]:
@@ -47,11 +50,20 @@ def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbeddi
     return ()
 
 
+def no_volumes(_image: Volume) -> Mapping[str, float]:
+    """For tasks whose references' volumes are not known."""
+    return {}
+
+
+def known_volumes(volumes_ml: Mapping[str, float]) -> Volumes:
+    """The same for every query."""
+    return lambda _: volumes_ml
+
+
 @dataclass(frozen=True)
 class MaskJudge:
-    """The judge for `predict_cases`. volumes_ml: what the references' volumes are, by class.
-
-    Witnesses are not asked where the calibration makes nothing of what they say.
+    """The judge for `predict_cases`. Of a query that is one of the references, which were not all drawn, its own labels
+    have no say. Witnesses are not asked where the calibration makes nothing of what they say.
     """
 
     loaded: LoadedModel
@@ -59,16 +71,21 @@ class MaskJudge:
     options: InferenceOptions
     review_below: float
     witnesses: Witnesses = no_witnesses
-    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    volumes: Volumes = no_volumes
 
     def __call__(
         self, case: InputCase, image: Volume, tasks: Sequence[TaskEmbedding], result: ScanResult
     ) -> list[Judgement]:
         """Of every class of the label map; a class that lost all of its voxels there to others has none."""
         ask = self.witnesses if "references" in self.calibration.used else no_witnesses
-        signs = gather_signs(
-            self.loaded, tasks, image, result, self.options, lambda task: ask(case, task), self.volumes_ml
-        )
+
+        def others(task: TaskEmbedding) -> Sequence[TaskEmbedding]:
+            asked = ask(case, task)
+            own = image_hash(image) if asked else ""
+            return [witness for witness in asked if own not in witness.reference_hashes]
+
+        expected = self.volumes(image)
+        signs = gather_signs(self.loaded, tasks, image, result, self.options, others, expected)
         return judge(self.calibration, case.id, signs, self.review_below)
 
     def again(self, former: Sequence[Judgement]) -> list[Judgement]:
@@ -125,8 +142,7 @@ def stored_witnesses(
     """
     if count == 1:
         return no_witnesses
-    entries = [store.entry(case_id) for case_id in ids]
-    candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
+    candidates = candidates_of(store, ids)
     classes, cache = list(store.manifest.classes), EmbeddingCache()
 
     def witnesses(case: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
@@ -182,6 +198,13 @@ def train_ids(loaded: LoadedModel, store: Store) -> list[str]:
     return splits.get(str(loaded.state.settings.get("split")), splits["paper"])["train"]
 
 
+def other_people(store: Store, ids: Iterable[str], names: Collection[str]) -> list[str]:
+    """`ids` without the people of the stored cases whose names these are: a scan that bears one may be that case."""
+    known = {entry.id: entry.subject for entry in store.manifest.cases}
+    shown = {known[name] for name in names if name in known}
+    return [case_id for case_id in ids if known[case_id] not in shown]
+
+
 def stored_volumes(store: Store, ids: Iterable[str]) -> dict[str, float]:
     """Median volume (ml) of each class over the cases that show it."""
     found: dict[str, list[float]] = {}
@@ -191,15 +214,23 @@ def stored_volumes(store: Store, ids: Iterable[str]) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
-def file_volumes(files: ReferenceFiles) -> dict[str, float]:
-    """Median volume (ml) of each class over the label files that show it."""
-    found: dict[str, list[float]] = {}
+def file_volumes(files: ReferenceFiles) -> Volumes:
+    """Median volume (ml) of each class over the label files that show it, the query's own left out."""
+    known: list[tuple[str, dict[str, float]]] = []
     for case in files.cases:
         assert case.labels is not None
         labels = case.labels.read_labels()
         voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
-        for name, value in files.classes.items():
-            count = int(np.count_nonzero(labels.array == value))
-            if count:
-                found.setdefault(name, []).append(count * voxel_ml)
-    return {name: float(np.median(values)) for name, values in found.items()}
+        counts = {name: int(np.count_nonzero(labels.array == value)) for name, value in files.classes.items()}
+        millilitres = {name: count * voxel_ml for name, count in counts.items() if count}
+        known.append((image_hash(case.image.read_image()), millilitres))
+
+    def volumes(image: Volume) -> Mapping[str, float]:
+        own = image_hash(image)
+        found: dict[str, list[float]] = {}
+        for content, millilitres in known:
+            for name, ml in millilitres.items() if content != own else ():
+                found.setdefault(name, []).append(ml)
+        return {name: float(np.median(values)) for name, values in found.items()}
+
+    return volumes

@@ -41,6 +41,7 @@ from preprocessing.volume import Volume, write_volume
 RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
 RECORD = "iris_export.json"
 FIRST_NUMBER = 501
+LONGEST_NAME = 100  # letters; file systems take 255 for a folder's name, with what nnU-Net adds
 CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
 """nnU-Net normalises a channel named CT by the training set's intensities, any other by each scan's own."""
 
@@ -104,7 +105,7 @@ def export_dataset(
             f"The raw scan or label of {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''} is not there: put "
             "it back, or run iris_plan_and_preprocess again."
         )
-    name = dataset_name("_".join([manifest.dataset, *(["from", *sorted(references)] if references else [])]))
+    name = dataset_name(manifest.dataset, references)
     folder, preprocessed = _folders(out, name, number)
     values = consecutive_values(manifest.classes)
     identity = {
@@ -199,9 +200,13 @@ def dataset_json(spec: DatasetSpec, values: Mapping[str, int], training_cases: i
     }
 
 
-def dataset_name(name: str) -> str:
-    """A dataset's name as part of a folder's: letters, digits and '_' only."""
-    return re.sub(r"[^A-Za-z0-9]", "_", name)
+def dataset_name(name: str, references: Sequence[str] = ()) -> str:
+    """A dataset's name, and of which references, as part of a folder's: letters, digits and '_' only."""
+    few = sorted(set(references))
+    whole = "_".join([name, "from", *few]) if few else name
+    if few and len(whole) > LONGEST_NAME:
+        whole = f"{name}_from_{len(few)}_references_{text_digest(json.dumps(few))[:8]}"
+    return re.sub(r"[^A-Za-z0-9]", "_", whole)
 
 
 def _folders(out: Path, name: str, number: int | None) -> tuple[Path, Path]:

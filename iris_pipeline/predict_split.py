@@ -22,8 +22,8 @@ from iris_pipeline.pose import turned_plan
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
-    Candidate,
     Draw,
+    candidates_of,
     draw_references,
     embed_draws,
     measure_references,
@@ -119,15 +119,11 @@ def predict_split(
         task = replace(task, largest_pieces=stored_pieces(store, split, task.class_names))
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     elif store.manifest.role == "held-out":
-        # Who is not scored (see splits.make_splits) may still show the task.
-        anybody = [entry.id for entry in store.manifest.cases]
-        task_of = held_out_tasks(
-            loaded, store, raw, anybody, experiment, options, note_references(out), cache
-        )
+        ids, note = reference_ids(store, split), note_references(out)
+        task_of = held_out_tasks(loaded, store, raw, ids, experiment, options, note, cache)
     else:
-        train = store.manifest.splits[split]["train"]
-        note = note_references(out)
-        task_of = stored_tasks(loaded, store, train, experiment, options, note=note, cache=cache)
+        ids, note = reference_ids(store, split), note_references(out)
+        task_of = stored_tasks(loaded, store, ids, experiment, options, note=note, cache=cache)
     return predict_cases(
         loaded,
         task_of,
@@ -141,6 +137,15 @@ def predict_split(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def reference_ids(store: Store, split: str) -> list[str]:
+    """Who may be a reference of a split's queries: its train part; of a held-out dataset everybody, as those who are
+    not scored (see `splits.make_splits`) may still show the task.
+    """
+    if store.manifest.role == "held-out":
+        return [entry.id for entry in store.manifest.cases]
+    return store.manifest.splits[split]["train"]
 
 
 def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float, ...]:
@@ -333,9 +338,8 @@ def _drawn_tasks(
     cache: EmbeddingCache | None,
 ) -> TaskOf:
     """For each query, references of other subjects; queries with the same references share what is made of them."""
-    entries = [store.entry(case_id) for case_id in ids]
-    candidates = [Candidate(e.id, e.subject, frozenset(e.classes)) for e in entries]
-    subjects = {e.id: e.subject for e in entries}
+    candidates = candidates_of(store, ids)
+    subjects = {each.id: each.subject for each in candidates}
     classes = list(store.manifest.classes)
     cache = cache if cache is not None else EmbeddingCache()
     made: dict[tuple[Draw, ...], TaskForQuery] = {}

@@ -229,6 +229,12 @@ def stored_reference(store: Store, case_id: str, raw_image: Source | None = None
     )
 
 
+def candidates_of(store: Store, ids: Iterable[str]) -> list[Candidate]:
+    """Cases of a store as candidates, with the classes that they show."""
+    entries = [store.entry(case_id) for case_id in ids]
+    return [Candidate(entry.id, entry.subject, frozenset(entry.classes)) for entry in entries]
+
+
 def draw_references(
     candidates: Iterable[Candidate],
     classes: Sequence[str],

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
+from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded, people_of
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
@@ -51,18 +52,17 @@ def compare_strategies(
     """Every strategy on every left-out reference, one scan a person and MOST_LEFT_OUT people at most.
 
     make: a strategy and some of the pool -> their task; prepare: reads a reference by id. The references of a task are
-    of other people than the one it is tried on; the same scan under two names is one person's. PredictionError if
-    there are fewer than two people.
+    of other people than the one it is tried on; the same scan under two names is one person's. In which order the
+    references come makes no difference to who is left out. PredictionError if no two people share a class.
     """
     people = people_of(pool)
-    if len(set(people.values())) < 2:
+    pool = sorted(pool, key=lambda each: each.id)
+    left_out = _left_out(pool, people, seed)
+    if not left_out:
         raise PredictionError(
-            "Strategies are compared on references of two or more people, each segmented from the others; got "
-            f"{len(people)} of one person: give more references, or name a strategy."
+            "Strategies are compared on references of two or more people who share a class, each segmented from the "
+            f"others; got {len(people)} of {len(set(people.values()))}: give more references, or name a strategy."
         )
-    first = {person: name for name, person in reversed(people.items())}
-    order = np.random.default_rng(seed).permutation(len(first))
-    left_out = [sorted(first.values())[int(i)] for i in order[:MOST_LEFT_OUT]]
     attempts = []
     with tqdm(
         total=len(left_out) * len(strategies), desc="Comparing strategies", unit="trial", disable=not progress
@@ -78,6 +78,19 @@ def compare_strategies(
     return attempts
 
 
+def _left_out(pool: Sequence[Embedded], people: Mapping[str, str], seed: int) -> list[str]:
+    """One reference of each person who shares a class with another: of MOST_LEFT_OUT people, drawn by seed."""
+    first: dict[str, str] = {}
+    for each in pool:
+        others = {
+            name for other in pool if people[other.id] != people[each.id] for name in other.task.class_names
+        }
+        if others & set(each.task.class_names):
+            first.setdefault(people[each.id], each.id)
+    order = np.random.default_rng(seed).permutation(len(first))
+    return [sorted(first.values())[int(i)] for i in order[:MOST_LEFT_OUT]]
+
+
 def found_dice(
     loaded: LoadedModel,
     reference: PreparedReference,
@@ -85,11 +98,15 @@ def found_dice(
     task: TaskEmbedding,
     options: InferenceOptions,
 ) -> dict[str, float]:
-    """Dice of each class of `known`, those the reference shows, that the task has too; nothing is run without one."""
+    """Dice of each class of `known`, those the reference shows, that the task has too: of the mask that prediction
+    would make. Nothing is run without such a class.
+    """
     shown = {name: reference.classes[name] for name in task.class_names if name in known}
     if not shown:
         return {}
     found = label_volume(loaded.model, reference.image, task, options)
+    if not options.all_pieces:  # as prediction does
+        keep_largest(found, [task.classes[name] for name in task.one_piece()])
     return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}
 
 
@@ -116,7 +133,7 @@ def best_strategy(attempts: Sequence[Attempt]) -> str:
 def comparison_text(attempts: Sequence[Attempt]) -> str:
     """One sentence: what each strategy reached, and which is the best."""
     means = mean_dice(attempts)
-    queries = len({attempt.query for attempt in attempts})
+    queries = len({attempt.query for attempt in attempts if attempt.dice})
     each = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     return (
         f"Mean Dice on {queries} references, each segmented from the others: {each}. Best, or as good and cheaper: "

@@ -171,6 +171,9 @@ def test_masks_and_probabilities_of_several_tasks_lie_on_the_scans_own_grid() ->
         assert np.array_equal(found.masks[name], labels == value)
         assert found.probabilities[name][labels == value] == pytest.approx(steps / 255)
         assert found.probabilities[name][labels != value].max() == 0
+    with pytest.raises(KeyError, match="nobody"):
+        found.masks["nobody"]
+    assert found.masks["ball"] is not found.masks["ball"], "unpacked when asked for: not all classes at once"
     assert np.array_equal(segment(loaded, tasks, scan, OPTIONS), found.labels)
     plain = segment_all(loaded, tasks, scan, OPTIONS)
     assert np.array_equal(plain.labels, found.labels) and plain.masks == plain.probabilities == {}

@@ -15,6 +15,7 @@ from iris_pipeline.nnunet_export import (
     RECORD,
     consecutive_values,
     dataset_json,
+    dataset_name,
     export_dataset,
     nnunet_splits,
 )
@@ -193,7 +194,9 @@ def test_references_alone_train(place: Path, tiny_store: Store) -> None:
     assert names["labelsTs"] == [f"{case}.nii.gz" for case in expected]
     assert json.loads(done.splits.read_text()) == [{"train": shown, "val": shown}]
     assert json.loads((done.raw / "dataset.json").read_text())["numTraining"] == 2
-    assert export(place, store, references=shown).dataset == done.dataset, "the order is no matter"
+    assert export(place, store, references=[*shown, shown[0]]).dataset == done.dataset, (
+        "no matter in which order"
+    )
     assert export(place, store, references=shown[:1]).dataset == f"Dataset502_tiny_from_{shown[0]}"
 
 
@@ -222,7 +225,26 @@ def test_rows_of_a_tool_that_was_shown_references(place: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert evaluate_main([*of_three, *files]) == 1
     assert "tell of another tool's masks: give its name with --method" in capsys.readouterr().err
-    assert evaluate_main(["--method", "nnU-Net", "--references", "3", *files]) == 1
-    assert "--references and --draw go together" in capsys.readouterr().err
+    assert evaluate_main(["--method", "nnU-Net", "--draw", "3", *files]) == 1
+    assert "add --references, how many" in capsys.readouterr().err
+    assert evaluate_main(["--method", "nnU-Net", "--strategy", "trained", "--references", "3", *files]) == 0
+    assert "/evaluation/tiny__trained_k3.csv" in capsys.readouterr().out, "picked by hand: no draw"
     assert evaluate_main(["--method", "nnU-Net", "--strategy", "a/b", *files]) == 1
     assert "--strategy becomes the name of a folder or file under results/" in capsys.readouterr().err
+
+
+def test_folders_of_many_references_keep_a_short_name() -> None:
+    many = [f"sub-{number:04}_ses-01_T1w" for number in range(14)]
+    assert dataset_name("liver", many[:2]) == "liver_from_sub_0000_ses_01_T1w_sub_0001_ses_01_T1w"
+    long = dataset_name("liver", many)
+    assert len(long) < 60 and long.startswith("liver_from_14_references_")
+    assert long == dataset_name("liver", [*many[::-1], many[0]]) != dataset_name("liver", many[1:])
+
+
+def test_who_is_tested_is_told(place: Path, tiny_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    case = tiny_store.manifest.splits["paper"]["train"][0]
+    tests = " ".join(tiny_store.manifest.splits["paper"]["test"])
+    assert (
+        export_nnunet_main(["-d", "tiny", "--references", case, "--workers", "1", "--root", str(place)]) == 0
+    )
+    assert f"--strategy trained --references 1 --cases {tests}" in capsys.readouterr().out

@@ -10,15 +10,17 @@ import pytest
 from blobs import PLAN
 from stub_model import GreyModel, loaded_with, make_task
 
-from iris_pipeline.pool import Embedded, embed
+from iris_pipeline.pool import Embedded, embed, people_of
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.rivals import (
     MOST_LEFT_OUT,
     RIVALS,
     Attempt,
+    _left_out,
     best_strategy,
     compare_strategies,
     comparison_text,
+    found_dice,
     mean_dice,
 )
 from iris_pipeline.strategies import PreparedReference, ensemble
@@ -122,7 +124,9 @@ def test_nobody_is_shown_their_own_other_scan() -> None:
     attempts = bench.compare(strategies=("ensemble",))
     assert {attempt.query for attempt in attempts} == {"a1", "b"}
     assert sorted(others for _, others in bench.made) == [("a1", "a2", "copy"), ("b",)]
-    with pytest.raises(PredictionError, match="of two or more people.*got 3 of one person: give more"):
+    with pytest.raises(
+        PredictionError, match="of two or more people who share a class.*got 3 of 1: give more"
+    ):
         Bench(first, second, copy).compare()
 
 
@@ -133,10 +137,38 @@ def test_of_many_people_some_are_left_out_by_seed() -> None:
     assert all(len(others) == 8 for _, others in bench.made)
 
 
-def test_a_reference_without_the_class_tells_nothing() -> None:
-    """Its labels may still hold it: a class counts where the reference was embedded with it."""
+def test_crumbs_count_as_in_prediction() -> None:
+    """A class that is one piece in the references keeps its largest piece, unless all pieces are asked for."""
     bench = Bench(grey_reference("a", 3.0), grey_reference("b", 3.2))
+    crumbed = bench.references["a"].image.copy()
+    crumbed[12:15, 12:15, 12:15] = 3.0  # looks the same, and is not the object
+    held = replace(bench.references["a"], image=crumbed)
+    task = bench.pool[1].task
+    assert task.one_piece() == ["x"]
+    whole, crumb = 5**3, 3**3
+    kept = InferenceOptions(all_pieces=True)
+    assert found_dice(bench.loaded, held, ["x"], task, InferenceOptions()) == {"x": 1.0}
+    assert found_dice(bench.loaded, held, ["x"], task, kept) == {
+        "x": pytest.approx(2 * whole / (2 * whole + crumb))
+    }
+
+
+def test_who_shares_no_class_is_not_tried() -> None:
+    """Its labels may hold the class: what counts is what it was embedded with."""
+    bench = Bench(grey_reference("a", 3.0), grey_reference("b", 3.2), grey_reference("c", 3.1))
     bench.pool[1] = replace(bench.pool[1], task=replace(bench.pool[1].task, class_names=("y",)))
-    attempts = bench.compare(strategies=("ensemble",))
-    assert [attempt.dice for attempt in attempts] == [{}, {}]
-    assert not bench.loaded.model.images, "nothing is segmented that no Dice can be taken of"
+    assert _left_out(bench.pool, people_of(bench.pool), 0) in (["a", "c"], ["c", "a"])
+    bench.pool.pop()
+    with pytest.raises(PredictionError, match="two or more people who share a class.*got 2 of 2"):
+        bench.compare()
+    assert not bench.made, "nothing is tuned that no Dice can be taken of"
+    known = found_dice(bench.loaded, bench.references["a"], ["x"], bench.pool[1].task, InferenceOptions())
+    assert known == {} and not bench.loaded.model.images
+
+
+def test_the_order_of_the_references_makes_no_difference() -> None:
+    two = replace(grey_reference("a2", 3.05), subject="a1")
+    some = (grey_reference("a1", 3.0), two, grey_reference("b", 3.2), grey_reference("c", 3.1))
+    ways = [Bench(*some), Bench(*some[::-1])]
+    assert ways[0].compare(strategies=("ensemble",)) == ways[1].compare(strategies=("ensemble",))
+    assert ways[0].made == ways[1].made

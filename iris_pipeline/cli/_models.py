@@ -322,6 +322,16 @@ def tell_task(task: TaskEmbedding, arguments: argparse.Namespace, classes: Itera
         print(f"Warning: no reference shows {', '.join(absent)}; the task is without.")
 
 
+def tell_better(strategy: str, files: ReferenceFiles) -> None:
+    """What else there is, after a strategy that learns nothing from its references."""
+    if strategy not in ("one-shot", "ensemble"):
+        return
+    tip = "refining learns from the references, for minutes"
+    if len({case.subject for case in files.cases}) > 1:
+        tip = "best tries on the references, each left out in turn, whether learning from them helps"
+    print(f"Where the masks disappoint: --strategy {tip}.")
+
+
 def tuned_text(record: Tuned) -> str:
     return (
         f"at {record.view}, {record.steps} steps of {record.learning_rate:g}, loss {record.loss_before:.3f} -> "

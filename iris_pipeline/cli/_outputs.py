@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from iris_pipeline.checkpoint import LoadedModel
@@ -17,7 +17,7 @@ from iris_pipeline.confidence import (
 )
 from iris_pipeline.confidence_table import agreement_path
 from iris_pipeline.evaluate import Row
-from iris_pipeline.judging import MaskJudge, Witnesses, no_witnesses
+from iris_pipeline.judging import MaskJudge, Volumes, Witnesses, no_volumes, no_witnesses
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import InferenceOptions, Judge
 from preprocessing.errors import PredictionError
@@ -55,7 +55,7 @@ def judge_of(
     options: InferenceOptions,
     *,
     witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
-    volumes: Callable[[Calibration], Mapping[str, float]] = lambda _: {},
+    volumes: Callable[[Calibration], Volumes] = lambda _: no_volumes,
 ) -> Judge | None:
     """The judge that --confidence asks for. witnesses, volumes: called only where it does."""
     if not arguments.confidence:

@@ -24,7 +24,7 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import embed_files
-from iris_pipeline.rivals import Attempt, comparison_text
+from iris_pipeline.rivals import comparison_text
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
 from preprocessing.paths import Root
@@ -105,22 +105,22 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     memory = Path(arguments.o) / "trials.json"
     trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
     advice = advise(trials, list(subjects), list(files.classes))
-    attempts: list[Attempt] = []
+    found = (Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
+    write_advice(*found)
+    print("\n".join(advice.lines))
+    print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
     if arguments.compare_strategies:
-        settings = TuningSettings(steps=arguments.steps, seed=arguments.seed)
         attempts = try_strategies(
             loaded,
             pool,
             list(files.classes),
             options,
             prepare=embedded.prepare,
-            tuning=settings,
+            tuning=TuningSettings(steps=arguments.steps, seed=arguments.seed),
             progress=True,
         )
-    write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line, attempts)
-    print("\n".join(advice.lines))
-    if attempts:
+        write_advice(*found, attempts)
         print(comparison_text(attempts))
-    print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
+        print(f"Written: {arguments.o}: advice.md with the strategies, strategies.csv.")
     given.raise_for_refused()
     return 0

@@ -70,10 +70,13 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "--references",
         type=at_least_one,
         metavar="K",
-        help="of --method: labelled cases it was given, with --draw",
+        help="of --method: labelled cases it was given",
     )
     parser.add_argument(
-        "--draw", type=not_negative, metavar="N", help="of --method: the seed its references were drawn by"
+        "--draw",
+        type=not_negative,
+        metavar="N",
+        help="of --method: the seed by which iris_predict --draw draws them too",
     )
     parser.add_argument(
         "--classes",

@@ -99,5 +99,11 @@ def _export_command(arguments: argparse.Namespace) -> int:
     )
     print("Labels: " + ", ".join(f"{value} {name}" for name, value in done.values.items()))
     folds = "" if arguments.references else "; folds 1 to 5: our folds 0 to 4"
+    if arguments.references:
+        tests, count = " ".join(done.split["test"]), len(done.split["train"])
+        print(
+            f"Its masks in the tables: iris_evaluate --method nnU-Net -p MASKS -d {arguments.d} --strategy trained "
+            f"--references {count} --cases {tests}"
+        )
     print(f"Written: {done.raw} and {done.splits} (fold 0: train and validation{folds})")
     return 0

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from iris_pipeline import judging
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
@@ -26,14 +27,6 @@ from iris_pipeline.cli._models import (
 from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
 from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.judging import (
-    bank_witnesses,
-    file_volumes,
-    file_witnesses,
-    stored_volumes,
-    stored_witnesses,
-    train_ids,
-)
 from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
@@ -201,10 +194,10 @@ def _predict_inputs(
             loaded,
             folder,
             options,
-            witnesses=lambda: bank_witnesses(
+            witnesses=lambda: judging.bank_witnesses(
                 loaded, root.preprocessed / dataset, options, arguments.seed or 0
             ),
-            volumes=lambda calibration: calibration.volumes_ml.get(dataset, {}),
+            volumes=lambda calibration: judging.known_volumes(calibration.volumes_ml.get(dataset, {})),
         )
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge)), None
     return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
@@ -232,8 +225,8 @@ def _predict_from_files(
         loaded,
         folder,
         options,
-        witnesses=lambda: file_witnesses(loaded, files, options, seed),
-        volumes=lambda _: file_volumes(files),
+        witnesses=lambda: judging.file_witnesses(loaded, files, options, seed),
+        volumes=lambda _: judging.file_volumes(files),
     )
     if strategy in ONE_TASK:
         task = encode_files(
@@ -298,8 +291,7 @@ def _predict_from_store(
     """-d with a strategy that draws references from the store's train part."""
     store = open_stores(root.preprocessed, [dataset])[dataset]
     check_plan(loaded, store)
-    # A scan that bears the name of a stored case may be that case: it is no reference then.
-    ids = [case_id for case_id in train_ids(loaded, store) if case_id not in {case.id for case in inputs}]
+    ids = judging.other_people(store, judging.train_ids(loaded, store), {case.id for case in inputs})
     if not ids:
         raise TaskError(
             f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
@@ -317,8 +309,10 @@ def _predict_from_store(
         loaded,
         folder,
         options,
-        witnesses=lambda: stored_witnesses(loaded, store, ids, options, experiment.count, experiment.seed),
-        volumes=lambda _: stored_volumes(store, ids),
+        witnesses=lambda: judging.stored_witnesses(
+            loaded, store, ids, options, experiment.count, experiment.seed
+        ),
+        volumes=lambda _: judging.known_volumes(judging.stored_volumes(store, ids)),
     )
     return predict_cases(
         loaded,
@@ -378,11 +372,11 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         loaded,
         folder,
         options,
-        witnesses=lambda: stored_witnesses(
+        witnesses=lambda: judging.stored_witnesses(
             loaded, store, ids, options, experiment.count, experiment.seed, {case.id: case for case in cases}
         ),
         # of a held-out dataset each case would have its own volume among the references'
-        volumes=lambda _: {} if held_out else stored_volumes(store, ids),
+        volumes=lambda _: judging.known_volumes({} if held_out else judging.stored_volumes(store, ids)),
     )
     verdicts = predict_split(
         loaded,
