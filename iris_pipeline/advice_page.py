@@ -182,7 +182,7 @@ def _draw_gains(axes: Axes, advice: Advice, ids: Sequence[str], class_name: str)
     for place, gain in enumerate(gains):
         if not np.isnan(gain):
             side = "left" if gain >= 0 else "right"
-            axes.text(gain, place, f" {gain:+.3f} ", va="center", ha=side, fontsize=8)
+            axes.text(gain, place, f" {_score(gain, signed=True)} ", va="center", ha=side, fontsize=8)
 
 
 def _draw_sizes(axes: Axes, advice: Advice, class_name: str) -> None:
@@ -218,7 +218,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _score(value: float, signed: bool = False) -> str:
-    return "" if np.isnan(value) else f"{value:+.3f}" if signed else f"{value:.3f}"
+    if np.isnan(value):
+        return ""
+    if signed and abs(value) < 0.0005:
+        return "0.000"  # of no sign
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
 def _short(name: str) -> str:

@@ -36,7 +36,7 @@ def pose_named(text: str) -> str:
             parse_axes(axes)
     except ValueError:
         raise PredictionError(
-            f"--pose is auto, upright, or three letters, one each of S or I, A or P, R or L; got {text!r}."
+            f"The pose is auto, upright, or three letters, one each of S or I, A or P, R or L; got {text!r}."
         ) from None
     return axes
 

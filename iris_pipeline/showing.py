@@ -144,7 +144,7 @@ def scale_named(value: float | str) -> float | str:
         scale = 0.0
     if not SMALLEST <= scale <= LARGEST:
         raise PredictionError(
-            f"--scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}; got {value!r}."
+            f"The scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}; got {value!r}."
         )
     return scale
 

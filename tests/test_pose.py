@@ -253,7 +253,7 @@ def test_tasks_of_two_poses_share_one_label_map() -> None:
 
 def test_a_pose_is_told_by_name_or_letters() -> None:
     assert [pose_named(text) for text in ("auto", "upright", "LSA")] == ["auto", "SAR", "LSA"]
-    with pytest.raises(PredictionError, match="--pose is auto, upright, or three letters, .* got 'RAX'"):
+    with pytest.raises(PredictionError, match="The pose is auto, upright, or three letters, .* got 'RAX'"):
         pose_named("RAX")
 
 

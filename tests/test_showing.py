@@ -112,7 +112,7 @@ def test_the_plan_says_what_was_found_and_equal_references_are_tried_once() -> N
 def test_a_scale_is_auto_or_a_sensible_number(text: str) -> None:
     assert (scale_named("auto"), scale_named("1.6"), scale_named(2)) == ("auto", 1.6, 2.0)
     with pytest.raises(
-        PredictionError, match=f"--scale is auto, or how many times the planned .* 0.25 to 4; got '{text}'"
+        PredictionError, match=f"The scale is auto, or how many times the planned .* 0.25 to 4; got '{text}'"
     ):
         scale_named(text)
 
