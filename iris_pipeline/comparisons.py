@@ -41,7 +41,7 @@ def strategies_table(rows: pd.DataFrame) -> Table | None:
     """
     rows = rows[rows["run"] != BASELINE_RUN]
     rows = rows.assign(
-        column=[_strategy_and_count(*pair) for pair in zip(rows["base"], rows["references"], strict=True)]
+        column=[strategy_and_count(*pair) for pair in zip(rows["base"], rows["references"], strict=True)]
     )
     lines = []
     for (run, split, dataset), group in rows.groupby(["run", "split", "dataset"]):
@@ -130,7 +130,7 @@ def _counts(rows: pd.DataFrame) -> list[str]:
     return [note for key, group in row_groups(rows) for note in count_note(key, group)]
 
 
-def _strategy_and_count(base: str, references: float) -> str:
+def strategy_and_count(base: str, references: float) -> str:
     """ "tuning, k = 5"; one-shot and the bank have no number to choose."""
     return base if pd.isna(references) or base == "one-shot" else f"{base}, k = {int(references)}"
 

@@ -41,6 +41,7 @@ def rows() -> pd.DataFrame:
                     {"run": "night", "dataset": dataset, "split": "paper/test", "strategy": strategy}
                     | {"case": case, "subject": case, "class": name, "dice": dice}
                     | {"truth_voxels": 9.0, "predicted_voxels": 8.0, **dict.fromkeys(MEASURES, float("nan"))}
+                    | {"base": strategy, "references": float("nan"), "draw": float("nan")}
                     | {"hd95_mm": 2.0 + number, "lesion_f1": 0.5, "volume_error_percent": 10.0 - 30 * number}
                 )
     lines.append(lines[0] | {"run": "baseline", "strategy": "everything-foreground", "dice": 0.01})
@@ -80,6 +81,24 @@ def test_the_figures_at_the_top() -> None:
         # Means over classes of means over cases: a (0.55 + 0.5) / 2, b (0.75 + 0.7) / 2.
         ("0.625", "mean Dice, one-shot"),
     ], "the bank did not do all datasets, so it has no mean over them"
+
+
+def test_draws_of_one_strategy_are_one_figure_at_the_top() -> None:
+    first = rows()[lambda frame: frame["strategy"] == "one-shot"]
+    drawn = [
+        first.assign(
+            strategy=f"tuning_k3_draw{draw}",
+            base="tuning",
+            references=3.0,
+            draw=float(draw),
+            dice=first["dice"] + up,
+        )
+        for draw, up in ((0, 0.1), (1, 0.2))
+    ]
+    assert headline(pd.concat([rows(), *drawn]))[3:] == [
+        ("0.625", "mean Dice, one-shot"),
+        ("0.775", "mean Dice, tuning, k = 3, 2 draws"),  # 0.725 and 0.825
+    ]
 
 
 def test_order_of_strategies() -> None:
