@@ -154,12 +154,10 @@ def stored_witnesses(
                 raise RawDataError(f"The raw files of the reference {name} are needed and not there.")
             return prepare_reference(raw[name], plan_like(task), store.manifest.classes)
 
-        # A scan that bears a stored case's name may be that case.
-        others = [c for c in candidates if c.id != case.id]
+        # A scan that bears a stored case's name may be that case: nobody whom it shows is asked.
+        shown = [case.subject, *(each.subject for each in candidates if each.id == case.id)]
         try:
-            draws = draw_references(
-                others, classes, MOST_REFERENCES, seed + WITNESS_SEED, not_subjects=[case.subject]
-            )
+            draws = draw_references(candidates, classes, MOST_REFERENCES, seed + WITNESS_SEED, shown)
         except ReferenceCaseError:  # nobody else: the sign is left out
             return ()
         pool = embed_draws(

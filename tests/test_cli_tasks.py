@@ -128,6 +128,19 @@ OWN_OPTIONS = {
 }
 
 
+def test_the_tip_names_nothing_that_would_be_refused(
+    root: Path, refs: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
+) -> None:
+    """best compares people: of one reference alone it has nothing to leave out."""
+    plain = ["-i", scan, "--root", str(root), "--pose", "upright", "--scale", "1", *COARSE]
+    alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
+    for given, tip in ((refs, "--strategy best tries on"), (alone, "--strategy refining learns from")):
+        assert predict_main([*plain, "-r", str(given), "-o", str(tmp_path / f"out_{given.name}")]) == 0
+        assert f"Where the masks disappoint: {tip} the references" in capsys.readouterr().out
+    assert predict_main([*plain, "-r", str(alone), "-o", str(tmp_path / "x"), "--strategy", "best"]) == 1
+    assert "two or more people who share a class" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("strategy", OWN_OPTIONS)
 def test_strategies_with_given_references(
     root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any

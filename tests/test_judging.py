@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scans import volume
-from stub_model import GreyModel, loaded_with, make_task
+from stub_model import GreyModel, loaded_with, make_task, tiny_model
 
 from iris_pipeline import judging
 from iris_pipeline.confidence import Calibration
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.judging import MaskJudge, file_volumes, known_volumes, other_people
+from iris_pipeline.judging import MaskJudge, file_volumes, known_volumes, other_people, stored_witnesses
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.references import ReferenceFiles
+from iris_pipeline.references import ReferenceFiles, stored_reference
+from iris_pipeline.strategies import one_shot
 from preprocessing.adapters import Case
 from preprocessing.findings import image_hash
 from preprocessing.source import FileSource
@@ -84,3 +86,23 @@ def test_nobody_whom_a_query_may_show_is_a_reference(tiny_store: Store) -> None:
         case for case in everybody if not case.startswith("s2_")
     ]
     assert other_people(tiny_store, everybody, ()) == everybody
+
+
+def test_nobody_whom_a_query_may_show_is_its_witness(tiny_store: Store) -> None:
+    """Without a subject, as of -i, the name tells: s2_a's witnesses are neither itself nor s2_b."""
+    loaded, asked = tiny_model(), ["s1_a", "s2_a", "s2_b", "s4_a"]
+    task = one_shot(
+        loaded.model, stored_reference(tiny_store, "s3_a"), tiny_store.plan, model_hash=loaded.model_hash
+    )
+    witnesses = stored_witnesses(loaded, tiny_store, asked, InferenceOptions(), count=2)
+    expected = [
+        one_shot(
+            loaded.model, stored_reference(tiny_store, name), tiny_store.plan, model_hash=loaded.model_hash
+        )
+        for name in ("s1_a", "s4_a")
+    ]
+    told = witnesses(InputCase("s2_a", None), task)
+    assert len(told) == 2
+    for one in expected:
+        assert any(torch.equal(one.tokens[0], each.tokens[0]) for each in told if each.classes == one.classes)
+    assert len(witnesses(InputCase("a stranger", None), task)) == 3

@@ -21,6 +21,7 @@ from iris_pipeline.cli._models import (
     load_run,
     showing_of,
     summary,
+    tell_better,
     tell_task,
     tuning_settings,
 )
@@ -242,11 +243,7 @@ def _predict_from_files(
             progress=True,
         )
         tell_task(task, arguments, files.classes)
-        if strategy in ("one-shot", "ensemble"):
-            print(
-                "Where the masks disappoint: --strategy refining learns from the references, for minutes, and best"
-            )
-            print("finds out on them, left out in turn, whether that helps.")
+        tell_better(strategy, files)
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
