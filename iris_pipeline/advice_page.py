@@ -6,15 +6,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 from iris_pipeline.advisor import HELPS, HURTS, UNTOLD, Advice, Trial
-from iris_pipeline.rivals import MARGIN, Attempt, comparison_text, mean_dice
+from iris_pipeline.rivals import MARGIN, Attempt, class_dice, comparison_text, mean_dice
 from preprocessing.files import write_text
 
 matplotlib.use("Agg")
@@ -34,49 +33,68 @@ def write_advice(
     ids: Sequence[str],
     classes: Sequence[str],
     made_by: str,
-    attempts: Sequence[Attempt] = (),
 ) -> None:
-    """The files; former ones are replaced. attempts: of strategies; without, a former strategies.csv stays as it is."""
+    """The three files; former ones are replaced."""
     write_text(folder / "advice.csv", trials_text(trials) + f"# {made_by}\n")
-    write_text(folder / "advice.md", advice_markdown(advice, made_by, attempts))
-    if attempts:
-        write_text(folder / "strategies.csv", attempts_text(attempts) + f"# {made_by}\n")
+    write_text(folder / "advice.md", advice_markdown(advice, made_by))
     draw_advice(folder / "advice.png", trials, advice, ids, classes)
+
+
+def add_strategies(folder: Path, advice: Advice, attempts: Sequence[Attempt], made_by: str) -> None:
+    """strategies.csv, and advice.md once more with what it says: the comparison takes long and comes last."""
+    write_text(folder / "strategies.csv", attempts_text(attempts) + f"# {made_by}\n")
+    write_text(folder / "advice.md", advice_markdown(advice, made_by, attempts))
 
 
 def trials_text(trials: Sequence[Trial]) -> str:
     """One line a trial; several references are joined by +."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for trial in trials:
-        dice = "" if np.isnan(trial.dice) else f"{trial.dice:.4f}"
-        writer.writerow(
-            (trial.query, len(trial.references), "+".join(trial.references), trial.class_name, dice)
-        )
-    return text.getvalue()
+    return _csv_text(
+        COLUMNS,
+        (
+            (
+                trial.query,
+                len(trial.references),
+                "+".join(trial.references),
+                trial.class_name,
+                _dice(trial.dice),
+            )
+            for trial in trials
+        ),
+    )
 
 
 def attempts_text(attempts: Sequence[Attempt]) -> str:
     """One line a strategy, left-out reference and class."""
+    return _csv_text(
+        ("query", "strategy", "class", "dice"),
+        (
+            (attempt.query, attempt.strategy, name, _dice(dice))
+            for attempt in attempts
+            for name, dice in attempt.dice.items()
+        ),
+    )
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("query", "strategy", "class", "dice"))
-    for attempt in attempts:
-        for name, dice in attempt.dice.items():
-            writer.writerow((attempt.query, attempt.strategy, name, "" if np.isnan(dice) else f"{dice:.4f}"))
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def _dice(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.4f}"
 
 
 def _strategies_markdown(attempts: Sequence[Attempt]) -> str:
     """A row a strategy, a column a class: mean Dice over the left-out references."""
     names = list(dict.fromkeys(name for attempt in attempts for name in attempt.dice))
-    means = mean_dice(attempts)
+    of_class = class_dice(attempts)
     rows = [["strategy", *names, "mean"]]
-    for strategy, mean in means.items():
-        mine = [attempt for attempt in attempts if attempt.strategy == strategy]
-        of_class = [mean_dice([replace(a, dice={n: a.dice[n]}) for a in mine if n in a.dice]) for n in names]
-        rows.append([strategy, *(_score(each[strategy]) for each in of_class), _score(mean)])
+    for strategy, mean in mean_dice(attempts).items():
+        scores = [of_class[strategy].get(name, float("nan")) for name in names]
+        rows.append([strategy, *map(_score, scores), _score(mean)])
     return (
         f"## Which strategy\n\n{_table(rows)}\n\n- {comparison_text(attempts)}\n"
         "- Tuned on one reference less than there are. `--strategy best` makes this comparison itself, with "

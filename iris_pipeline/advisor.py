@@ -95,11 +95,7 @@ class Advice:
     lines: tuple[str, ...]
 
 
-def plan_trials(
-    subjects: Mapping[str, str],
-    draws: int = 3,
-    seed: int = 0,
-) -> list[Pair]:
+def plan_trials(subjects: Mapping[str, str], draws: int = 3, seed: int = 0) -> list[Pair]:
     """Pairs (query, references): all singles, all others together, all others but one, and `draws` of sizes between,
     drawn by `seed`: of every size, and with more than EVERY_SIZE others of those in SOME_SIZES. subjects: id -> person
     (`pool.people_of`); a query's references are of other people.

@@ -263,10 +263,9 @@ def segment_all(
     """The label map of one task or of several at once, with masks and probabilities of each class where asked for.
 
     Classes have the tasks' own values where these differ, else 1, 2, 3, ... in their order (`scan.unite`); a voxel
-    takes the most probable class of all. RawDataError for a scan
-    that cannot be used (also values that are not finite or all one, a field of view that no body has),
-    ReferenceCaseError if it is one of the tasks' references, TaskError for tasks that are of another model or do not
-    go together, or if there is none.
+    takes the most probable class of all. RawDataError for a scan that cannot be used (also values that are not finite
+    or all one, a field of view that no body has), ReferenceCaseError if it is one of the tasks' references, TaskError
+    for tasks that are of another model or do not go together, or if there is none.
     """
     image = scan.volume
     check_grey_values(image.array, "The scan")

@@ -118,12 +118,12 @@ def predict_split(
         task = bank(loaded, store.manifest.dataset)
         task = replace(task, largest_pieces=stored_pieces(store, split, task.class_names))
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
-    elif store.manifest.role == "held-out":
-        ids, note = reference_ids(store, split), note_references(out)
-        task_of = held_out_tasks(loaded, store, raw, ids, experiment, options, note, cache)
     else:
         ids, note = reference_ids(store, split), note_references(out)
-        task_of = stored_tasks(loaded, store, ids, experiment, options, note=note, cache=cache)
+        if store.manifest.role == "held-out":
+            task_of = held_out_tasks(loaded, store, raw, ids, experiment, options, note, cache)
+        else:
+            task_of = stored_tasks(loaded, store, ids, experiment, options, note=note, cache=cache)
     return predict_cases(
         loaded,
         task_of,

@@ -110,17 +110,23 @@ def found_dice(
     return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}
 
 
+def class_dice(attempts: Sequence[Attempt]) -> dict[str, dict[str, float]]:
+    """Strategy -> class -> mean over the left-out references; classes without a Dice are left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for attempt in attempts:
+        mine = found.setdefault(attempt.strategy, {})
+        for name, dice in attempt.dice.items():
+            if not np.isnan(dice):
+                mine.setdefault(name, []).append(dice)
+    return {strategy: {name: fmean(each) for name, each in mine.items()} for strategy, mine in found.items()}
+
+
 def mean_dice(attempts: Sequence[Attempt]) -> dict[str, float]:
     """Strategy -> mean over classes of each class's mean over left-out references; NaN where none has a Dice."""
-    means = {}
-    for strategy in dict.fromkeys(attempt.strategy for attempt in attempts):
-        by_class: dict[str, list[float]] = {}
-        for attempt in attempts:
-            for name, dice in attempt.dice.items() if attempt.strategy == strategy else ():
-                if not np.isnan(dice):
-                    by_class.setdefault(name, []).append(dice)
-        means[strategy] = fmean(map(fmean, by_class.values())) if by_class else float("nan")
-    return means
+    return {
+        strategy: fmean(classes.values()) if classes else float("nan")
+        for strategy, classes in class_dice(attempts).items()
+    }
 
 
 def best_strategy(attempts: Sequence[Attempt]) -> str:

@@ -14,7 +14,7 @@ from blobs import PLAN
 from PIL import Image
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline.advice_page import advice_markdown, trials_text, write_advice
+from iris_pipeline.advice_page import add_strategies, advice_markdown, trials_text, write_advice
 from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
 from iris_pipeline.pool import embed, people_of
 from iris_pipeline.predict import InferenceOptions
@@ -303,7 +303,7 @@ def test_strategies_are_in_the_advice_where_they_were_compared(tmp_path: Path) -
         Attempt("ensemble", "b", {"x": 0.7}),
         Attempt("tuning", "b", {"x": 0.8}),
     ]
-    write_advice(tmp_path, given[0], advice, given[1], given[2], "Made by me.", attempts)
+    add_strategies(tmp_path, advice, attempts, "Made by me.")
     page = (tmp_path / "advice.md").read_text(encoding="utf-8")
     rows = [[c.strip() for c in r.split(" | ")] for r in page.splitlines() if r[:3] in ("| e", "| t")]
     assert rows == [["| ensemble", "0.600", "0.200", "0.400 |"], ["| tuning", "0.850", "", "0.850 |"]]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from iris_pipeline.advice_page import write_advice
+from iris_pipeline.advice_page import add_strategies, write_advice
 from iris_pipeline.advisor import advise, plan_trials, run_trials
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
@@ -105,8 +105,7 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     memory = Path(arguments.o) / "trials.json"
     trials = run_trials(loaded, embedded.pool, embedded.prepare, planned, options, memory=memory)
     advice = advise(trials, list(subjects), list(files.classes))
-    found = (Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
-    write_advice(*found)
+    write_advice(Path(arguments.o), trials, advice, list(subjects), list(files.classes), line)
     print("\n".join(advice.lines))
     print(f"Written: {arguments.o}: advice.csv, advice.md, advice.png.")
     if arguments.compare_strategies:
@@ -119,7 +118,7 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
             tuning=TuningSettings(steps=arguments.steps, seed=arguments.seed),
             progress=True,
         )
-        write_advice(*found, attempts)
+        add_strategies(Path(arguments.o), advice, attempts, line)
         print(comparison_text(attempts))
         print(f"Written: {arguments.o}: advice.md with the strategies, strategies.csv.")
     given.raise_for_refused()
