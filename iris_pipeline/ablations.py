@@ -5,18 +5,19 @@ Dice is 0..1. Means and their intervals are those of every table: over classes, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
 import pandas as pd
 
 from iris_pipeline.run_facts import RunFacts
-from iris_pipeline.table_format import Table
+from iris_pipeline.table_format import Table, file_name
 from iris_pipeline.tables import (
     CI_RULE,
     RULE,
     class_means,
-    count_note,
+    count_notes,
     interval_text,
     row_groups,
     score_text,
@@ -24,6 +25,7 @@ from iris_pipeline.tables import (
 from iris_pipeline.uncertainty import CI, bootstrap_mean_of_datasets
 
 DATASETS = "training datasets"
+MADE_TASKS = "synthetic"
 SWITCHES = {
     "network full_resolution_masking": {"false": "masks at the features' resolution"},
     "network foreground_token": {"false": "no foreground token"},
@@ -78,7 +80,7 @@ def parts_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Tabl
 def _parts(
     hub: RunFacts, changes: Mapping[str, str], rows: pd.DataFrame, facts: Mapping[str, RunFacts]
 ) -> Table:
-    said = {name: _change(setting, facts[name]) for name, setting in changes.items()}
+    said = {name: _change(setting, facts[name], hub) for name, setting in changes.items()}
     names = [hub.name, *sorted(changes, key=lambda name: (changes[name], _natural(said[name])))]
     lines = []
     for (split, strategy), part in rows[rows["run"].isin(names)].groupby(["split", "strategy"]):
@@ -105,24 +107,34 @@ def _parts(
         f"Each run differs from {hub.name} in the one setting named. The mean is over the datasets that all runs of "
         "the same split and strategy have."
     )
-    notes = (note, RULE, CI_RULE, *_counts(rows[rows["run"].isin(names)]))
-    slug = re.sub(r"[^a-z0-9]+", "_", hub.name.lower()).strip("_")
-    return Table(f"parts_{slug}", f"What the parts of {hub.name} add, Dice", frame, notes)
+    notes = (note, RULE, CI_RULE, *count_notes(row_groups(rows[rows["run"].isin(names)])))
+    return Table(file_name("parts", hub.name), f"What the parts of {hub.name} add, Dice", frame, notes)
 
 
-def _change(setting: str, facts: RunFacts) -> str:
-    """What a run has otherwise, in words."""
+def _change(setting: str, facts: RunFacts, hub: RunFacts) -> str:
+    """What a run has otherwise than the hub, in words."""
     value = facts.settings[setting]
     if setting == DATASETS:
+        missing = [name for name in hub.datasets if name not in facts.datasets]
+        if missing and len(facts.datasets) == len(hub.datasets) - len(missing) > len(missing):
+            return f"without {', '.join(missing)}"
         return f"{len(facts.datasets)} training dataset{'s' * (len(facts.datasets) != 1)}"
+    if setting == MADE_TASKS:
+        return _change_of_made_tasks(value, hub.settings[setting])
     if setting == "network context_tokens" and value != "0":
         return f"{value} context tokens"
     return SWITCHES.get(setting, {}).get(value, f"{setting}: {_value(setting, facts)}")
 
 
-def _counts(rows: pd.DataFrame) -> list[str]:
-    """How the pairs behind each row were treated, as under every table."""
-    return [note for key, group in row_groups(rows) for note in count_note(key, group)]
+def _change_of_made_tasks(value: str, whole: str) -> str:
+    """Both: lists of [kind, probability] as JSON."""
+    kinds, all_kinds = (dict(json.loads(text)) for text in (value, whole))
+    if not kinds:
+        return "no made tasks"
+    missing = [kind for kind in all_kinds if kind not in kinds]
+    if missing and kinds == {kind: p for kind, p in all_kinds.items() if kind not in missing}:
+        return f"no made tasks of the kind {', '.join(missing)}"
+    return "made tasks: " + ", ".join(f"{kind} {p:g}" for kind, p in kinds.items())
 
 
 def _join(groups: list[set[str]], pair: set[str]) -> None:
@@ -161,10 +173,12 @@ def _ablation(
         f"These runs differ in '{setting}' and in no other recorded setting. The mean is over the datasets that all "
         "runs of the same split and strategy have."
     )
-    slug = re.sub(r"[^a-z0-9]+", "_", setting.lower()).strip("_")
-    name = f"ablation_{slug}" + (f"_{number + 1}" if number else "")
+    name = file_name("ablation", setting, *([str(number + 1)] if number else []))
     return Table(
-        name, f"Runs that differ in {setting} only, Dice", frame, (note, RULE, CI_RULE, *_counts(chosen))
+        name,
+        f"Runs that differ in {setting} only, Dice",
+        frame,
+        (note, RULE, CI_RULE, *count_notes(row_groups(chosen))),
     )
 
 

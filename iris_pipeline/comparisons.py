@@ -15,7 +15,7 @@ from iris_pipeline.tables import (
     CI_RULE,
     RULE,
     class_means,
-    count_note,
+    count_notes,
     interval_text,
     row_groups,
     score_text,
@@ -54,7 +54,7 @@ def strategies_table(rows: pd.DataFrame) -> Table | None:
         {name for line in lines for name in line} - {"run", "split", "dataset"}, key=strategy_place
     )
     frame = pd.DataFrame(lines, columns=["run", "split", "dataset", *there]).fillna("")
-    notes = (RULE, CI_RULE, DRAWS_RULE, *_counts(rows))
+    notes = (RULE, CI_RULE, DRAWS_RULE, *count_notes(row_groups(rows)))
     return Table("strategies", "Strategies side by side, Dice", frame, notes)
 
 
@@ -79,7 +79,12 @@ def references_table(rows: pd.DataFrame) -> Table | None:
         lines.append({"run": run, "split": split, "dataset": dataset, "strategy": base} | cells)
     columns = ["run", "split", "dataset", "strategy", *(f"k = {count}" for count in counts)]
     frame = pd.DataFrame(lines, columns=columns).fillna("")
-    return Table("references", "Number of references k, Dice", frame, (RULE, DRAWS_RULE, *_counts(rows)))
+    return Table(
+        "references",
+        "Number of references k, Dice",
+        frame,
+        (RULE, DRAWS_RULE, *count_notes(row_groups(rows))),
+    )
 
 
 def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Table:
@@ -125,21 +130,24 @@ def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return groups[fits[0]]
 
 
-def _counts(rows: pd.DataFrame) -> list[str]:
-    """How the pairs behind each row were treated, as under every table."""
-    return [note for key, group in row_groups(rows) for note in count_note(key, group)]
-
-
 def strategy_and_count(base: str, references: float) -> str:
     """ "tuning, k = 5"; one-shot and the bank have no number to choose."""
     return base if pd.isna(references) or base == "one-shot" else f"{base}, k = {int(references)}"
 
 
+def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of one strategy and number of references, draw by draw.
+
+    The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once, as one of them has it.
+    """
+    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
+    once = ~rows.assign(one=draws).duplicated(["run", "dataset", "split", "one", "case", "class"])
+    return {str(name): part for name, part in rows[once].groupby(draws[once])}
+
+
 def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:
     """The mean over the draws of one strategy and number of references, with their spread."""
-    # The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once.
-    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
-    means = pd.Series({name: class_means(one).mean() for name, one in rows.groupby(draws)}).dropna()
+    means = pd.Series([class_means(one).mean() for one in by_draw(rows).values()]).dropna()
     if means.empty:
         return ""
     if len(means) > 1:

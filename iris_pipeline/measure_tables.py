@@ -12,7 +12,7 @@ import pandas as pd
 from iris_pipeline.lesions import LESION_OVERLAP
 from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.table_format import Table
-from iris_pipeline.tables import ROW_KEY, count_note, row_groups
+from iris_pipeline.tables import ROW_KEY, count_notes, row_groups
 from iris_pipeline.uncertainty import bootstrap_mean
 
 COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -55,7 +55,7 @@ def measures_table(rows: pd.DataFrame, dataset: str) -> Table | None:
             mean = group.groupby("class", sort=False)[name].mean().mean()
             cells[heading] = "" if pd.isna(mean) else f"{mean:.{digits}f}"
         lines.append(cells)
-        notes += count_note(key, group)
+    notes += count_notes(row_groups(chosen))
     frame = pd.DataFrame(lines).fillna("")
     return Table(f"{dataset}_measures", f"{dataset}, all measures", frame, tuple(notes))
 

@@ -17,6 +17,7 @@ from iris_pipeline.comparisons import (
 from iris_pipeline.confidence_table import confidence_table
 from iris_pipeline.efficiency import FOLDER, efficiency_table, read_measurements
 from iris_pipeline.evaluate import dataset_spec
+from iris_pipeline.left_out import left_out_tables
 from iris_pipeline.measure_tables import measures_by_class, measures_table
 from iris_pipeline.paper_tables import with_paper_tables
 from iris_pipeline.role_tables import HELD_OUT, IN_DISTRIBUTION, role_table
@@ -46,17 +47,18 @@ def all_tables(
     overview = [table for table in by_dataset if table.name == "overview"]
     forms = [table for table in by_dataset if table.name.startswith("paper_")]
     tables: list[Table | None] = [
-        *overview,
         role_table(IN_DISTRIBUTION, rows, facts, specs),
         role_table(HELD_OUT, rows, facts, specs),
-        *forms,
-        efficiency_table(read_measurements(root.results / FOLDER)),
+        comparison_table(rows, compare) if compare else None,
         strategies_table(rows),
         references_table(rows),
         confidence_table(root.results, names),
+        *left_out_tables(rows, facts),
         *parts_tables(rows, facts),
         *ablation_tables(rows, facts),
-        comparison_table(rows, compare) if compare else None,
+        efficiency_table(read_measurements(root.results / FOLDER)),
+        *overview,
+        *forms,
         *(table for table in by_dataset if table.name not in {each.name for each in (*overview, *forms)}),
         *(measures_table(rows, name) for name in sorted(set(rows["dataset"]))),
         measures_by_class(rows),

@@ -6,11 +6,12 @@ paper's, only in columns whose specification names the paper's column.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from iris_pipeline import paper
+from iris_pipeline.comparisons import by_draw, strategy_and_count
 from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table
@@ -22,9 +23,8 @@ from iris_pipeline.tables import (
     ROW_KEY,
     RULE,
     class_means,
-    count_note,
+    count_notes,
     interval_text,
-    mean_of_all,
     percent_text,
     row_groups,
     shown,
@@ -33,6 +33,12 @@ from iris_pipeline.uncertainty import CI, bootstrap_mean_of_datasets, subject_of
 from preprocessing.spec import DatasetSpec
 
 IN_DISTRIBUTION, HELD_OUT = 1, 2
+DRAWS = "draws"
+SPREAD_RULE = (
+    "k: the number of references (one-shot: 1). Where there were several draws of them: the mean, ± the standard "
+    "deviation over draws (of a mean over datasets: over the draws that all of them have)."
+)
+Key = tuple[str, str, str]
 TITLES = {
     IN_DISTRIBUTION: "Table 1: in-distribution, Dice in %",
     HELD_OUT: "Table 2: held-out, Dice in %",
@@ -42,7 +48,9 @@ TITLES = {
 def role_table(
     number: int, rows: pd.DataFrame, facts: Mapping[str, RunFacts], specs: Mapping[str, DatasetSpec]
 ) -> Table | None:
-    """Rows: run, split, strategy, the baseline, the paper's; columns: the datasets of this role; None without any.
+    """Rows: run, split, strategy with k, over its draws; columns: the datasets of this role; None without any.
+
+    Then the baseline's row and the paper's.
 
     A dataset is in-distribution for a run that was trained on it, held-out for one that was not. Where no run.json
     tells (another tool's row), and for the baseline, the specification's role decides.
@@ -59,27 +67,68 @@ def role_table(
     if not datasets:
         return None
     headings = {name: _heading(number, name, parts, facts, specs) for name in datasets}
-    lines, notes = [], [RULE, CI_RULE, _sizes(rows, datasets)]
-    for key, found in parts.items():
-        found = {name: part for name, part in found.items() if name in datasets}
-        if not found:
-            continue
-        means = {name: 100 * class_means(part).mean() for name, part in found.items()}
-        mean = mean_of_all(means, len(datasets))
-        interval = bootstrap_mean_of_datasets(list(found.values())) if mean is not None else None
+    lines, counted = [], []
+    for key, found in _over_strategies(parts, datasets).items():
+        means = {name: _mean_of_draws(part) for name, part in found.items()}
+        whole = len(found) == len(datasets) and not any(each.empty for each in means.values())
+        interval = bootstrap_mean_of_datasets(list(found.values())) if whole else None
         lines.append(
             dict(zip(ROW_KEY, shown(key), strict=True))
-            | {headings[name]: percent_text(value) for name, value in means.items()}
-            | {"mean": percent_text(mean), CI: interval_text(interval, 100, 2) if interval else ""}
+            | {DRAWS: _how_many(found.values())}
+            | {headings[name]: _spread_text(each.mean(), each) for name, each in means.items()}
+            | {"mean": _mean_text(list(means.values())) if whole else ""}
+            | {CI: interval_text(interval, 100, 2) if interval else ""}
         )
-        notes += count_note(key, pd.concat(found.values()))
+        counted.append((key, pd.concat(found.values())))
+    notes = [RULE, SPREAD_RULE, CI_RULE, _sizes(rows, datasets), *count_notes(counted)]
     theirs = _paper_rows(
         number, {headings[name]: paper.whole_column(specs[name]) for name in datasets if name in specs}
     )
     if theirs:
         notes.append(PAPER_RULE)
-    frame = pd.DataFrame([*lines, *theirs], columns=[*ROW_KEY, *headings.values(), "mean", CI]).fillna("")
+    frame = pd.DataFrame([*lines, *theirs], columns=[*ROW_KEY, DRAWS, *headings.values(), "mean", CI]).fillna(
+        ""
+    )
     return Table(f"table{number}", TITLES[number], frame, tuple(notes))
+
+
+def _over_strategies(
+    parts: Mapping[Key, Mapping[str, pd.DataFrame]], datasets: Sequence[str]
+) -> dict[Key, dict[str, pd.DataFrame]]:
+    """(run, split, strategy with its number of references) -> dataset -> the rows of all draws."""
+    found: dict[Key, dict[str, list[pd.DataFrame]]] = {}
+    for (run, split, strategy), of_dataset in parts.items():
+        for name in datasets:
+            if name in of_dataset:
+                rows = of_dataset[name]
+                base = strategy_and_count(rows["base"].iloc[0] or strategy, rows["references"].iloc[0])
+                found.setdefault((run, split, base), {}).setdefault(name, []).append(rows)
+    return {key: {name: pd.concat(each) for name, each in of.items()} for key, of in found.items()}
+
+
+def _mean_of_draws(rows: pd.DataFrame) -> pd.Series:
+    """Draw -> mean Dice in %, of one dataset; draws without a scored case are left out."""
+    means = {draw: 100 * class_means(part).mean() for draw, part in by_draw(rows).items()}
+    return pd.Series(means, dtype=float).dropna()
+
+
+def _mean_text(datasets: Sequence[pd.Series]) -> str:
+    """The mean over datasets of what stands in their cells, ± over the draws that all of them have."""
+    by_dataset = pd.concat(datasets, axis=1)
+    return _spread_text(by_dataset.mean().mean(), by_dataset.dropna().mean(axis=1))
+
+
+def _spread_text(mean: float, draws: pd.Series) -> str:
+    """ "79.53 ± 0.31" over draws, "79.53" of one; "" where nothing was scored."""
+    return percent_text(mean) + (f" ± {draws.std(ddof=1):.2f}" if len(draws) > 1 else "")
+
+
+def _how_many(found: Iterable[pd.DataFrame]) -> str:
+    """ "3", or "1 to 3" where datasets differ; "" where no row says which draw it is."""
+    counts = [int(rows["draw"].nunique()) for rows in found]
+    if not any(counts):
+        return ""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def novelty(spec: DatasetSpec, trained: Collection[DatasetSpec]) -> str:

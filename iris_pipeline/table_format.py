@@ -37,6 +37,11 @@ class Table:
     on_page: bool = True
 
 
+def file_name(*parts: str) -> str:
+    """Parts as one name for a table's files: small letters and digits, all else an underscore."""
+    return re.sub(r"[^a-z0-9]+", "_", "_".join(parts).lower()).strip("_")
+
+
 def to_markdown(table: Table, made_by: str, level: int = 2) -> str:
     """The table as Markdown with aligned columns, the notes and the command under it."""
     cells = [list(table.frame.columns), *table.frame.astype(str).to_numpy().tolist()]

@@ -174,7 +174,7 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
             | {name: score_text(means.get(name)) for name in classes}
             | {"mean": score_text(means.mean()), CI: interval_text(bootstrap_mean(group))}
         )
-        notes += count_note(key, group)
+    notes += count_notes(row_groups(chosen))
     if paper_column is not None:
         number = _table_of(dataset, paper_column)
         for method in PAPER_METHODS:
@@ -193,16 +193,16 @@ def overview_table(rows: pd.DataFrame) -> Table:
     """Rows: run, split, strategy; columns: the datasets' means, and their mean where a row has them all."""
     datasets = sorted(set(rows["dataset"]))
     lines, notes = [], [RULE, "The last column is the mean over the datasets, empty where a row lacks one."]
+    notes += count_notes(row_groups(rows))
     for key, group in row_groups(rows):
         means = {name: class_means(part).mean() for name, part in group.groupby("dataset")}
-        notes += count_note(key, group)
         lines.append(
             dict(zip(ROW_KEY, shown(key), strict=True))
             | {name: score_text(means.get(name)) for name in datasets}
             | {"mean": score_text(mean_of_all(means, len(datasets)))}
         )
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, *datasets, "mean"]).fillna("")
-    return Table("overview", "All datasets, Dice", frame, tuple(notes))
+    return Table("overview", "All datasets, draw by draw, Dice", frame, tuple(notes))
 
 
 def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> Table | None:
@@ -229,11 +229,13 @@ def paper_table(rows: pd.DataFrame, number: int, columns: Mapping[str, str]) -> 
     fills = ", ".join(f"{name} fills {column}" for name, column in ours.items())
     theirs = PAPER_RULE.replace("of the run 'paper'", "from 'paper'")
     lines, notes = [], [f"Dice in %. {RULE}", theirs, f"Of ours, {fills}."]
-    for key, group in row_groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)]):
+    groups = row_groups(rows[rows["dataset"].isin(list(ours)) & (rows["run"] != BASELINE_RUN)])
+    notes += count_notes(groups)
+    for key, group in groups:
         means = {ours[str(name)]: 100 * class_means(part).mean() for name, part in group.groupby("dataset")}
-        notes += count_note(key, group)
+        of_model = strategy_place(key[2])[0] < len(STRATEGY_ORDER)
         lines.append(
-            {"from": "ours", "method": row_name(key), "group": "in-context"}
+            {"from": "ours", "method": row_name(key), "group": "in-context" if of_model else "another tool"}
             | {column: percent_text(means.get(column)) for column in order}
             | {"average": percent_text(mean_of_all(means, len(order)))}
         )
@@ -323,9 +325,16 @@ def mean_of_all(means: Mapping[Any, float], count: int) -> float | None:
     return sum(known) / count if len(known) == count else None
 
 
-def count_note(key: tuple[str, str, str], rows: pd.DataFrame) -> list[str]:
-    """The line under a table about one of its rows; the baseline needs none."""
-    return [] if key[0] == BASELINE_RUN else [f"{row_name(key)}: {count_pairs(rows).sentence()}."]
+def count_notes(groups: Iterable[tuple[tuple[str, str, str], pd.DataFrame]]) -> list[str]:
+    """The lines under a table about its rows, one for all rows of a run that it says the same of; no baseline."""
+    told: dict[tuple[str, str, str], list[str]] = {}
+    for (run, split, strategy), rows in groups:
+        if run != BASELINE_RUN:
+            told.setdefault((run, split, count_pairs(rows).sentence()), []).append(strategy)
+    return [
+        f"{row_name((run, split, ', '.join(strategies)))}: {sentence}."
+        for (run, split, sentence), strategies in told.items()
+    ]
 
 
 def shown(key: tuple[str, str, str]) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from iris_pipeline.comparisons import (
     references_table,
     strategies_table,
 )
+from iris_pipeline.left_out import left_out_tables
 from iris_pipeline.rows import Origin, Row
 from iris_pipeline.run_facts import RunFacts, run_facts
 from iris_pipeline.tables import frame_of
@@ -47,7 +48,8 @@ def test_strategies_stand_side_by_side() -> None:
     assert table is not None
     assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "object-retrieval", "bank"]
     assert len(table.frame) == 1, "other has one strategy only"
-    assert "night · bank · paper/test: 6 of 6 case-class pairs scored." in table.notes
+    folded = "night · object-retrieval, bank · paper/test: 6 of 6 case-class pairs scored."
+    assert folded in table.notes, "rows of a run with the same counts share a line"
     cell = table.frame.iloc[0]["one-shot"]
     assert cell.startswith("0.800 [0.78") and cell.endswith("]")
     assert strategies_table(frame_of(rows(0.8))) is None
@@ -160,6 +162,58 @@ def test_a_run_beside_those_that_lack_a_part() -> None:
     }
     assert table.frame.iloc[0]["run"] == "full" and table.frame.iloc[0]["other"] == "0.300"
     assert parts_tables(frame, {one.name: one for one in runs[:2]}) == [], "one setting is a table of its own"
+
+
+def test_what_a_part_is_called() -> None:
+    sets = ("a", "b", "c", "d")
+    made = {"synthetic": '[["cells", 0.1], ["turn", 0.2]]'}
+    runs = [
+        facts("full", sets, **made),
+        facts("no d", sets[:3], **made),
+        facts("one", sets[:1], **made),
+        facts("turned", sets, synthetic='[["turn", 0.2]]'),
+        facts("turned more", sets, synthetic='[["turn", 0.3]]'),
+        facts("nothing made", sets, synthetic="[]"),
+    ]
+    frame = frame_of([row for run in runs for row in rows(0.5, run.name, "a")])
+    tables = {table.name: table.frame for table in parts_tables(frame, {one.name: one for one in runs})}
+    assert dict(zip(tables["parts_full"]["run"], tables["parts_full"]["change"], strict=True)) == {
+        "full": "none: the whole",
+        "no d": "without d",
+        "one": "1 training dataset",
+        "turned": "no made tasks of the kind cells",
+        "turned more": "made tasks: turn 0.3",
+        "nothing made": "no made tasks",
+    }
+
+
+def test_leaving_one_dataset_out() -> None:
+    runs = [
+        facts("all", ("brain", "heart", "liver")),
+        facts("no heart", ("brain", "liver")),
+        facts("no liver", ("brain", "heart")),
+        facts("liver alone", ("liver",)),
+        facts("other seed", ("brain", "liver"), seed="1"),
+    ]
+    dice = {
+        "all": {"brain": 0.6, "heart": 0.8, "liver": 0.7, "lung": 0.5},
+        "no heart": {"brain": 0.6, "heart": 0.3, "liver": 0.72, "lung": 0.4},
+        "no liver": {"brain": 0.5, "heart": 0.8, "liver": 0.2},
+        "liver alone": {"liver": 0.9},
+        "other seed": {"brain": 0.9},
+    }
+    frame = frame_of(
+        [row for run, each in dice.items() for name, value in each.items() for row in rows(value, run, name)]
+    )
+    tables = {table.name: table for table in left_out_tables(frame, {run.name: run for run in runs})}
+    assert sorted(tables) == ["left_out_all", "left_out_no_heart"]
+    assert set(tables["left_out_no_heart"].frame["run"]) == {"liver alone"}, "another seed is another setting"
+    lines = tables["left_out_all"].frame.set_index("left out")
+    assert list(lines.index) == ["heart", "liver"] and list(lines["run"]) == ["no heart", "no liver"]
+    assert list(lines.loc["heart"])[3:9] == ["0.800", "0.300", "0.650", "0.660", "0.500", "0.400"]
+    assert list(lines.loc["liver"])[3:] == ["0.700", "0.200", "0.700", "0.650", "", "", "", "", ""]
+    assert list(lines.loc["heart"])[9:] == ["+0.100", "[0.100, 0.100]", f"{2 / 2**6:.2g}"]
+    assert "as all was, on all of its datasets but one" in tables["left_out_all"].notes[0]
 
 
 def test_a_change_of_the_network_counts_once(tmp_path: Path) -> None:

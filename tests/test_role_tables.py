@@ -34,8 +34,16 @@ SPECS = {
 FACTS = {"all": RunFacts("all", ("trunk", "heart"), {}), "one": RunFacts("one", ("trunk",), {})}
 
 
-def rows(run: str, dataset: str, dice: float, strategy: str = "one-shot") -> list[Row]:
-    where = Origin(run, dataset, "paper/test", strategy)
+def rows(
+    run: str,
+    dataset: str,
+    dice: float,
+    strategy: str = "one-shot",
+    k: int | None = None,
+    draw: int | None = None,
+) -> list[Row]:
+    name = strategy if draw is None else f"{strategy}_k{k}_draw{draw}"
+    where = Origin(run, dataset, "paper/test", name, k, draw, strategy)
     return [Row(where, f"c{n}", f"s{n // 2}", "liver", dice + 0.01 * (n - 5.5), 10, 9) for n in range(12)]
 
 
@@ -58,17 +66,19 @@ def test_trained_on_or_not_is_decided_run_by_run(frame: pd.DataFrame) -> None:
     first = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
     assert first is not None
     lines = first.frame.set_index(["run", "strategy"])
-    assert list(first.frame.columns) == ["run", "split", "strategy", "heart", "trunk", "mean", "95 % CI"]
-    assert list(lines.loc[("all", "one-shot")])[1:4] == ["60.00", "80.00", "70.00"]
+    assert list(first.frame.columns) == [
+        *("run", "split", "strategy", "draws", "heart", "trunk", "mean", "95 % CI")
+    ]
+    assert list(lines.loc[("all", "one-shot")])[1:5] == ["", "60.00", "80.00", "70.00"]
     assert lines.loc[("all", "one-shot"), "95 % CI"].startswith("[6")
-    assert list(lines.loc[("one", "one-shot")])[1:] == ["", "70.00", "", ""], "no mean hides a gap"
-    assert list(lines.loc[("nnU-Net", "other-tool")])[1:4] == ["", "90.00", ""]
+    assert list(lines.loc[("one", "one-shot")])[2:] == ["", "70.00", "", ""], "no mean hides a gap"
+    assert list(lines.loc[("nnU-Net", "other-tool")])[2:5] == ["", "90.00", ""]
     assert lines.loc[("baseline", "everything is foreground"), "trunk"] == "6.00"
     second = role_table(HELD_OUT, frame, FACTS, SPECS)
     assert second is not None
     # For `all` the liver is known from MR only; for `one` the heart is new.
     columns = ["heart (new classes)", "trunk_ct (new modality)"]
-    assert list(second.frame.columns)[3:5] == columns
+    assert list(second.frame.columns)[4:6] == columns
     lines = second.frame.set_index("run")
     assert list(lines.loc["one", columns]) == ["20.00", ""] and list(lines.loc["all", columns]) == [
         "",
@@ -77,6 +87,39 @@ def test_trained_on_or_not_is_decided_run_by_run(frame: pd.DataFrame) -> None:
     assert lines.loc["nnU-Net", columns[1]] == "10.00"
     assert "baseline" not in lines.index
     assert role_table(HELD_OUT, frame_of(rows("all", "trunk", 0.5)), FACTS, SPECS) is None
+
+
+def test_a_row_has_all_draws_of_a_strategy() -> None:
+    drawn = {
+        ("trunk", 0): 0.80,
+        ("trunk", 1): 0.84,
+        ("trunk", 2): 0.76,
+        ("heart", 0): 0.60,
+        ("heart", 1): 0.70,
+    }
+    frame = frame_of(
+        [
+            *(
+                row
+                for (name, draw), dice in drawn.items()
+                for row in rows("all", name, dice, "tuning", 3, draw)
+            ),
+            *rows("all", "trunk", 0.80, "tuning", 5, 0),
+            *(row for name in ("trunk", "heart") for row in rows("all", name, 0.5, "bank")),
+        ]
+    )
+    table = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
+    assert table is not None
+    lines = table.frame.set_index("strategy").drop(columns=["run", "split"])
+    assert list(lines.index) == ["tuning, k = 3", "tuning, k = 5", "bank", "Iris", "nnUNet"]
+    # 80, 84, 76: deviation 4; 60, 70: sqrt(50). Of draws 0 and 1 the datasets' means are 70 and 77: sqrt(24.5).
+    assert list(lines.loc["tuning, k = 3"])[:4] == ["2 to 3", "65.00 ± 7.07", "80.00 ± 4.00", "72.50 ± 4.95"]
+    assert list(lines.loc["tuning, k = 5"]) == ["1", "", "80.00", "", ""]
+    assert list(lines.loc["bank"])[:4] == ["", "50.00", "50.00", "50.00"]
+    assert "all · tuning, k = 3 · paper/test: 60 of 60 case-class pairs scored." in table.notes
+    # The interval is of the mean over draws, by subjects: no wider than the subjects' own spread of 2 points.
+    low, high = (float(part) for part in lines.loc["tuning, k = 3", "95 % CI"].strip("[]").split(", "))
+    assert 69 < low < 72.5 < high < 76
 
 
 def test_the_papers_figures_stand_in_their_own_column_only(frame: pd.DataFrame) -> None:

@@ -293,7 +293,7 @@ def test_written_tables(tmp_path: Path) -> None:
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == [
         "# Results",
-        "## All datasets, Dice",
+        "## All datasets, draw by draw, Dice",
         "## hearts",
         "## toy",
         "## In-distribution (the paper's Table 1)",
