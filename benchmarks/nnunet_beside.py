@@ -67,6 +67,11 @@ class Beside:
         return self.out / f"masks_{self.minutes:g}_minutes"
 
     @property
+    def method(self) -> str:
+        """The name of its rows: what one budget made must not stand beside what another made as if it were one."""
+        return f"nnU-Net_{self.minutes:g}_min"
+
+    @property
     def our_folders(self) -> list[str]:
         return ["--root", str(self.root), *(["--raw", str(self.raw)] if self.raw else [])]
 
@@ -161,9 +166,9 @@ def predict(beside: Beside, exported: Exported, images: Path, masks: Path) -> No
 
 
 def evaluate(beside: Beside, name: str, masks: Path, *how: str) -> None:
-    """The masks' rows in our tables, under the method nnU-Net."""
+    """The masks' rows in our tables, under a method that says the budget."""
     place = ("-p", str(masks), "-d", name)
-    print(beside.call("iris_evaluate", "--method", "nnU-Net", *how, *place, *beside.our_folders))
+    print(beside.call("iris_evaluate", "--method", beside.method, *how, *place, *beside.our_folders))
 
 
 def run_dataset(beside: Beside, name: str) -> None:

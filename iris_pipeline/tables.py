@@ -332,7 +332,7 @@ def count_notes(groups: Iterable[tuple[tuple[str, str, str], pd.DataFrame]]) -> 
         if run != BASELINE_RUN:
             told.setdefault((run, split, count_pairs(rows).sentence()), []).append(strategy)
     return [
-        f"{row_name((run, split, ', '.join(strategies)))}: {sentence}."
+        f"{row_name((run, split, '; '.join(strategies)))}: {sentence}."
         for (run, split, sentence), strategies in told.items()
     ]
 

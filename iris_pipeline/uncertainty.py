@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -58,13 +59,15 @@ def bootstrap_draws(
     scored = rows[rows[measure].notna()]
     if scored.empty:
         return np.empty(0)
-    keys = [subject_of(scored), scored["class"]]
-    sums = scored.groupby(keys)[measure].sum().unstack().fillna(0.0).to_numpy()
-    counts = scored.groupby(keys)[measure].size().unstack().fillna(0).to_numpy()
-    subjects = len(sums)
+    names, of_subject = np.unique(subject_of(scored).to_numpy(dtype=object), return_inverse=True)
+    classes, of_class = np.unique(scored["class"].to_numpy(dtype=object), return_inverse=True)
+    subjects = len(names)
     if subjects < 2:
         return np.empty(0)
-    times = np.random.default_rng(seed).multinomial(subjects, np.full(subjects, 1 / subjects), resamples)
+    sums, counts = np.zeros((2, subjects, len(classes)))
+    np.add.at(sums, (of_subject, of_class), scored[measure].to_numpy())
+    np.add.at(counts, (of_subject, of_class), 1)
+    times = _times_drawn(subjects, seed, resamples)
     with np.errstate(invalid="ignore"):
         means = (times @ sums) / (
             times @ counts
@@ -73,6 +76,12 @@ def bootstrap_draws(
         warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any score is NaN and left out below
         drawn = np.nanmean(means, axis=1)
     return drawn[~np.isnan(drawn)]
+
+
+@lru_cache(maxsize=64)
+def _times_drawn(subjects: int, seed: int, resamples: int) -> np.ndarray:
+    """[resamples, subjects]: how often each is drawn; the same for every row of as many subjects."""
+    return np.random.default_rng(seed).multinomial(subjects, np.full(subjects, 1 / subjects), resamples)
 
 
 def bootstrap_mean(rows: pd.DataFrame, measure: str = "dice", seed: int = 0) -> Interval:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from iris_pipeline.cli.tables import benchmark_main, tables_main
 from iris_pipeline.rows import Origin, Row, write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+EVALUATIONS = "results/**/evaluation"
 MEASURES = {"iou": 0.5, "nsd": 0.9, "tolerance_mm": 2.0, "hd95_mm": 3.0, "volume_error_ml": -1.0}
 
 
@@ -67,16 +67,21 @@ def test_every_table_that_the_runs_fill(root: Path, capsys: pytest.CaptureFixtur
     assert "'ten' fits 2 of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "folder",
+    sorted({str(found.parents[1].relative_to(REPOSITORY)) for found in REPOSITORY.glob(EVALUATIONS)}),
+)
 def test_the_tables_of_the_committed_results_can_be_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
 ) -> None:
-    for run in sorted((REPOSITORY / "results").glob("*/evaluation")):
-        shutil.copytree(run, tmp_path / "results" / run.parent.name / "evaluation")
-        for record in run.parent.glob("run.json"):
-            shutil.copy(record, tmp_path / "results" / run.parent.name)
-    assert tables_main(["--root", str(tmp_path)]) == 0
+    assert (
+        tables_main(["--results", str(REPOSITORY / folder), "-o", str(tmp_path), "--root", str(tmp_path)])
+        == 0
+    )
     said = capsys.readouterr().out
-    assert "## Table 1: in-distribution" in said and "Written: " in said
+    assert "## Table 1: in-distribution" in said and f"Written: {tmp_path / 'tables.md'}" in said
+    runs = {path.parents[1].name for path in (REPOSITORY / folder).glob("*/evaluation/*.csv")}
+    assert all(f"| {run} " in said for run in runs)
 
 
 @pytest.mark.parametrize(

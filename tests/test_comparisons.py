@@ -48,7 +48,7 @@ def test_strategies_stand_side_by_side() -> None:
     assert table is not None
     assert list(table.frame.columns) == ["run", "split", "dataset", "one-shot", "object-retrieval", "bank"]
     assert len(table.frame) == 1, "other has one strategy only"
-    folded = "night · object-retrieval, bank · paper/test: 6 of 6 case-class pairs scored."
+    folded = "night · object-retrieval; bank · paper/test: 6 of 6 case-class pairs scored."
     assert folded in table.notes, "rows of a run with the same counts share a line"
     cell = table.frame.iloc[0]["one-shot"]
     assert cell.startswith("0.800 [0.78") and cell.endswith("]")

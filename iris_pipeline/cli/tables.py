@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from iris_pipeline.checkpoint import load_model
@@ -33,7 +34,7 @@ def tables_main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="iris_tables",
-        description="Result tables of all runs under results/, as Markdown, CSV and LaTeX.",
+        description="Result tables of all runs in a folder, as Markdown, CSV and LaTeX.",
     )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="only these runs (default: all that were evaluated)"
@@ -46,7 +47,12 @@ def tables_main(argv: list[str] | None = None) -> int:
         metavar=("A", "B"),
         help="test two rows, each RUN or RUN/STRATEGY, subject by subject; may be given again",
     )
-    parser.add_argument("-o", metavar="OUT", help="folder of tables.md and tables/ (default: results/)")
+    parser.add_argument(
+        "--results", metavar="FOLDER", help="folder that holds the runs (default: results/ under the root)"
+    )
+    parser.add_argument(
+        "-o", metavar="OUT", help="folder of tables.md and tables/ (default: the one that holds the runs)"
+    )
     parser.add_argument("--root", help=ROOT_HELP)
     arguments = parser.parse_args(argv)
     return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
@@ -54,6 +60,8 @@ def tables_main(argv: list[str] | None = None) -> int:
 
 def _tables_command(arguments: argparse.Namespace, line: str) -> int:
     root = Root.resolve(arguments.root)
+    if arguments.results:
+        root = replace(root, results=Path(arguments.results).expanduser())
     tables = all_tables(root, arguments.runs or None, arguments.compare)
     out = Path(arguments.o) if arguments.o else root.results
     out.mkdir(parents=True, exist_ok=True)
