@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
 from preprocessing.findings import check_field, check_grey_values
+from preprocessing.lock import only_run_in
 from preprocessing.volume import Volume
 
 
@@ -41,6 +42,8 @@ class Judge(Protocol):
 
     def again(self, former: Sequence[Judgement]) -> list[Judgement]: ...
 
+
+TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
 LOG = "predict.log"
 CLASSES = "classes.json"
@@ -123,7 +126,7 @@ def predict_folder(
 
 def predict_cases(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]],
+    task_of: TasksOf,
     inputs: Sequence[InputCase],
     out: Path,
     options: InferenceOptions,
@@ -139,11 +142,12 @@ def predict_cases(
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
     Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value),
-    OUT/predict.json (what the results were made from) and OUT/predict.log; with `judge`, which tells how good
-    each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs, as
+    OUT/predict.json (what the results were made from, by which precisions) and OUT/predict.log; with `judge`, which
+    tells how good each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs, as
     the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
     PredictionError if they were made from something else than model, options and `made_from` of this call (with
-    `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input.
+    `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input. LockError while
+    another run writes there.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -165,25 +169,54 @@ def predict_cases(
         **made_from,
     }
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
-    _make_way(out, identity, inputs, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / CLASSES, dict(classes))
-    write_json(out / RECORD, {"schema_version": 1, "made_from": identity, **(remarks or {})})
-    former = read_judgements(out / TABLE) if judge is not None else []
-    if judge is not None and former:
-        write_judgements(out / TABLE, judge.again(former))
-    verdicts = []
-    for case in (
-        bar := tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
-    ):
+    with only_run_in(out, "wait until it has ended, or give another -o"):
+        _make_way(out, identity, inputs, overwrite)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / CLASSES, dict(classes))
+        all_there = not overwrite and all(_is_there(out, case, wishes) for case in inputs)
+        precisions = _precisions(out, options, all_there)
+        record = {"schema_version": 1, "made_from": identity, "precisions": precisions}
+        write_json(out / RECORD, record | dict(remarks or {}))
+        former = read_judgements(out / TABLE) if judge is not None else []
+        if judge is not None and former:
+            write_judgements(out / TABLE, judge.again(former))
+        return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
+
+
+def _predict_all(
+    loaded: LoadedModel,
+    task_of: TasksOf,
+    inputs: Sequence[InputCase],
+    out: Path,
+    options: InferenceOptions,
+    wishes: _Wishes,
+) -> Iterator[Verdict]:
+    """One after the other, with a bar, and a line each in the log."""
+    progress = wishes.progress
+    bar = tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
+    for case in bar:
         bar.set_postfix_str(case.id)
         verdict = _predict_one(loaded, task_of, case, out, options, wishes)
-        verdicts.append(verdict)
         line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
         append_log(out / LOG, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
         if verdict.why and progress:
             tqdm.write(line)
-    return verdicts
+        yield verdict
+
+
+def _precisions(out: Path, options: InferenceOptions, all_there: bool) -> list[str]:
+    """By which precisions the results of a folder were made, this call's among them unless it makes none.
+
+    A record and no part of the identity: `--precision auto` may choose otherwise tomorrow, and a nightly job must not
+    stop at that; masks differ by less than by anything else that is asked of them.
+    """
+    try:
+        former = json.loads((out / RECORD).read_text(encoding="utf-8")).get("precisions", [])
+    except (OSError, ValueError, AttributeError):
+        former = []
+    there = any(out.glob(f"[!.]*{ENDING}"))
+    known = {str(name) for name in former} if there and isinstance(former, list) else set()
+    return sorted(known if all_there else known | {"bf16" if options.autocast else "fp32"})
 
 
 def _make_way(out: Path, identity: Mapping[str, Any], inputs: Sequence[InputCase], overwrite: bool) -> None:
@@ -233,7 +266,7 @@ class _Wishes:
 
 def _predict_one(
     loaded: LoadedModel,
-    task_of: Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]],
+    task_of: TasksOf,
     case: InputCase,
     out: Path,
     options: InferenceOptions,

@@ -150,7 +150,8 @@ class _Tutor:
             begin = ensemble([tasks[i] for i in others])
             missing = [name for name in self.task.class_names if name not in begin.class_names]
             if missing:  # no other reference shows them: they are tuned with the rest, but cannot be judged
-                begin = ensemble([begin, self.task.select(missing)]).select(self.task.class_names)
+                begin = ensemble([begin, self.task.select(missing)])
+            begin = begin.select(self.task.class_names)  # in the order of the masks that it is judged by
             judges = self.judging(held, augmented=False)
             _, steps, before, after = self.descend(
                 (begin.tokens, head), [references[i] for i in others], judges, steps, progress

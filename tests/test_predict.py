@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from iris_pipeline.predict import (
     raise_for_refused,
 )
 from iris_pipeline.task import TaskEmbedding
-from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.errors import LockError, PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
+from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.source import FileSource
 
@@ -215,6 +217,38 @@ def test_existing_results_are_skipped_unless_overwritten(folder: Path) -> None:
     verdicts = predict_folder(loaded_with(model), task, cases, folder / "out", overwrite=True, progress=False)
     assert [v.status for v in verdicts] == ["done", "done"]
     assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns > before
+
+
+def test_the_record_says_by_which_precisions_masks_were_made(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    cases = [case for case in cases_of(folder) if case.id in "ab"]
+
+    def predict(chosen: list[InputCase], autocast: bool, overwrite: bool = False) -> list[str]:
+        options = InferenceOptions(autocast=autocast)
+        out = folder / "out"
+        predict_folder(loaded_with(model), task, chosen, out, options, overwrite=overwrite, progress=False)
+        return json.loads((out / "predict.json").read_text(encoding="utf-8"))["precisions"]
+
+    assert predict(cases[:1], False) == ["fp32"]
+    assert predict(cases[:1], True) == ["fp32"], "there was nothing to make"
+    assert predict(cases, True) == ["bf16", "fp32"], "the second case only"
+    assert predict(cases[:1], True, overwrite=True) == ["bf16", "fp32"], "the second is still there"
+    shutil.rmtree(folder / "out")
+    assert predict(cases, True) == ["bf16"]
+
+
+def test_one_run_at_a_time_writes_into_a_folder(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    with (
+        only_run_in(folder / "out", "wait"),
+        pytest.raises(LockError, match=r"Another run works in .*out \(process .*give another -o\."),
+    ):
+        predict_folder(loaded_with(model), task, cases_of(folder)[:1], folder / "out", progress=False)
+    assert not (folder / "out").exists()
+    predict_folder(loaded_with(model), task, cases_of(folder)[:1], folder / "out", progress=False)
+    assert (folder / "out" / "a.nii.gz").is_file() and not (folder / "out" / ".lock").exists()
 
 
 def test_results_of_two_tasks_or_settings_are_not_mixed(folder: Path) -> None:

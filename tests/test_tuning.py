@@ -72,6 +72,39 @@ def test_one_reference_is_judged_by_augmented_copies() -> None:
         )
 
 
+def test_the_judge_asks_for_the_classes_in_the_order_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, both = tiny_model(), blob_reference(1)
+    names = list(CLASSES)
+    second, first = (
+        blob_reference(
+            seed,
+            classes={name: CLASSES[name]},
+            labels=np.where(draw_blobs(seed)[1] == CLASSES[name], CLASSES[name], 0),
+        )
+        for seed, name in ((2, names[1]), (3, names[0]))
+    )
+    references = [
+        both,
+        second,
+        first,
+    ]  # the others, without their judge, name the classes the other way round
+    tasks = tasks_of(loaded, references)
+    begun = []
+    descend = tuning._Tutor.descend
+
+    def spy(self, start, references, judges, steps, progress):  # type: ignore[no-untyped-def]
+        if judges:
+            begun.append([level.clone() for level in start[0]])
+        return descend(self, start, references, judges, steps, progress)
+
+    monkeypatch.setattr(tuning._Tutor, "descend", spy)
+    task = tune(loaded, references, tasks, settings=QUICK)
+    assert list(task.class_names) == names and task.tuned[0].judged_by == "held-out reference"
+    assert ensemble(tasks[1:]).class_names == tuple(reversed(names))
+    for level, one, other in zip(begun[0], tasks[2].tokens, tasks[1].tokens, strict=True):
+        assert torch.allclose(level, torch.cat([one, other], dim=1))
+
+
 def large_reference(seed: int) -> PreparedReference:
     """Both blobs in a volume that holds sixteen patches."""
     image, labels = draw_blobs(seed, (96, 64, 64))
