@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from iris_pipeline.cli._common import at_least_one
 from iris_pipeline.nnunet_export import dataset_name
 from iris_pipeline.predict_split import reference_ids
 from iris_pipeline.references import candidates_of, draw_references
@@ -64,12 +65,13 @@ class Beside:
 
     @property
     def masks(self) -> Path:
-        return self.out / f"masks_{self.minutes:g}_minutes"
+        return self.out / f"masks_{self.minutes:g}_minutes{'_tta' if self.tta else ''}"
 
     @property
     def method(self) -> str:
-        """The name of its rows: what one budget made must not stand beside what another made as if it were one."""
-        return f"nnU-Net_{self.minutes:g}_min"
+        """The name of its rows: what one budget made must not stand beside what another made as if it were one; nor
+        what was mirrored in prediction beside what was not."""
+        return f"nnU-Net_{self.minutes:g}_min{'_tta' if self.tta else ''}"
 
     @property
     def our_folders(self) -> list[str]:
@@ -239,7 +241,10 @@ def main() -> int:
     )
     few = parser.add_mutually_exclusive_group()
     few.add_argument(
-        "--references", type=int, metavar="K", help="train on K drawn references of each dataset alone"
+        "--references",
+        type=at_least_one,
+        metavar="K",
+        help="train on K drawn references of each dataset alone",
     )
     few.add_argument("--trained-on", metavar="NAME", help="train on this dataset, test on the others named")
     parser.add_argument(

@@ -30,16 +30,24 @@ import numpy as np
 from preprocessing.adapters import Case
 from preprocessing.case import check_same_grid
 from preprocessing.errors import ExportError, RawDataError
-from preprocessing.files import file_digest, text_digest, write_text
+from preprocessing.files import discard, file_digest, temporary_name, text_digest, write_text
+from preprocessing.lock import FILE as LOCK
+from preprocessing.lock import only_run_in
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import FOLDS, DatasetSpec
 from preprocessing.splits import Split
 from preprocessing.store import Store
-from preprocessing.volume import Volume, write_volume
+from preprocessing.volume import GZIP_MAGIC, Volume, write_volume
 
 RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
 RECORD = "iris_export.json"
+WAIT = "wait until it has ended, then run this command again"
+ENDINGS = {
+    **dict.fromkeys(("imagesTr", "imagesTs"), "_0000.nii.gz"),
+    **dict.fromkeys(("labelsTr", "labelsTs"), ".nii.gz"),
+}
+"""How the files of an export end, by folder."""
 FIRST_NUMBER = 501
 LONGEST_NAME = 100  # letters; file systems take 255 for a folder's name, with what nnU-Net adds
 CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
@@ -82,11 +90,12 @@ def export_dataset(
 ) -> Export:
     """Write the dataset of `store` from its raw cases (`find_cases`); files that are there already are kept.
 
+    overwrite: the files of a former export are removed first, those of cases that it no longer has among them.
     references: train on these cases alone, so that a held-out dataset can be exported too; number: nnU-Net's, by
     default that of a former export of the same name, else the first free one from 501 on. Raises ExportError for a
     held-out dataset without references, for a reference that the store lacks or that is a test case of a dataset
     with a train part, if a raw file is missing, if the number belongs to another dataset, or if the folder holds an
-    export of other cases, classes or splits.
+    export of other cases, classes or splits; LockError while another export writes there.
     """
     manifest = store.manifest
     splits = _splits_of_references(store, references) if references else manifest.splits
@@ -116,8 +125,6 @@ def export_dataset(
         "sources": {case: _source(raw[case]) for case in sorted(needed)},
     }
     _check_former(folder, identity, overwrite)
-    (folder / "dataset.json").unlink(missing_ok=True)  # it comes last: its presence says that all is there
-    _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
     test = set(splits["paper"]["test"])
     table = _renumbering(manifest.classes, values)
     jobs = [
@@ -130,9 +137,14 @@ def export_dataset(
         )
         for case in needed
     ]
-    done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
-    _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
-    _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
+    with only_run_in(folder, WAIT):
+        # It comes last: its presence says that all is there.
+        (folder / "dataset.json").unlink(missing_ok=True)
+        _remove_former(folder, overwrite)
+        _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
+        done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
+        _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
+        _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
     return Export(
         folder.name,
         splits["paper"],
@@ -237,7 +249,7 @@ def _source(case: Case) -> str:
 
 def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
     path = folder / RECORD
-    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+    if overwrite or not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
         return
     try:
         former = json.loads(path.read_text(encoding="utf-8"))["made_from"]
@@ -248,6 +260,18 @@ def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) ->
             f"{folder} was made from other scans, classes or splits than those of now: give --overwrite to make it "
             "anew, or another -o."
         )
+
+
+def _remove_former(folder: Path, overwrite: bool) -> None:
+    """Left-overs of killed writers, which nnU-Net would take for cases; with `overwrite` every case.
+
+    Those that will be written again too: a run broken off must not leave a former scan that the next one keeps.
+    """
+    for name, ending in ENDINGS.items():
+        for path in sorted((folder / name).glob("*")):
+            unfinished = path.name.startswith(".") and ".part" in path.name
+            if unfinished or (overwrite and path.name.endswith(ending)):
+                path.unlink()
 
 
 def _export_case(job: _Job) -> bool:
@@ -279,21 +303,27 @@ def _renumbering(classes: Mapping[str, int], values: Mapping[str, int]) -> tuple
 
 
 def _is_plain_nifti(image: Source) -> bool:
-    """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm, nothing to mend."""
+    """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm, nothing to mend.
+
+    Compressed in truth: our reader takes a plain file named .nii.gz, nnU-Net's does not.
+    """
     if not isinstance(image, FileSource) or not image.path.name.endswith(".nii.gz"):
         return False
+    with image.path.open("rb") as stream:
+        if stream.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
+            return False
     header = nib.load(image.path).header
     return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] in ("mm", "unknown")
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = temporary_name(target, ".part")
     try:
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small file helpers: JSON with a schema version, atomic writes, digests, a plain log."""
+"""Small file helpers: JSON with a schema version, atomic writes, digests, a plain log, what the system refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from preprocessing.errors import IrisError
 
 Model = TypeVar("Model", bound=BaseModel)
+UNUSABLE = (IrisError, OSError, MemoryError)
+"""What reading one case may raise without costing the others; `refusal` says it in a sentence."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,9 +28,23 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """The same for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary = temporary_name(path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        discard(temporary)
+
+
+def temporary_name(path: Path, ending: str = ".tmp") -> Path:
+    """A hidden name beside `path` for what is being written; another process that writes the same has its own."""
+    return path.with_name(f".{path.name}.{os.getpid()}{ending}")
+
+
+def discard(path: Path) -> None:
+    """Remove a file if it is there; where that fails, what made it unwanted is the error to be told."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def save_json(path: Path, model: BaseModel) -> None:
@@ -80,6 +97,22 @@ def file_digest(paths: Iterable[Path | None]) -> str:
                     while block := stream.read(1 << 20):
                         digest.update(block)
     return digest.hexdigest()
+
+
+def refusal(error: BaseException, whose: str) -> str:
+    """One sentence on why something of `whose` (a case, a dataset) cannot be used: `error` is one of UNUSABLE."""
+    if isinstance(error, MemoryError):
+        return (
+            f"{whose} needs more memory than is free: make some free or give fewer --workers, then run again; its "
+            "files may be sound."
+        )
+    if isinstance(error, OSError):
+        place = error.filename or f"A file of {whose[:1].lower() + whose[1:]}"
+        return (
+            f"{place} cannot be read or written ({error.strerror or error}): mend its permissions, or make room "
+            "where the disk is full, then run again."
+        )
+    return str(error)
 
 
 def append_log(path: Path, text: str) -> None:

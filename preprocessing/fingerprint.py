@@ -20,8 +20,8 @@ from scipy import ndimage
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import check_same_grid
 from preprocessing.choose import choose_specs
-from preprocessing.errors import IrisError, LabelValueError, RawDataError
-from preprocessing.files import append_log, file_digest, load_json, save_json, text_digest
+from preprocessing.errors import LabelValueError, RawDataError
+from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
@@ -121,9 +121,9 @@ def fingerprint_dataset(
 ) -> Fingerprint:
     """Measure every case under `raw` (the dataset's own folder) over several processes.
 
-    With `folder` (preprocessed/<dataset>) the result is written to fingerprint.json there; cases whose files
-    are unchanged since the last, maybe broken, run are not read again. Without it nothing is written. A case
-    that cannot be used is a verdict, not an error; RawDataError or SpecError only where no case can be
+    With `folder` (preprocessed/<dataset>) the result is written to fingerprint.json there; usable cases whose
+    files are unchanged since the last, maybe broken, run are not measured again. Without it nothing is written.
+    A case that cannot be used is a verdict, not an error; RawDataError or SpecError only where no case can be
     listed.
     """
     cases = find_cases(raw, spec)
@@ -175,18 +175,22 @@ def load_fingerprint(folder: Path) -> Fingerprint:
 def measure_case(
     case: Case, spec: DatasetSpec, known: CasePrint | None = None, reference: bool = False
 ) -> CasePrint:
-    """Read one case and say what it is; an IrisError in it becomes the verdict 'refused' with its sentence.
+    """Read one case and say what it is; what keeps it from being read becomes the verdict 'refused' with a sentence.
 
-    `known`, what an earlier run found, is handed back where the files still have the same bytes. reference: the case
-    is given to show a task; sentences then speak of its classes.json, since there is no specification to correct.
+    `known`, what an earlier run found, is handed back where it could be used and the files still have the same bytes.
+    reference: the case is given to show a task; sentences then speak of its classes.json, since there is no
+    specification to correct.
     """
-    digest = case_digest(case)
-    if known is not None and known.digest == digest and known.subject == case.subject:
-        return known
+    digest = ""
     try:
+        digest = case_digest(case)
+        # What was refused is tried again: the reason may have been the machine's (memory, permissions).
+        if known is not None and known.accepted and (known.digest, known.subject) == (digest, case.subject):
+            return known
         return _measure_readable(case, spec, digest, reference)
-    except IrisError as error:
-        return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=str(error), digest=digest)
+    except UNUSABLE as error:
+        why = refusal(error, f"Case {case.id}")
+        return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=why, digest=digest)
 
 
 def case_digest(case: Case) -> str:
@@ -320,12 +324,12 @@ def _known_cases(folder: Path, spec_digest: str) -> dict[str, CasePrint]:
     except RawDataError:
         pass
     partial = folder / PARTIAL
-    lines = partial.read_text(encoding="utf-8").splitlines() if partial.is_file() else []
+    # The last line may have been cut by the end of the process, inside a letter of several bytes too.
+    lines = partial.read_text(encoding="utf-8", errors="replace").splitlines() if partial.is_file() else []
     if not lines or lines[0] != spec_digest:
         partial.unlink(missing_ok=True)
         return known
     for line in lines[1:]:
-        # The last line may have been cut by the end of the process.
         try:
             case = CasePrint.model_validate_json(line)
         except ValidationError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
-from preprocessing.files import append_log, save_json, text_digest
+from preprocessing.files import UNUSABLE, append_log, refusal, save_json, text_digest
 from preprocessing.fingerprint import (
     LOG,
     WAIT,
@@ -68,10 +69,11 @@ def plan_and_preprocess(
 ) -> list[CaseVerdict]:
     """All stages for the datasets that `names` choose (see `choose_specs`); returns one verdict a case.
 
-    A refused case stops nothing, and neither does an unknown name or a dataset that cannot be done: the
-    others are finished first, then the error is raised (all sentences, where there are several). PlanError
-    where a store of another plan is there and `overwrite` is not set, LockError where another run works on a
-    dataset. `report` gets the verdicts of each dataset as it ends.
+    A refused case stops nothing, and neither does an unknown name or a dataset that cannot be done (one whose
+    files the system refuses among them: RawDataError): the others are finished first, then the error is
+    raised (all sentences, where there are several). PlanError where a store of another plan is there and
+    `overwrite` is not set, LockError where another run works on a dataset. `report` gets the verdicts of each
+    dataset as it ends.
     """
     verdicts: list[CaseVerdict] = []
     specs, unknown = known_specs(names, raw_root)
@@ -87,10 +89,14 @@ def plan_and_preprocess(
                 mine = fill_store(raw, folder, spec, fingerprint, plan, workers=workers, progress=progress)
         except LockError as error:  # the log there is the other run's
             failures.append(error)
-        except (PlanError, RawDataError, SpecError) as error:
-            failures.append(error)
-            if folder.is_dir():
-                append_log(folder / LOG, f"failed: {error}")
+        except BrokenPipeError:  # nobody reads what we say any more: this ends the command, not one dataset
+            raise
+        except (PlanError, RawDataError, SpecError, OSError) as error:
+            told = refusal(error, f"Dataset {spec.name}")
+            failures.append(RawDataError(told) if isinstance(error, OSError) else error)
+            with suppress(OSError):  # it may be this folder that cannot be written
+                if folder.is_dir():
+                    append_log(folder / LOG, f"failed: {told}")
         verdicts += mine
         if report and mine:
             report(mine)
@@ -178,8 +184,8 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
             labels=case.labels.read_labels(),
             intensity_offset=plan.intensity_offset,
         )
-    except IrisError as error:
-        return case.id, str(error)
+    except UNUSABLE as error:
+        return case.id, refusal(error, f"Case {case.id}")
     if prepared.labels is None:
         raise RuntimeError("preprocess_case gave no labels although it got some")
     depth, height, width = prepared.image.shape
@@ -208,6 +214,8 @@ def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
 
 def _remove_strangers(folder: Path, known: set[str]) -> None:
     """Left-overs of killed writers and of cases that are gone: a store holds only what its manifest lists."""
+    for path in folder.glob(".*.tmp"):  # their names hold the number of a process that is gone
+        path.unlink()
     if not (folder / CASES).is_dir():
         return
     wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}

@@ -26,6 +26,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import RawDataError
+from preprocessing.files import discard, temporary_name
 from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file
 
 # nibabel prints remarks on odd headers; what has to be said our one sentence says
@@ -154,12 +155,12 @@ def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None
     if scale is not None:
         image.header.set_slope_inter(scale, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part{ending}")
+    temporary = temporary_name(path, f".part{ending}")
     try:
         nib.save(image, temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def orientation_conflict(path: Path) -> str | None:
@@ -285,7 +286,9 @@ def _from_nifti(
                 array = np.asarray(image.dataobj).reshape(image.shape[:3], order="F")
             while stream.read(1 << 20):  # only at its end does gzip compare the checksum
                 pass
-        except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+        except MemoryError as error:
+            raise _too_large(path, image) from error
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise damaged(path, error) from error
     header = _in_mm(image.header)
     return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
@@ -302,11 +305,23 @@ def _one_frame(
         )
     try:
         array = np.asarray(image.dataobj[..., frame])
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+    except MemoryError as error:
+        raise _too_large(path, image) from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise damaged(path, error) from error
     header = _in_mm(image.header)
     header.set_data_shape(image.shape[:3])
     return array.transpose(2, 1, 0), np.asarray(header.get_best_affine(), dtype=float), header
+
+
+def _too_large(path: Path, image: nib.Nifti1Image) -> RawDataError:
+    """Memory was short: mostly nothing is wrong with the file, but a damaged header may ask for anything."""
+    shape = " x ".join(map(str, image.shape))
+    megabytes = np.prod(image.shape, dtype=float) * image.get_data_dtype().itemsize / 2**20
+    return RawDataError(
+        f"{path} needs more memory than is free ({megabytes:.0f} MiB for the {shape} voxels that its header tells): "
+        "make some free or give fewer --workers, then run again; if it should be smaller, copy it again."
+    )
 
 
 def _in_mm(header: nib.Nifti1Header) -> nib.Nifti1Header:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TinyRaw
 
+from iris_pipeline.cli import prepare
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
 from preprocessing import fingerprint, plan, run
 from preprocessing.options import ending
@@ -67,6 +68,28 @@ def test_check_goes_on_behind_a_dataset_whose_cases_cannot_be_listed(
     assert printed.err.count("\n") == 1 and "la2018/imagesTr holds no image" in printed.err
     assert check_main([str(raw), "-d", "tiny", "upstream", *FEW]) == 1
     assert capsys.readouterr().out.count("tiny: ") == 1, "named twice, checked once"
+
+
+def test_check_goes_on_behind_a_dataset_that_the_system_refuses(
+    tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(tiny_raw.root, raw)
+    shutil.copy(tiny_raw.spec_path, raw / "tiny.yaml")
+    (raw / "la2018").mkdir()
+    real = prepare.check_dataset
+
+    def refusing(folder: Path, *more: object, **options: object) -> object:
+        if folder.name == "la2018":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prepare, "check_dataset", refusing)
+    assert check_main([str(raw), "-d", "all", *FEW]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "tiny: 5 ok, 0 repaired, 0 refused"
+    told = f"Error: {raw / 'la2018'} cannot be read or written (Permission denied): mend its permissions"
+    assert printed.err.startswith(told) and printed.err.count("\n") == 1
 
 
 def test_plan_and_preprocess_finishes_the_good_cases_and_exits_with_1(

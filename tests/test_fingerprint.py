@@ -202,6 +202,72 @@ def test_a_broken_run_goes_on_where_it_stopped(
     assert (tmp_path / "x" / module.FILE).read_bytes() == whole_bytes
 
 
+def test_a_partial_file_cut_inside_a_letter_is_resumed(tiny_raw: TinyRaw, tmp_path: Path) -> None:
+    whole = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, workers=1, progress=False)
+    cut = (whole.spec_digest + '\n{"id":"s1_ü').encode()[:-1]  # of the two bytes of ü one was written
+    (tmp_path / module.PARTIAL).write_bytes(cut)
+    made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    assert made == whole and load_fingerprint(tmp_path) == whole
+
+
+@pytest.mark.parametrize("part", ["image", "labels"])
+def test_a_file_that_may_not_be_read_costs_its_case_alone(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """As with mode 000; and once it may be read the case is taken up."""
+    closed = tiny_raw.dataset / ("imagesTr" if part == "image" else "labelsTr") / "s2_a.nii.gz"
+    real = Path.open
+
+    def refusing(path: Path, *how: object, **more: object) -> object:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *how, **more)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as shut:
+        shut.setattr(Path, "open", refusing)
+        made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    verdicts = {each.case: each for each in verdicts_of(made)}
+    assert [case for case, each in verdicts.items() if each.verdict == "refused"] == ["s2_a"]
+    assert verdicts["s2_a"].why.startswith(f"{closed} cannot be read or written (Permission denied): mend")
+    again = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    assert [case.verdict for case in again.cases] == ["ok"] * 5
+
+
+@pytest.mark.parametrize("where", ["while reading", "while measuring"])
+def test_want_of_memory_is_no_damage_and_is_not_kept(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    read: list[str] = []
+    real_array, real_measure = nib.arrayproxy.ArrayProxy.__array__, module.check_grey_values
+
+    def short_array(proxy: nib.arrayproxy.ArrayProxy, *how: object) -> np.ndarray:
+        read.append("")
+        if len(read) == 3:  # the second case's image
+            raise MemoryError
+        return real_array(proxy, *how)
+
+    def short_measure(array: np.ndarray, name: str) -> None:
+        if "s2_a" in name:
+            raise MemoryError
+        real_measure(array, name)
+
+    with monkeypatch.context() as tight:
+        if where == "while reading":
+            tight.setattr(nib.arrayproxy.ArrayProxy, "__array__", short_array)
+        else:
+            tight.setattr(module, "check_grey_values", short_measure)
+        made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    assert [case.verdict for case in made.cases] == ["ok", "refused", "ok", "ok", "ok"]
+    who = f"{tiny_raw.dataset / 'imagesTr' / 's2_a.nii.gz'}" if where == "while reading" else "Case s2_a"
+    assert (
+        made.cases[1].why.startswith(f"{who} needs more memory than is free")
+        and "\n" not in made.cases[1].why
+    )
+    assert "fewer --workers, then run again" in made.cases[1].why and "damaged" not in made.cases[1].why
+    again = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    assert [case.verdict for case in again.cases] == ["ok"] * 5
+
+
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / module.FILE).write_text(json.dumps({"schema_version": 99}), encoding="utf-8")
     with pytest.raises(

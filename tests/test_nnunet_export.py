@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from iris_pipeline import nnunet_export as module
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.export import export_nnunet_main
 from iris_pipeline.nnunet_export import (
@@ -21,7 +24,8 @@ from iris_pipeline.nnunet_export import (
 )
 from iris_pipeline.tables import read_rows
 from preprocessing.adapters import find_cases
-from preprocessing.errors import ExportError
+from preprocessing.errors import ExportError, LockError
+from preprocessing.lock import only_run_in
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.volume import Volume, read_volume, write_volume
@@ -102,6 +106,60 @@ def test_an_export_of_something_else_is_not_mixed_with(place: Path, tiny_store: 
     assert export(place, tiny_store, overwrite=True).written == 5
 
 
+def test_overwrite_leaves_no_case_of_a_former_split(place: Path, tiny_store: Store) -> None:
+    """A training case became a test case and another one went: neither may stay among nnU-Net's training files."""
+    done = export(place, tiny_store)
+    paper = tiny_store.manifest.splits["paper"]
+    moved, gone, *stay = sorted(paper["train"] + paper["validation"])
+    test = [*paper["test"], moved]
+    splits = {name: {"train": stay, "validation": stay, "test": test} for name in tiny_store.manifest.splits}
+    other = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"splits": splits}))
+    kept = [done.raw / "imagesTr" / "notes.txt", done.raw / "labelsTs" / "mine.nrrd"]
+    for path in kept:
+        path.write_text("not of the export", encoding="utf-8")
+    assert export(place, other, overwrite=True).written == len(stay) + len(test)
+    for image, label, cases in (("imagesTr", "labelsTr", stay), ("imagesTs", "labelsTs", test)):
+        names = {
+            folder: sorted(p.name for p in (done.raw / folder).glob("*.nii.gz")) for folder in (image, label)
+        }
+        assert names[image] == sorted(f"{case}_0000.nii.gz" for case in cases)
+        assert names[label] == sorted(f"{case}.nii.gz" for case in cases)
+    assert json.loads((done.raw / "dataset.json").read_text())["numTraining"] == len(stay)
+    assert not list(done.raw.rglob(f"{gone}*")) and all(path.is_file() for path in kept)
+
+
+def test_an_overwriting_run_that_is_broken_off_keeps_no_former_scan(
+    place: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = export(place, tiny_store)
+
+    def killed(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(module, "_export_case", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(place, tiny_store, overwrite=True)
+    leftover = done.raw / "labelsTr" / ".s1_a.nii.gz.7.part.nii.gz"
+    leftover.write_bytes(b"half a file of a killed writer, which nnU-Net would take for a case")
+    again = export(place, tiny_store)
+    assert (again.written, again.skipped) == (5, 0) and not leftover.exists()
+
+
+def test_one_export_at_a_time(place: Path, tiny_store: Store) -> None:
+    done = export(place, tiny_store)
+    with (
+        only_run_in(done.raw, "wait"),
+        pytest.raises(LockError, match="Another run works in .*wait until it has"),
+    ):
+        export(place, tiny_store)
+    assert (done.raw / "dataset.json").is_file() and not (done.raw / ".lock").exists()
+    empty = place / "out" / "nnUNet_raw" / "Dataset502_tiny_from_s1_a"
+    empty.mkdir()
+    (empty / ".lock").write_text("a killed run that had just begun")
+    assert export(place, held_out(tiny_store), references=["s1_a"]).raw == empty
+
+
 def test_numbers(place: Path, tiny_store: Store) -> None:
     (place / "out" / "nnUNet_raw" / "Dataset501_hearts").mkdir(parents=True)
     (place / "out" / "nnUNet_preprocessed" / "Dataset502_lungs").mkdir(parents=True)
@@ -129,6 +187,22 @@ def test_other_formats_become_nifti_on_their_own_grid(place: Path, tiny_store: S
     back = read_volume(done.raw / "imagesTr" / f"{case}_0000.nii.gz")
     assert np.array_equal(back.array, volume.array)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-5)
+
+
+def test_a_plain_file_named_gz_is_compressed(place: Path, tiny_store: Store) -> None:
+    """Our reader takes it, nnU-Net's does not: it is written anew, with the same voxels in the same place."""
+    raw = place / "own" / "tiny"
+    shutil.copytree(place / "raw" / "tiny", raw)
+    case = tiny_store.manifest.splits["paper"]["train"][0]
+    path = raw / "imagesTr" / f"{case}.nii.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    cases = find_cases(raw, tiny_store.manifest.spec)
+    done = export_dataset(tiny_store, cases, place / "out", workers=1, progress=False)
+    made = done.raw / "imagesTr" / f"{case}_0000.nii.gz"
+    assert done.written == 5 and made.read_bytes()[:2] == b"\x1f\x8b"
+    back, source = nib.load(made), nib.load(place / "raw" / "tiny" / "imagesTr" / f"{case}.nii.gz")
+    assert np.array_equal(np.asarray(back.dataobj), np.asarray(source.dataobj))
+    assert np.array_equal(back.affine, source.affine)
 
 
 def test_what_cannot_be_exported(place: Path, tiny_store: Store) -> None:

@@ -210,6 +210,61 @@ def test_unknown_names_and_lost_datasets_do_not_stop_the_others(tiny_raw: TinyRa
     assert not (tmp_path / "la2018").exists()
 
 
+def test_a_dataset_that_the_system_refuses_does_not_stop_the_others(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw" / "la2018").mkdir(parents=True)
+    (tmp_path / "raw" / "tiny").symlink_to(tiny_raw.dataset)
+    (tmp_path / "out" / "la2018").mkdir(parents=True)
+    real = module.fingerprint_dataset
+
+    def refusing(raw: Path, *more: object, **options: object) -> object:
+        if raw.name == "la2018":
+            raise PermissionError(13, "Permission denied", str(raw))
+        return real(raw, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "fingerprint_dataset", refusing)
+    names = ["la2018", str(tiny_raw.spec_path)]
+    told = f"{tmp_path / 'raw' / 'la2018'} cannot be read or written"
+    with pytest.raises(RawDataError, match=rf"^{told} \(Permission denied\): mend its permissions, or"):
+        plan_and_preprocess(tmp_path / "raw", tmp_path / "out", names, crop=CROP, workers=1, progress=False)
+    assert len(Store.open(tmp_path / "out" / "tiny").manifest.cases) == 5
+    log = (tmp_path / "out" / "la2018" / "preprocess.log").read_text(encoding="utf-8")
+    assert f"failed: {told} (Permission denied)" in log
+
+    def left(raw: Path, *more: object, **options: object) -> object:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(module, "fingerprint_dataset", left)
+    with pytest.raises(BrokenPipeError):
+        plan_and_preprocess(tmp_path / "raw", tmp_path / "out", names, crop=CROP, workers=1, progress=False)
+
+
+def test_want_of_memory_while_storing_refuses_one_case_until_there_is_more(
+    tiny_raw: TinyRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, begun = module.preprocess_case, []
+
+    def short(*given: object, **options: object) -> object:
+        begun.append("")
+        if len(begun) == 2:
+            raise MemoryError
+        return real(*given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as tight:
+        tight.setattr(module, "preprocess_case", short)
+        verdicts = prepare(tiny_raw, tiny_raw.root, tmp_path / "out")
+    assert [each.verdict for each in verdicts] == ["ok", "refused", "ok", "ok", "ok"]
+    assert verdicts[1].why.startswith(
+        "Case s2_a needs more memory than is free: make some free or give fewer"
+    )
+    killed = tmp_path / "out" / "tiny" / ".manifest.json.7.tmp"
+    killed.write_text("half", encoding="utf-8")
+    prepare(tiny_raw, tiny_raw.root, tmp_path / "out")
+    prepare(tiny_raw, tiny_raw.root, tmp_path / "whole")
+    assert bytes_of(tmp_path / "out" / "tiny") == bytes_of(tmp_path / "whole" / "tiny")
+
+
 def test_a_dataset_without_a_usable_case_still_tells_why(tiny_raw: TinyRaw, tmp_path: Path) -> None:
     raw = copy_of(tiny_raw, tmp_path / "raw")
     shutil.rmtree(raw / "tiny" / "labelsTr")

@@ -18,6 +18,7 @@ from preprocessing.volume import (
     corner_shift,
     is_image_path,
     read_labels,
+    read_raw,
     read_volume,
 )
 
@@ -184,6 +185,26 @@ def test_a_truncated_mha(tmp_path: Path) -> None:
     whole = (tmp_path / "a.mha").read_bytes()
     (tmp_path / "a.mha").write_bytes(whole[:-100])
     assert "cannot be read (" in sentence(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("frame", [None, 1])
+def test_want_of_memory_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: int | None
+) -> None:
+    shape = (512, 256, 8) if frame is None else (512, 256, 8, 2)
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), affine_of()), path)
+
+    def short(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    for method in ("__array__", "__getitem__"):
+        monkeypatch.setattr(nib.arrayproxy.ArrayProxy, method, short)
+    size = "2 MiB for the 512 x 256 x 8 voxels" if frame is None else "4 MiB for the 512 x 256 x 8 x 2 voxels"
+    assert sentence(path, lambda each: read_raw(each, frame)) == (
+        f"{path} needs more memory than is free ({size} that its header tells): make some free or give fewer "
+        "--workers, then run again; if it should be smaller, copy it again."
+    )
 
 
 def test_a_directory_that_may_not_be_read_as_file(tmp_path: Path) -> None:

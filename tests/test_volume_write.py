@@ -10,10 +10,12 @@ import pytest
 import SimpleITK as sitk
 from nifti_files import SHAPE, affine_of, grey, sentence
 
+from preprocessing import files
 from preprocessing import volume as module
 from preprocessing.errors import RawDataError
 from preprocessing.volume import (
     Volume,
+    is_image_path,
     orientation_conflict,
     read_volume,
     write_volume,
@@ -130,6 +132,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_volume(path, Volume(grey() + 1, affine_of()))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_two_processes_may_write_the_same_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """The other one writes the whole of its file between our writing and our renaming."""
+    path, real, met = tmp_path / f"a{ending}", module.nib.save, []
+
+    def meanwhile(image: nib.Nifti1Image, name: Path) -> None:
+        real(image, name)
+        if not met:
+            met.append(Path(name))
+            with monkeypatch.context() as other:
+                other.setattr(files.os, "getpid", lambda: 7)
+                write_volume(path, Volume(grey() + 1, affine_of()))
+            assert np.array_equal(read_volume(path).array, grey() + 1)
+
+    monkeypatch.setattr(module.nib, "save", meanwhile)
+    write_volume(path, Volume(grey(), affine_of()))
+    assert np.array_equal(read_volume(path).array, grey())
+    assert list(tmp_path.iterdir()) == [path]
+    assert not is_image_path(met[0]), "what is being written is never taken for a scan"
 
 
 # Forms that disagree

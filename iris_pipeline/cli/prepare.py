@@ -12,7 +12,7 @@ from preprocessing.adapters import find_cases
 from preprocessing.check import Checked, check_dataset, dataset_folder, summarise
 from preprocessing.choose import own_specs
 from preprocessing.errors import IrisError
-from preprocessing.files import json_text, save_json
+from preprocessing.files import json_text, refusal, save_json
 from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
@@ -60,11 +60,13 @@ def _check(arguments: argparse.Namespace) -> int:
     specs, unknown = known_specs(arguments.datasets, raw_root)
     failures = [str(error) for error in unknown]
     for spec in specs:
-        folder = dataset_folder(raw_root, spec)
         try:
+            folder = dataset_folder(raw_root, spec)
             found = check_dataset(folder, spec, workers=arguments.workers, progress=not arguments.quiet)
-        except IrisError as error:  # of this dataset; the others are checked all the same
-            failures.append(str(error))
+        except BrokenPipeError:  # nobody reads what we say any more: this ends the command, not one dataset
+            raise
+        except (IrisError, OSError) as error:  # of this dataset; the others are checked all the same
+            failures.append(refusal(error, f"Dataset {spec.name}"))
             continue
         checked.append(found)
         if arguments.json != "-":

@@ -1,0 +1,55 @@
+"""Writing under a temporary name that no other process takes, and the sentence for what the system refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from preprocessing import files as module
+from preprocessing.errors import RawDataError
+from preprocessing.files import refusal, write_bytes, write_text
+
+
+def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one writes the whole of its file between our writing and our renaming."""
+    path, real, met = tmp_path / "a.json", os.replace, []
+
+    def meanwhile(temporary: Path, target: Path) -> None:
+        if not met:
+            met.append(temporary)
+            with monkeypatch.context() as other:
+                other.setattr(module.os, "getpid", lambda: 7)
+                write_text(path, "theirs")
+            assert path.read_text(encoding="utf-8") == "theirs"
+        real(temporary, target)
+
+    monkeypatch.setattr(module.os, "replace", meanwhile)
+    write_text(path, "ours")
+    assert path.read_text(encoding="utf-8") == "ours"
+    assert list(tmp_path.iterdir()) == [path] and met[0].name == f".a.json.{os.getpid()}.tmp"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    with pytest.raises(OSError) as caught:
+        write_bytes(folder, b"no file goes where a folder is")
+    assert caught.value.errno in (errno.EISDIR, errno.EACCES, errno.EEXIST)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_each_reason_is_one_sentence() -> None:
+    assert refusal(RawDataError("a.nii is damaged."), "Case c") == "a.nii is damaged."
+    assert refusal(PermissionError(errno.EACCES, "Permission denied", "raw/a.nii"), "Case c") == (
+        "raw/a.nii cannot be read or written (Permission denied): mend its permissions, or make room where the disk is "
+        "full, then run again."
+    )
+    unnamed = refusal(OSError(errno.EIO, "Input/output error"), "Dataset liver")
+    assert unnamed.startswith("A file of dataset liver cannot be read or written (Input/output error): ")
+    assert refusal(MemoryError(), "Case c") == (
+        "Case c needs more memory than is free: make some free or give fewer --workers, then run again; its files may "
+        "be sound."
+    )
