@@ -22,10 +22,10 @@ from preprocessing.case import check_same_grid
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.parallel import parallel_map
-from preprocessing.source import FileSource, Source
+from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
 from preprocessing.store import MANIFEST, Store
-from preprocessing.volume import Volume, case_id_of, is_image_path, read_labels
+from preprocessing.volume import Volume, case_id_of, is_image_path
 
 RECORD = "predict.json"
 METHOD_STRATEGY = "other-tool"
@@ -61,7 +61,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class _Job:
     truth: TruthCase
-    prediction: Path | None
+    prediction: Source | None
     origin: Origin
     truth_classes: Mapping[str, int]
     classes: Mapping[str, int]
@@ -95,8 +95,8 @@ def evaluate_folder(
     classes: name -> value in the predictions, by default from classes.json beside them; truth_classes: the
     same for the truth, by default equal; measures: tolerances and lesion classes. Classes are matched by
     name, and those that both have are scored. A
-    missing prediction, another grid or a value without a name fails that case only. Raises EvaluationError if
-    there is no folder, no truth or no class in common.
+    missing prediction, two of one case, another grid or a value without a name fails that case only. Raises
+    EvaluationError if there is no folder, no truth or no class in common.
     """
     if not predictions.is_dir():
         raise EvaluationError(f"Predictions are a folder of label maps, and {predictions} is none: check -p.")
@@ -117,7 +117,7 @@ def evaluate_folder(
         raise EvaluationError(
             f"There is {lacking} for the predictions in {predictions}: check -g, -d and classes.json."
         )
-    found = {case_id_of(path): path for path in image_files(predictions)}
+    found = _by_case(predictions)
     options = measures or MeasureOptions()
     jobs = [
         _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled, options)
@@ -209,14 +209,11 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def truth_cases(folder: Path) -> list[TruthCase]:
-    """The label files of a folder, or of labelsTr/ inside it."""
+    """The label files of a folder, or of labelsTr/ inside it; a case with two cannot be read."""
     if not folder.is_dir():
         raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
     inner = folder / "labelsTr"
-    return [
-        TruthCase(case_id_of(path), FileSource(path))
-        for path in image_files(inner if inner.is_dir() else folder)
-    ]
+    return [TruthCase(name, source) for name, source in _by_case(inner if inner.is_dir() else folder).items()]
 
 
 def read_origin(predictions: Path) -> Origin:
@@ -279,6 +276,14 @@ def method_origin(
     return Origin(method, dataset, f"{split or 'paper'}/{part}", name, references, draw, base)
 
 
+def _by_case(folder: Path) -> dict[str, Source]:
+    """Case id -> its label map in a folder; of one with two files nobody knows which is meant, so reading it fails."""
+    found: dict[str, list[FileSource]] = {}
+    for path in image_files(folder):
+        found.setdefault(case_id_of(path), []).append(FileSource(path))
+    return {name: one_source(name, sources) for name, sources in found.items()}
+
+
 def _score(job: _Job) -> _Scored:
     """Never raises: whatever is wrong with one case is a sentence about that case."""
     truth_volume: Volume | None = None
@@ -291,7 +296,7 @@ def _score(job: _Job) -> _Scored:
             failure = "There is no prediction for this case: predict it, or name the others with --cases."
         else:
             common = _common(job.truth_classes, job.classes)
-            predicted = on_truth(read_labels(job.prediction), truth_volume, job.classes, job.truth_classes)
+            predicted = on_truth(job.prediction.read_labels(), truth_volume, job.classes, job.truth_classes)
             overlaps = label_overlaps(predicted, truth_volume.array, common)
             measures = class_measures(
                 predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
@@ -301,8 +306,9 @@ def _score(job: _Job) -> _Scored:
     if truth_volume is None:
         return _Scored(job, failure=failure)
     if not overlaps:
-        counts = np.bincount(truth_volume.array.ravel().astype(np.intp).clip(0), minlength=256)
-        overlaps = {name: Overlap(int(counts[value]), 0, 0) for name, value in job.truth_classes.items()}
+        # The truth's values may be any here, so nothing may be as large as they are.
+        truth = truth_volume.array
+        overlaps = {n: Overlap(int(np.count_nonzero(truth == v)), 0, 0) for n, v in job.truth_classes.items()}
     return _Scored(job, overlaps, measures, truth_volume.array.size, failure)
 
 
@@ -342,8 +348,9 @@ def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) ->
     unknown = sorted(set(there.tolist()) - {0, *classes.values()})
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in classes.items())
+        shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
         raise LabelValueError(
-            f"The {whose} holds the value {', '.join(map(str, unknown))}, but its classes are {named}: name "
+            f"The {whose} holds the value {shown}, but its classes are {named}: name "
             "every value in its classes.json or give -d NAME."
         )
 

@@ -2,7 +2,7 @@
 
 Arrays are [D,H,W] = (z,y,x) in RAS+; shapes, boxes and spacings (mm) have the same order. A window of 64^3 voxels at
 2.5 mm shows one kidney and not which one; at 5 mm it shows both. Training draws some of its episodes from here, and
-prediction looks here first (`rough.py`). Halving is the mean over 2 x 2 x 2 voxels, for training and prediction alike.
+prediction looks here first (`focus.py`). Halving is the mean over 2 x 2 x 2 voxels, for training and prediction alike.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from preprocessing.store import Box, CaseEntry, ClassEntry, Manifest, Store
 STRIDE = 16
 WORTH = 2.0
 """a wide view is worth its while where the median case holds this many patches"""
+KEEP_BYTES = 2**28
+"""of halved cases of a dataset, in every process that draws episodes: eighty abdominal CTs, so that small datasets stay
+whole and eight processes with a thousand scans do not fill the memory"""
 
 
 def halve_image(image: np.ndarray) -> np.ndarray:
@@ -28,14 +31,16 @@ def halve_image(image: np.ndarray) -> np.ndarray:
 def halve_labels(labels: np.ndarray, values: list[int]) -> np.ndarray:
     """The class that fills half of 2 x 2 x 2 voxels or more, uint8; of two that do, the last of `values`.
 
-    A class that would vanish keeps each place in which it has a voxel: small is not absent.
+    A class that would vanish keeps each place in which it has a voxel: small is not absent. None takes the last place
+    of another that way, so that a class is gone only where there are more of them than places.
     """
     result = np.zeros([(n + 1) // 2 for n in labels.shape], dtype=np.uint8)
-    vanishing = []
+    there, vanishing = [], []
     for value in values:
         mask = labels == value
         if not mask.any():
             continue
+        there.append(value)
         share = halve_image(mask)
         found = share >= 0.5
         if found.any():
@@ -44,7 +49,45 @@ def halve_labels(labels: np.ndarray, values: list[int]) -> np.ndarray:
             vanishing.append((value, share > 0))
     for value, found in vanishing:
         result[found] = value
+    counts = np.bincount(result.ravel(), minlength=256)
+    for value in there:
+        if not counts[value]:
+            _make_room(value, labels, result, counts, set())
     return result
+
+
+def _make_room(
+    value: int, labels: np.ndarray, result: np.ndarray, counts: np.ndarray, asked: set[int]
+) -> bool:
+    """Give a class without a place in `result` some of those where it has a voxel; whether there was room for it.
+
+    An owner of several places shares with it. Of those that have one alone, the first that finds room elsewhere moves
+    (augmenting paths, as in bipartite matching); asked: the classes that are on the move. counts: places by class.
+    """
+    asked.add(value)
+    share = halve_image(labels == value)
+    fullest = np.argsort(-share[share > 0], kind="stable")
+    places = [tuple(place) for place in np.argwhere(share > 0)[fullest].tolist()]
+    for place in places:
+        owner = result[place]
+        if owner == 0 or counts[owner] > counts[value] + 1:
+            _hand_over(place, value, result, counts)
+    if counts[value]:
+        return True
+    for place in places:
+        owner = int(result[place])
+        if owner not in asked:
+            _hand_over(place, value, result, counts)
+            if _make_room(owner, labels, result, counts, asked):
+                return True
+            _hand_over(place, owner, result, counts)
+    return False
+
+
+def _hand_over(place: tuple[int, ...], value: int, result: np.ndarray, counts: np.ndarray) -> None:
+    counts[result[place]] -= 1
+    result[place] = value
+    counts[value] += 1
 
 
 def halved_patch(patch: tuple[int, int, int], shapes: list[tuple[int, ...]]) -> tuple[int, int, int]:
@@ -68,12 +111,13 @@ def wide_view(store: Store) -> HalvedStore | None:
 
 
 class HalvedStore(Store):
-    """A store whose arrays are halved as they are asked for and then kept in memory, as float16 and uint8.
+    """A store whose arrays are halved as they are asked for, the latest kept in memory, as float16 and uint8.
 
-    Its entries are reckoned from the store's: a bounding box may be a voxel too large.
+    Its entries are reckoned from the store's: a bounding box may be a voxel too large. keep_bytes: of halved arrays, at
+    most, but for the case that was asked for last.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keep_bytes: int = KEEP_BYTES) -> None:
         plan = store.plan
         spacing = (2 * plan.spacing_mm[0], 2 * plan.spacing_mm[1], 2 * plan.spacing_mm[2])
         patch = halved_patch(plan.patch_size, [entry.shape for entry in store.manifest.cases])
@@ -85,7 +129,8 @@ class HalvedStore(Store):
         )
         super().__init__(store.folder, manifest)
         self._whole = store
-        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._keep_bytes = keep_bytes
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # in the order of their latest use
 
     def image(self, case_id: str, box: Box | None = None) -> np.ndarray:
         """float32 [D,H,W], or the part inside `box`."""
@@ -96,11 +141,20 @@ class HalvedStore(Store):
         return self._arrays(case_id)[1][_slices(box)]
 
     def _arrays(self, case_id: str) -> tuple[np.ndarray, np.ndarray]:
-        if case_id not in self._kept:
+        found = self._kept.pop(case_id, None)
+        if found is None:
             image = halve_image(self._whole.image(case_id)).astype(np.float16)
-            labels = halve_labels(self._whole.labels(case_id), list(self.manifest.classes.values()))
-            self._kept[case_id] = image, labels
-        return self._kept[case_id]
+            found = image, halve_labels(self._whole.labels(case_id), list(self.manifest.classes.values()))
+            free = self._keep_bytes - _bytes_of(found)
+            kept = sum(map(_bytes_of, self._kept.values()))
+            while self._kept and kept > free:
+                kept -= _bytes_of(self._kept.pop(next(iter(self._kept))))
+        self._kept[case_id] = found
+        return found
+
+
+def _bytes_of(arrays: tuple[np.ndarray, ...]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _pairs(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -169,6 +169,47 @@ def test_a_truth_that_cannot_be_read_is_one_failure(toy: Toy) -> None:
     assert {row.case for row in result.baseline} == {"good"}
 
 
+@pytest.mark.parametrize("bad", [2**32 - 1, 300, -1])
+def test_a_value_that_no_label_has_costs_its_case_alone(toy: Toy, bad: int) -> None:
+    """-1 written as uint32 once asked for 32 GiB, and nothing of the other cases was written."""
+    kind = np.uint32 if bad > 0 else np.int16
+    strange = label_map(liver=8).astype(kind)
+    strange[3, 0, 0] = bad
+    toy.add("good", label_map(liver=8), label_map(liver=8))
+    toy.add("bad", strange, label_map(liver=8))
+    toy.add("gone", strange, None)
+    toy.add("masked", label_map(liver=8), strange)
+    result = evaluate_folder(toy.predicted, truth_cases(toy.truth), ORIGIN, progress=False)
+    assert list(result.failures) == ["bad", "gone", "masked"]
+    assert result.failures["bad"].startswith(f"The truth holds the value {bad}, but its classes are 1 liver")
+    assert result.failures["masked"].startswith(f"The prediction holds the value {bad}, but its classes")
+    rows = {(row.case, row.class_name): row for row in result.rows}
+    assert rows["good", "liver"].dice == 1.0
+    assert [rows[case, "liver"].truth_voxels for case in ("bad", "gone", "masked")] == [8, 8, 8]
+
+
+def test_of_many_strange_values_five_are_named() -> None:
+    grey = Volume(np.arange(120, dtype=np.uint8).reshape(SHAPE), AFFINE)
+    with pytest.raises(LabelValueError, match=r"^The truth holds the value 3, 4, 5, 6, 7 \.\.\., but its"):
+        compare(Volume(label_map(), AFFINE), grey, CLASSES)
+
+
+def test_two_files_of_one_case_fail_it_as_nobody_knows_which_is_meant(toy: Toy) -> None:
+    for case in ("twice", "doubted", "good"):
+        toy.add(case, label_map(liver=8), label_map(liver=8))
+    save(toy.predicted / "twice.nii", label_map(liver=3), AFFINE)
+    save(toy.truth / "doubted.nii", label_map(liver=3), AFFINE)
+    result = evaluate_folder(toy.predicted, truth_cases(toy.truth), ORIGIN, progress=False)
+    assert result.failures == {
+        case: f"Each case has one file; '{case}' has {case}.nii and {case}.nii.gz in {folder}: keep one of them."
+        for case, folder in (("doubted", toy.truth), ("twice", toy.predicted))
+    }
+    rows = {(row.case, row.class_name): row for row in result.rows}
+    assert len(result.rows) == len(rows) == 6, "no case has its rows twice"
+    assert (rows["good", "liver"].dice, rows["twice", "liver"].truth_voxels) == (1.0, 8)
+    assert math.isnan(rows["twice", "liver"].dice) and rows["doubted", "liver"].truth_voxels is None
+
+
 def test_classes_are_matched_by_name(toy: Toy) -> None:
     toy.add("a", np.where(label_map(10, 4) == 1, 7, 0).astype(np.uint8), label_map(6, 4))
     result = evaluate_folder(

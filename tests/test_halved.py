@@ -10,7 +10,7 @@ from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.halved import HalvedStore, halve_image, halve_labels, halved_patch, wide_view, window_edges
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.train import update_bank
-from preprocessing.store import Store
+from preprocessing.store import Box, Store
 
 
 def with_patch(store: Store, patch: tuple[int, int, int]) -> Store:
@@ -42,6 +42,36 @@ def test_a_class_has_a_voxel_where_it_fills_half_and_never_vanishes() -> None:
 def test_of_two_halves_the_last_class_wins() -> None:
     labels = np.array([1, 1, 1, 1, 2, 2, 2, 2], dtype=np.uint8).reshape(2, 2, 2)
     assert halve_labels(labels, [1, 2]).item() == 2 and halve_labels(labels, [2, 1]).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("places", "halved"),
+    [
+        # per place of the halved map, the classes of its eight voxels, class by class: one voxel each
+        ([[1, 2], [2]], [1, 2]),
+        ([[1], [1, 2], [2]], [1, 2, 2]),  # nobody is lost: the last class takes all, as ever
+        ([[1], [1, 2], [2, 3], [3]], [1, 2, 3, 3]),
+        ([[1, 2], [2, 3], [3]], [1, 2, 3]),  # 2 moves on to make room, 3 shares
+        (
+            [[1, 2, 3], [3, 4], [4]],
+            [1, 3, 4],
+        ),  # of three classes in one place one finds another, one has none
+        ([[1, 2]], [2]),
+    ],
+)
+def test_no_class_takes_the_last_place_of_another(places: list[list[int]], halved: list[int]) -> None:
+    labels = np.zeros((2, 2, 2 * len(places)), dtype=np.uint8)
+    for number, classes in enumerate(places):
+        for k, value in enumerate(classes):
+            labels[k // 2, k % 2, 2 * number] = value
+    assert halve_labels(labels, [1, 2, 3, 4]).ravel().tolist() == halved
+
+
+def test_two_classes_of_half_of_every_place_share_them() -> None:
+    labels = np.zeros((2, 8, 2), dtype=np.uint8)
+    labels[0], labels[1] = 1, 2
+    found = halve_labels(labels, [1, 2]).ravel().tolist()
+    assert sorted(found) == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +107,30 @@ def test_a_halved_store_reads_what_halving_gives(tiny_store: Store) -> None:
             value = store.manifest.classes[name]
             for part, (low, high) in zip(found[value - 1], described.bbox, strict=True):
                 assert low <= part.start and part.stop <= high <= low + (part.stop - part.start) + 2
+
+
+def test_a_halved_store_keeps_the_latest_cases_only(tiny_store: Store) -> None:
+    read: list[str] = []
+
+    class Watched(Store):
+        def image(self, case_id: str, box: Box | None = None) -> np.ndarray:
+            read.append(case_id)
+            return super().image(case_id, box)
+
+    store = Watched(tiny_store.folder, tiny_store.manifest)
+    one, two, three = (entry.id for entry in store.manifest.cases[:3])
+    size = {case: 3 * HalvedStore(tiny_store).labels(case).size for case in (one, two, three)}
+    view = HalvedStore(store, keep_bytes=size[one] + max(size[two], size[three]))
+    whole = HalvedStore(tiny_store)
+    for case in (one, two, one, one, three, one, two):
+        np.testing.assert_array_equal(view.image(case), whole.image(case))
+        np.testing.assert_array_equal(view.labels(case), whole.labels(case))
+    assert read == [one, two, three, two], "one was used after two, so two made room for three"
+    tight = HalvedStore(store, keep_bytes=1)
+    read.clear()
+    for case in (one, one, two, two, one):
+        tight.labels(case)
+    assert read == [one, two, one], "the case that was asked for last is always kept"
 
 
 def test_small_scans_have_no_wide_view(tiny_store: Store) -> None:
