@@ -31,13 +31,13 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
     TaskOf,
+    bank_task,
     split_cases,
     stored_tasks,
     tasks_shown_otherwise,
 )
 from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.showing import SEARCHED, Showing
-from iris_pipeline.strategies import bank
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.orientation import UPRIGHT
@@ -181,7 +181,7 @@ def _sources(
     raw = job.data.raw
     witnesses = stored_witnesses(loaded, store, train, options, experiment.count, experiment.seed, raw)
     if experiment.strategy == "bank":
-        task = bank(loaded, store.manifest.dataset)
+        task = bank_task(loaded, store.manifest.dataset, store)
         return (lambda _case, _image: task), witnesses
     if job.familiar:
         return stored_tasks(loaded, store, train, experiment, options), witnesses

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
+from iris_pipeline.trained_cases import TrainedCases, TrainedPart
 from preprocessing.errors import CheckpointError
-from preprocessing.files import write_text
+from preprocessing.files import write_bytes, write_text
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,9 @@ class RunState:
     """Where a training run stands, beside the weights.
 
     iteration: optimiser steps done, which is also the position of the episode sampler: episode i = f(seed, i), and
-    nothing else in the run draws random numbers. seconds: training time so far. seed, settings: as trained.
+    nothing else in the run draws random numbers. seconds: training time so far. seed, settings: as trained. trained:
+    the cases that the weights have learnt from, those of the runs they started from among them; wide_datasets:
+    those that this run has met at half their resolution (`halved.py`). Both are None in checkpoints that do not tell.
     """
 
     iteration: int
@@ -45,6 +48,10 @@ class RunState:
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
+    trained: TrainedCases | None = None
+    wide_datasets: tuple[str, ...] | None = None
+    pieces: dict[str, dict[str, float]] | None = None
+    """dataset -> class -> `TaskEmbedding.largest_pieces` over the cases that trained; told by `export_checkpoint`"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class LoadedModel:
     @property
     def knows_wide_view(self) -> bool:
         """Whether it was trained on scans at half their resolution too (`halved.py`)."""
+        if self.state.wide_datasets is not None:
+            return bool(self.state.wide_datasets)
         return float(self.state.settings.get("wide", 0.0)) > 0
 
 
@@ -119,35 +128,36 @@ def save_checkpoint(
         "config": model.config.to_dict(),
         "model_hash": hash_weights(model),
         "bank": {"momentum": bank.momentum, "counts": bank.counts()},
-        "state": {
-            "iteration": state.iteration,
-            "seconds": state.seconds,
-            "seed": state.seed,
-            "settings": state.settings,
-            "validation": state.validation,
-        },
+        "state": {name: value for name, value in asdict(state).items() if value is not None},
         "plans": {name: plan.model_dump(mode="json") for name, plan in plans.items()},
         "specs": specs,
     }
     write_json(folder / STATE_FILE, content)
-    for old in folder.glob("*-*.safetensors"):
+    for old in (
+        *folder.glob("*-*.safetensors"),
+        *folder.glob(".*-*.safetensors.*.tmp"),
+    ):  # these of killed runs
         if old.name not in files.values():
             old.unlink()
 
 
-def export_checkpoint(source: Path, folder: Path) -> str:
+def export_checkpoint(
+    source: Path, folder: Path, pieces: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
     """A run's model as float16 weights with its bank, to be shared: it predicts, and cannot be resumed.
 
     Its hash is its own, since rounding changes the weights: tasks are encoded with the one or with the other.
+    pieces: of its datasets, for the bank; those that it tells itself stay.
+
     Returns the hash. CheckpointError as `load_model`, and where `folder` holds a checkpoint already.
     """
     loaded = load_model(source)
     if (folder / STATE_FILE).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
     model = loaded.model.half().float()  # what load_model will find
-    save_checkpoint(
-        folder, model, loaded.bank, loaded.state, plans=loaded.plans, specs=loaded.specs, half=True
-    )
+    known = {name: dict(found) for name, found in (pieces or {}).items()} | (loaded.state.pieces or {})
+    state = replace(loaded.state, pieces=known or None)
+    save_checkpoint(folder, model, loaded.bank, state, plans=loaded.plans, specs=loaded.specs, half=True)
     return hash_weights(model)
 
 
@@ -181,10 +191,19 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Loaded
         bank=bank,
         plans={name: _read_plan(folder, name, plan) for name, plan in content["plans"].items()},
         specs=content["specs"],
-        state=RunState(**content["state"]),
+        state=_read_run_state(content["state"]),
         model_hash=found,
         version=content["version"],
     )
+
+
+def _read_run_state(content: dict[str, Any]) -> RunState:
+    """The state as it was: JSON's lists are tuples again; what an older version did not write is not known."""
+    trained, wide = content.get("trained"), content.get("wide_datasets")
+    if trained is not None:
+        trained = {name: tuple(TrainedPart(**part) for part in parts) for name, parts in trained.items()}
+    wide = None if wide is None else tuple(wide)
+    return RunState(**content | {"trained": trained, "wide_datasets": wide})
 
 
 def _read_plan(folder: Path, name: str, content: dict[str, Any]) -> Plan:
@@ -243,12 +262,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        os.replace(temporary, path)
+    try:  # as bytes: `save_file` makes files that nobody else on a shared machine may read
+        write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}))
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"The checkpoint cannot be written to {path} ({error}): make room there or mend its permissions; "
             "the former one is kept."

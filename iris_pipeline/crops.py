@@ -52,6 +52,8 @@ class CasePool:
         self.name, self.store = name, store
         self.patch_size: Shape = store.plan.patch_size
         self.classes = dict(sorted(store.manifest.classes.items(), key=lambda item: item[1]))
+        self.knows_absence = not store.manifest.spec.partly_labelled
+        """a class without a voxel in a case is not there; else it may be, and nobody contoured it"""
         self.cases = [store.entry(case_id) for case_id in splits[split][part]]
         self.showing = {c: [e for e in self.cases if voxels_of(e, c) > 0] for c in self.classes}
         self._minimum: dict[str, float] = {}

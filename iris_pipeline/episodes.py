@@ -67,7 +67,8 @@ class EpisodeConfig:
     full_set_probability: float = 0.5
     """all classes of the dataset are wanted; else a random subset that holds the anchor"""
     empty_query_probability: float = 0.05
-    """classes that the query lacks are asked for all the same (its truth is then empty)"""
+    """classes that the query lacks are asked for all the same (its truth is then empty); never of a dataset that is
+    partly labelled, whose query may show them"""
     foreground_probability: float = 0.65
     """the query's crop shows one of the asked classes; else it lies anywhere, as most windows of a whole scan do"""
     reference_jitter: float = 0.1
@@ -165,7 +166,7 @@ class EpisodeSampler(Dataset[Episode]):
         anchors = pool.anchors()
         anchor = anchors[int(rng.integers(len(anchors)))]
         wanted = _draw_subset(rng, list(pool.classes), anchor, config.full_set_probability)
-        empty = bool(rng.random() < config.empty_query_probability)
+        empty = bool(rng.random() < config.empty_query_probability) and pool.knows_absence
         made = np.random.default_rng((self.seed, index, SYNTHETIC_STREAM))
         draw = draw_tasks(made, config.synthetic)
         streams = [np.random.default_rng((self.seed, index, PAIR_STREAM, pair)) for pair in range(size)]

@@ -181,13 +181,19 @@ def bank_witnesses(
 
     None without the store, and where it was planned anew since: its images lie on another grid than the bank's.
     """
-    if not (store_folder / MANIFEST).is_file():
-        return no_witnesses
-    store = Store.open(store_folder)
-    known = loaded.plans.get(store.manifest.dataset)
-    if known is not None and known.digest != store.plan.digest:
+    store = store_at_hand(loaded, store_folder)
+    if store is None:
         return no_witnesses
     return stored_witnesses(loaded, store, train_ids(loaded, store), options, seed=seed)
+
+
+def store_at_hand(loaded: LoadedModel, folder: Path) -> Store | None:
+    """The store in a folder; None where there is none, or where it was planned anew since the model was trained."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    store = Store.open(folder)
+    known = loaded.plans.get(store.manifest.dataset)
+    return store if known is None or known.digest == store.plan.digest else None
 
 
 def train_ids(loaded: LoadedModel, store: Store) -> list[str]:

@@ -141,10 +141,10 @@ def predict_cases(
 ) -> list[Verdict]:
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
-    Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value),
-    OUT/predict.json (what the results were made from, by which precisions) and OUT/predict.log; with `judge`, which
-    tells how good each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs, as
-    the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
+    Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value), OUT/predict.json
+    (what the results were made from, by which precisions) and OUT/predict.log; with `judge`, which tells how good
+    each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs,
+    as the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
     PredictionError if they were made from something else than model, options and `made_from` of this call (with
     `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input. LockError while
     another run writes there.

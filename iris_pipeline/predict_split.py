@@ -15,6 +15,8 @@ from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.judging import train_ids
+from iris_pipeline.not_trained import check_not_trained
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
@@ -115,8 +117,7 @@ def predict_split(
     wanted = split_cases(loaded, store, split, part)
     raw = {case.id: case for case in cases}
     if experiment.strategy == "bank":
-        task = bank(loaded, store.manifest.dataset)
-        task = replace(task, largest_pieces=stored_pieces(store, split, task.class_names))
+        task = bank_task(loaded, store.manifest.dataset, store)
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     else:
         ids, note = reference_ids(store, split), note_references(out)
@@ -131,12 +132,21 @@ def predict_split(
         out,
         options,
         classes=store.manifest.classes,
-        made_from={"dataset": store.manifest.dataset, "split": split, "part": part} | experiment.describe(),
+        made_from={"dataset": store.manifest.dataset, "split": split, "part": part}
+        | _own_plan(loaded, store)
+        | experiment.describe(),
         outputs=outputs,
         judge=judge,
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _own_plan(loaded: LoadedModel, store: Store) -> dict[str, str]:
+    """The plan that results depend on, where it is neither the model's own nor made from the drawn references."""
+    if store.manifest.role == "held-out" or store.manifest.dataset in loaded.plans:
+        return {}
+    return {"plan": store.plan.digest}
 
 
 def reference_ids(store: Store, split: str) -> list[str]:
@@ -148,17 +158,24 @@ def reference_ids(store: Store, split: str) -> list[str]:
     return store.manifest.splits[split]["train"]
 
 
-def stored_pieces(store: Store, split: str, names: Sequence[str]) -> tuple[float, ...]:
-    """`TaskEmbedding.largest_pieces` of classes over all training cases of a split; the bank itself keeps none."""
-    least = dict.fromkeys(names, 1.0)
-    seen = set()
-    for case_id in store.manifest.splits[split]["train"]:
+def bank_task(loaded: LoadedModel, dataset: str, store: Store | None) -> TaskEmbedding:
+    """The bank's task; which classes are one piece the store says where the checkpoint does not."""
+    task = bank(loaded, dataset)
+    if store is None or dataset in (loaded.state.pieces or {}):
+        return task
+    found = stored_pieces(loaded, store)
+    return replace(task, largest_pieces=tuple(found.get(name, 0.0) for name in task.class_names))
+
+
+def stored_pieces(loaded: LoadedModel, store: Store) -> dict[str, float]:
+    """Class -> its `TaskEmbedding.largest_pieces` over the cases that trained the model; not of classes none shows."""
+    least: dict[str, float] = {}
+    for case_id in train_ids(loaded, store):
         for name, found in store.entry(case_id).classes.items():
-            if name in least and found.voxels:
-                labels = store.labels(case_id, found.bbox)
-                least[name] = min(least[name], largest_share(labels, store.manifest.classes[name]))
-                seen.add(name)
-    return tuple(least[name] if name in seen else 0.0 for name in names)
+            if found.voxels:
+                share = largest_share(store.labels(case_id, found.bbox), store.manifest.classes[name])
+                least[name] = min(least.get(name, 1.0), share)
+    return least
 
 
 def note_references(out: Path) -> Note:
@@ -193,20 +210,7 @@ def split_cases(loaded: LoadedModel, store: Store, split: str, part: str) -> lis
             f"Split '{split}' of dataset {manifest.dataset} has no {part} case; choose another one."
         )
     check_plan(loaded, store)
-    known = sorted(set(manifest.spec.overlaps) & set(loaded.plans))
-    if known:
-        raise StoreError(
-            f"Results come from people the model was not trained on; those of {manifest.dataset} are also in "
-            f"{', '.join(known)}, on which it was: use a model trained without."
-        )
-    if manifest.dataset in loaded.plans:
-        trained = str(loaded.state.settings.get("split", split))
-        seen = sorted(set(wanted) & set(manifest.splits.get(trained, {}).get("train", [])))
-        if seen:
-            raise StoreError(
-                f"Results come from cases the model was not trained on; it was trained on split '{trained}', "
-                f"with {len(seen)} of the {len(wanted)} cases asked for among them: choose split '{trained}'."
-            )
+    check_not_trained(loaded, store, split, part)
     return wanted
 
 

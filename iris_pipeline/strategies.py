@@ -99,7 +99,8 @@ def one_shot(
     device: torch.device | str = "cpu",
     autocast: bool = False,
 ) -> TaskEmbedding:
-    """The task that one reference shows: computed once, reused for every query. wide: at half its resolution, too.
+    """The task that one reference shows: computed once, reused for every query. wide: at half its resolution, too,
+    where all of its classes are there.
 
     Classes whose joint box fits the plan's patch share one encoder pass. An object larger than the patch is
     encoded from windows that cover it, and their tokens are averaged with the mask's voxels as weights: for
@@ -181,15 +182,17 @@ def _encode_wide(
     device: torch.device | str,
     autocast: bool,
 ) -> TaskTokens:
-    """The same at half the resolution, where no class vanishes (`halve_labels`)."""
+    """The same at half the resolution; () where it has no place for all classes, as a look there would miss one."""
     halved = halved_reference(reference)
     found = class_boxes(halved)
+    if not found.keys() >= boxes.keys():
+        return ()
     edges = window_edges(patch, halved.image.shape)
     return _encode(model, halved, {name: found[name] for name in boxes}, edges, device, autocast)
 
 
 def halved_reference(reference: PreparedReference) -> PreparedReference:
-    """A reference at half its resolution, each class of it still there."""
+    """A reference at half its resolution, each class of it still there as far as there are places (`halve_labels`)."""
     labels = halve_labels(reference.labels, list(reference.classes.values()))
     return replace(reference, image=halve_image(reference.image), labels=labels)
 
@@ -264,6 +267,7 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
             "longer, or give references with -r."
         )
     wide = [bank_key(dataset, name, wide=True) for name in seen]
+    pieces = (loaded.state.pieces or {}).get(dataset, {})
     return TaskEmbedding(
         class_names=tuple(seen),
         tokens=tuple(loaded.bank.get(bank_key(dataset, name) for name in seen)),
@@ -278,6 +282,7 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         model_hash=loaded.model_hash,
         made_by="bank",
         class_values=tuple(seen.values()),
+        largest_pieces=tuple(pieces.get(name, 0.0) for name in seen),
     )
 
 

@@ -8,16 +8,16 @@ as references, segment its references, so that each encoded volume serves twice 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import (
+    LoadedModel,
     RunState,
     load_model,
     restore_optimizer,
@@ -27,16 +27,19 @@ from iris_pipeline.checkpoint import (
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
+from iris_pipeline.groups import group_stream
 from iris_pipeline.interrupt import StopAtStepEnd
 from iris_pipeline.losses import LossParts, episode_loss
 from iris_pipeline.memory_bank import MemoryBank, bank_key
 from iris_pipeline.metrics import dice
 from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_iris, count_parameters
+from iris_pipeline.not_trained import cases_of_model
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.precision import autocast, choose_precision
 from iris_pipeline.run_log import RunLog
 from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.trained_cases import cases_of_stores, join_cases
 from iris_pipeline.weight_mean import WeightMean
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.store import Store
@@ -104,40 +107,6 @@ def validate(model: Iris, episodes: list[Episode], device: torch.device, precisi
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
-class _Groups(Dataset[list[Episode]]):
-    """Step i of a run as a list of groups, so that workers can prepare steps ahead."""
-
-    def __init__(self, sampler: EpisodeSampler, settings: TrainSettings):
-        self.sampler, self.settings = sampler, settings
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __getitem__(self, group: int) -> list[Episode]:
-        return self.sampler.batch(group, self.settings.group_size)
-
-
-def group_stream(
-    sampler: EpisodeSampler, settings: TrainSettings, first_group: int
-) -> Iterator[list[Episode]]:
-    """Groups first_group, first_group + 1, ... without end; prepared ahead by `settings.workers` processes."""
-
-    def indices() -> Iterator[int]:
-        index = first_group
-        while True:
-            yield index
-            index += 1
-
-    loader = DataLoader(
-        _Groups(sampler, settings),
-        sampler=indices(),
-        batch_size=None,
-        num_workers=settings.workers,
-        multiprocessing_context="spawn" if settings.workers else None,
-    )
-    return iter(loader)
-
-
 def dataset_weights(given: Mapping[str, float] | None, names: list[str]) -> dict[str, float] | None:
     """A weight for every dataset, 1 where none is given; ModelError names one that is not trained on."""
     if not given:
@@ -170,15 +139,15 @@ def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -
     return norm
 
 
-def _weights_of(run: Path, config: IrisConfig) -> Iris:
-    """The network of another run; ModelError if it is of another configuration."""
-    model = load_model(run).model
-    if model.config != config:
+def _run_to_start_from(run: Path, config: IrisConfig) -> LoadedModel:
+    """Another run; ModelError if its network is of another configuration."""
+    loaded = load_model(run)
+    if loaded.model.config != config:
         raise ModelError(
-            f"The run to start from, {run}, has another network than this one ({model.config} instead of {config}): "
-            "give the same --size, --task-levels and --decoder-blocks."
+            f"The run to start from, {run}, has another network than this one ({loaded.model.config} instead of "
+            f"{config}): give the same --size, --task-levels and --decoder-blocks."
         )
-    return model
+    return loaded
 
 
 def train(
@@ -194,9 +163,9 @@ def train(
 ) -> Path:
     """Train one model over several stores; returns the checkpoint folder.
 
-    start_from: a run whose weights (not its bank, not its optimiser) this one begins with. Raises CheckpointError
-    if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError for a held-out
-    dataset, and for two with the same people.
+    start_from: a run whose weights (not its bank, not its optimiser) this one begins with; the cases it has learnt from
+    count as this one's. Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing
+    where it is; StoreError for a held-out dataset, and for two with the same people.
     """
     held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
     if held_out:
@@ -221,10 +190,13 @@ def train(
         raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
 
     config = settings.network()
-    model = build_iris(config, seed=settings.seed) if start_from is None else _weights_of(start_from, config)
+    start = None if start_from is None else _run_to_start_from(start_from, config)
+    model = build_iris(config, seed=settings.seed) if start is None else start.model
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
     plans = {name: store.plan for name, store in stores.items()}
+    learnt_before = cases_of_model(start) if start is not None else {}
+    wide_met: set[str] = set()
     if resume:
         loaded = load_model(checkpoint)
         if loaded.plans != plans:
@@ -234,6 +206,9 @@ def train(
             )
         model, bank = loaded.model, loaded.bank
         iteration, seconds, best = loaded.state.iteration, loaded.state.seconds, loaded.state.validation
+        if loaded.state.trained is not None:
+            learnt_before = {}  # --start-from is in that record where it was given, and the weights are not its now
+        learnt_before = join_cases(cases_of_model(loaded), learnt_before)
     model.to(device).train()
     mean = WeightMean(model, settings.weight_momentum) if settings.weight_momentum else None
     used = mean.model if mean else model  # what validates, is saved, and predicts
@@ -254,13 +229,20 @@ def train(
         ),
         weights=dataset_weights(settings.weights, list(stores)),
     )
+    if resume:
+        known = loaded.state.wide_datasets
+        wide_met.update(sampler.wide if known is None else known)
+    # Of now and of then: a case that was added between two parts of a run has drawn its split anew.
+    trained = join_cases(cases_of_stores(stores, settings.split), learnt_before)
     fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
     specs = {
         name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
     }
 
     def save() -> None:
-        state = RunState(iteration, seconds, settings.seed, asdict(settings), best)
+        state = RunState(
+            iteration, seconds, settings.seed, asdict(settings), best, trained, tuple(sorted(wide_met))
+        )
         save_checkpoint(
             checkpoint,
             used,
@@ -277,8 +259,13 @@ def train(
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
         log.say(f"Precision {precision.precision}: {precision.why}.")
         if start_from is not None and not resume:
-            log.say(f"Starts from the weights of {start_from.name}.")
+            log.say(
+                f"Starts from the weights of {start_from.name}, which have learnt from {', '.join(learnt_before)}."
+            )
         log.say(f"{len(stores)} dataset(s): {', '.join(stores)}; {len(fixed)} validation episodes.")
+        narrow = [name for name in stores if name not in sampler.wide]
+        if settings.wide and narrow:
+            log.say(f"No wide view of {', '.join(narrow)}: the scans are hardly larger than a crop.")
         groups = group_stream(sampler, settings, iteration * settings.groups)
         bar = tqdm(
             total=100,
@@ -300,6 +287,7 @@ def train(
                     (result.loss.total / settings.groups).backward()
                     losses.append(result.loss)
                     update_bank(bank, episodes, result.tokens)
+                    wide_met.update(episode.dataset for episode in episodes if episode.wide)
                 norm = optimise(model, optimizer, rate, settings.clip_norm)
                 iteration += 1
                 if mean:
@@ -319,6 +307,7 @@ def train(
             raise
         finally:
             bar.close()
+            groups.close()
         if fixed:
             save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
             best = validate(used, fixed, device, settings.precision)

@@ -20,9 +20,14 @@ class MemoryStore:
     patch_size: tuple[int, int, int]
     splits: dict[str, dict[str, list[str]]]
     read: list[int] = field(default_factory=list)
+    partly_labelled: bool = False
 
     def __post_init__(self) -> None:
-        self.manifest = SimpleNamespace(classes=self.classes, splits=self.splits)
+        self.manifest = SimpleNamespace(
+            classes=self.classes,
+            splits=self.splits,
+            spec=SimpleNamespace(partly_labelled=self.partly_labelled),
+        )
         self.plan = SimpleNamespace(patch_size=self.patch_size)
 
     def image(self, case_id: str, box: tuple | None = None) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Checkpoints: what goes in comes back, damage is noticed, no pickle is ever read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import iris_pipeline
 from iris_pipeline.checkpoint import (
     RunState,
     export_checkpoint,
@@ -15,9 +17,11 @@ from iris_pipeline.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from iris_pipeline.cli.export import export_model_main
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.optim import build_lamb
+from iris_pipeline.trained_cases import TrainedPart
 from preprocessing.errors import CheckpointError
 
 CONFIG = IrisConfig(
@@ -26,6 +30,15 @@ CONFIG = IrisConfig(
     decoder_blocks=(1, 1, 1, 1),
     task_depth=1,
     join=("add", "concat", "concat", "concat"),
+)
+STATE = RunState(
+    2,
+    12.5,
+    0,
+    {"size": "tiny", "wide": 0.3},
+    {"ct": 0.5},
+    {"ct": (TrainedPart("paper", {"c1": "p1"}, "ct"), TrainedPart("0"))},
+    ("ct",),
 )
 
 
@@ -46,7 +59,7 @@ def trained(seed: int = 0) -> tuple[Iris, torch.optim.Optimizer, MemoryBank]:
 
 def write(folder: Path, seed: int = 0, iteration: int = 2) -> tuple[Iris, torch.optim.Optimizer, MemoryBank]:
     model, optimizer, bank = trained(seed)
-    state = RunState(iteration, 12.5, seed, {"size": "tiny"}, {"ct": 0.5})
+    state = replace(STATE, iteration=iteration, seed=seed)
     save_checkpoint(
         folder, model, bank, state, plans={}, specs={"ct": {"classes": {"liver": 1}}}, optimizer=optimizer
     )
@@ -64,6 +77,12 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     for a, b in zip(bank.get(bank.keys()), loaded.bank.get(bank.keys()), strict=True):
         assert torch.equal(a, b)
+    assert loaded.state == STATE, "what it was trained on goes with it"
+    plain = tmp_path / "plain"
+    plain.write_text("made as any file is")
+    assert {path.stat().st_mode for path in (tmp_path / "half").iterdir()} == {plain.stat().st_mode}, (
+        "to be shared"
+    )
     with pytest.raises(
         CheckpointError, match=r"half holds a checkpoint already: give another -o, or remove it"
     ):
@@ -72,12 +91,32 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
         restore_optimizer(tmp_path / "half", build_lamb(loaded.model, 1e-3, 1e-5))
 
 
+def test_an_exported_model_tells_which_classes_are_one_piece(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "checkpoint")
+    export_checkpoint(tmp_path / "run", tmp_path / "half", {"ct": {"liver": 0.97}})
+    assert load_model(tmp_path / "half").state.pieces == {"ct": {"liver": 0.97}}
+    export_checkpoint(tmp_path / "half", tmp_path / "again", {"ct": {"liver": 0.5}, "mr": {"spleen": 1.0}})
+    known = load_model(tmp_path / "again").state.pieces
+    assert known == {"ct": {"liver": 0.97}, "mr": {"spleen": 1.0}}, "what it tells itself stays"
+    export_checkpoint(tmp_path / "run", tmp_path / "untold")
+    assert load_model(tmp_path / "untold").state.pieces is None
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    left = folder / ".weights-0000001.safetensors.4711.tmp"
+    left.write_bytes(b"half")
+    write(folder)
+    assert not left.exists() and load_model(folder).state.iteration == 2
+
+
 def test_round_trip(tmp_path: Path) -> None:
     model, optimizer, bank = write(tmp_path / "checkpoint")
     loaded = load_model(str(tmp_path))  # a run folder finds its checkpoint; a path may be text
     assert not loaded.model.training
     assert loaded.model_hash == hash_weights(model)
-    assert loaded.state == RunState(2, 12.5, 0, {"size": "tiny"}, {"ct": 0.5})
+    assert loaded.state == STATE
     assert loaded.specs == {"ct": {"classes": {"liver": 1}}}
     for a, b in zip(bank.get(bank.keys()), loaded.bank.get(["ct/left kidney"]), strict=True):
         assert torch.equal(a, b)
@@ -91,6 +130,40 @@ def test_round_trip(tmp_path: Path) -> None:
         ).sum().backward()
         o.step()
     assert hash_weights(model) == hash_weights(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("wide", "recorded", "knows"),
+    [(0.3, ["ct"], True), (0.3, [], False), (0.0, [], False), (0.3, None, True), (0.0, None, False)],
+)
+def test_the_wide_view_is_known_where_one_was_met(
+    wide: float, recorded: list[str] | None, knows: bool, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))
+    state["state"] |= {"settings": {"wide": wide}, "wide_datasets": recorded}
+    if recorded is None:  # a checkpoint of before
+        del state["state"]["wide_datasets"], state["state"]["trained"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    loaded = load_model(tmp_path)
+    assert loaded.knows_wide_view == knows
+    assert (loaded.state.trained is None) == (recorded is None)
+
+
+def test_the_shipped_model_does_not_tell_what_trained_it_and_knows_the_wide_view() -> None:
+    loaded = load_model(Path(iris_pipeline.__file__).parent / "weights" / "iris_small_5")
+    assert (loaded.state.trained, loaded.state.wide_datasets, loaded.knows_wide_view) == (None, None, True)
+
+
+def test_an_exported_model_says_that_it_names_its_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "results" / "run" / "checkpoint")
+    assert export_model_main(["run", "-o", str(tmp_path / "out"), "--root", str(tmp_path)]) == 0
+    assert (
+        "names the 1 cases that it has learnt from, and their subjects: see whether"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_new_checkpoint_replaces_the_old_and_leaves_nothing_behind(tmp_path: Path) -> None:

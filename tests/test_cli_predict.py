@@ -244,7 +244,7 @@ def test_results_that_cannot_be_written_are_one_sentence(
     for out in (tmp_path / "note.txt", tmp_path / "note.txt" / "masks"):
         assert predict_main(["-i", str(scans), "-o", str(out), "--root", str(root)]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith(f"Error: {tmp_path / 'note.txt'}") and "give another path" in error
+        assert error.startswith(f"Error: {tmp_path / 'note.txt'}") and "give another folder" in error
     assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "no folder"
 
 

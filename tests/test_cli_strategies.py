@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_cli_predict import write_run
 
+from iris_pipeline.cli.evaluate import evaluate_main
+from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.strategies import plan_jobs, strategies_main
 from preprocessing.store import Store
 
@@ -57,3 +60,60 @@ def test_rows_lie_where_the_tables_look_and_are_not_made_twice(
     assert strategies_main(call) == 0
     changed = [path for path in made if path.stat().st_mtime_ns != before[path]]
     assert changed == [made[0]]
+
+
+@pytest.fixture
+def shipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only model there is comes with the package."""
+    folder = root / "package" / "weights" / "ours"
+    folder.parent.mkdir(parents=True)
+    shutil.move(root / "results" / "run" / "checkpoint", folder)
+    shutil.rmtree(root / "results")
+    monkeypatch.setattr("iris_pipeline.cli._models.SHIPPED", folder.parent)
+    return folder
+
+
+@pytest.mark.parametrize("named", [[], ["-m", "ours"], ["-m", "{folder}"]])
+def test_predictions_of_the_packages_model_lie_under_results(
+    root: Path, shipped: Path, tiny_raw: Any, tiny_store: Store, named: list[str], capsys: Any
+) -> None:
+    before = sorted(shipped.iterdir())
+    place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent)]
+    model = [each.replace("{folder}", str(shipped)) for each in named]
+    for said in ("1 segmented, 0 skipped", "0 segmented, 1 skipped"):  # the results do not hide the model
+        assert predict_main([*place, *model, "--split", "paper", "--overlap", "0"]) == 0
+        assert said in capsys.readouterr().out
+    assert strategies_main([*place, *model, "--strategies", "one-shot", "-k", "1", "--draws", "0"]) == 0
+    assert "next: iris_evaluate -p ours" in capsys.readouterr().out
+    (case,) = tiny_store.manifest.splits["paper"]["test"]
+    out = root / "results" / "ours" / "predictions" / "tiny"
+    assert sorted(out.glob("*/*.nii.gz")) == [
+        out / "bank" / f"{case}.nii.gz",
+        out / "one-shot_k1_draw0" / f"{case}.nii.gz",
+    ]
+    assert sorted(shipped.iterdir()) == before
+    assert evaluate_main(["-p", "ours", *place]) == 0
+    rows = root / "results" / "ours" / "evaluation" / "tiny__bank.csv"
+    assert f"\nours,tiny,paper/test,bank,{case}," in rows.read_text(encoding="utf-8")
+
+
+def test_a_pose_that_no_reference_would_be_shown_in_is_refused(
+    root: Path, tiny_raw: Any, capsys: Any
+) -> None:
+    place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), "--pose", "LIP"]
+    says = (
+        "--pose and --scale are of files (-r) and of held-out datasets; references of tiny are taken as they are in "
+        "the store: leave both out."
+    )
+    assert strategies_main([*place, "--strategies", "one-shot"]) == 1
+    assert says in capsys.readouterr().err
+    assert predict_main([*place, "--split", "paper", "--strategy", "one-shot"]) == 1
+    assert says in capsys.readouterr().err
+    assert not (root / "results" / "run" / "predictions").exists()
+
+
+def test_draws_are_counted_from_nought(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        strategies_main(["--draws", "0", "-1"])
+    assert stop.value.code == 2
+    assert "argument --draws: takes a whole number from 0 on, not '-1'" in capsys.readouterr().err

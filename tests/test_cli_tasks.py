@@ -207,6 +207,87 @@ def test_options_that_would_be_lost_are_refused(
     assert not out.exists()
 
 
+USELESS = ["-k", "3", "--draw", "1", "--modality", "CT", "--subject-pattern", "x", "--pose", "LIP"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["-d", "tiny", *USELESS],
+            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose would change "
+            "nothing; leave them out.",
+        ),
+        (
+            ["--strategy", "bank", "-k", "3", "--draw", "1", "--confidence"],  # whose witnesses are drawn
+            "The memory bank takes no references: -k would change nothing; leave it out.",
+        ),
+        (["--scale", "1.6"], "The memory bank takes no references: --scale would change nothing"),
+        (
+            ["-d", "tiny", "--strategy", "ensemble", *USELESS, "--reference-channel", "1"],
+            "References of -d are taken as they are in the store: --modality, --reference-channel, --subject-pattern, "
+            "--pose would change nothing; leave them out.",
+        ),
+        (["--steps", "2"], "--steps goes with --strategy tuning or refining or best; got no --strategy"),
+    ],
+)
+def test_options_that_the_source_of_the_task_makes_nothing_of_are_refused(
+    root: Path, scan: str, tmp_path: Path, arguments: list[str], says: str, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    assert predict_main(["-i", scan, "-o", str(out), "--root", str(root), *arguments]) == 1
+    assert f"Error: {says}" in capsys.readouterr().err and not out.exists()
+    split = ["--split", "paper", "--root", str(root), *arguments]
+    says = says.replace(", --pose", "") if "ensemble" in arguments else says  # it may be a held-out dataset
+    assert predict_main(split) == 1
+    assert f"Error: {says}" in capsys.readouterr().err
+
+
+def test_a_draw_with_the_bank_and_its_confidence_is_not_refused(
+    root: Path, scan: str, tmp_path: Path, capsys: Any
+) -> None:
+    command = ["-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), "--draw", "1", "--confidence"]
+    assert predict_main(command) == 1
+    assert "make it with iris_calibrate" in (told := capsys.readouterr().err) and "--draw" not in told
+
+
+def test_like_leaves_nothing_to_be_said_of_the_grid(
+    root: Path, refs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    command = ["-r", str(refs), "-o", str(tmp_path / "x.task"), "--root", str(root), "--like", "liver.task"]
+    assert encode_main([*command, "--pose", "LIP", "--scale", "2", "--modality", "CT", "-k", "1"]) == 1
+    assert (
+        "Error: --like takes modality, pose and scale of its task: --modality, --pose, --scale would change nothing; "
+        "leave them out." in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (predict_main, ["-i", "a", "-o", "b", "--part", "test"], "--part is a part of --split: leave it out"),
+        (
+            predict_main,
+            ["--split", "paper", "--channel", "1"],
+            "--channel is of the scans of -i: leave it out",
+        ),
+        (predict_main, ["-i", "a", "-o", "b", "--draw", "-1"], "a whole number from 0 on, not '-1'"),
+        (
+            encode_main,
+            ["-r", "a", "-o", "b", "--seed", "x"],
+            "--seed: takes a whole number from 0 on, not 'x'",
+        ),
+        (advise_main, ["-r", "a", "--seed", "-1"], "--seed: takes a whole number from 0 on, not '-1'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_at_once(
+    main: Any, arguments: list[str], says: str, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
 def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:
     folder = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s3_a", "s4_a"])
     out = tmp_path / "advice"

@@ -214,6 +214,16 @@ def test_classes_the_query_lacks_are_asked_only_with_the_small_probability() -> 
     assert asked_of_a_case_without(EpisodeConfig(augment=False, empty_query_probability=1.0)) > 0.2
 
 
+def test_what_nobody_contoured_in_a_query_is_not_asked_of_it() -> None:
+    store = dataclasses.replace(make_store(8, patch=(48, 48, 48)), partly_labelled=True)
+    sampler = EpisodeSampler({"a": store}, config=EpisodeConfig(augment=False, empty_query_probability=1.0))
+    told = EpisodeSampler({"a": store}, config=EpisodeConfig(augment=False, empty_query_probability=0.0))
+    for i in range(60):
+        e = sampler.episode(i)
+        assert "tumour" not in e.class_names or int(e.query.case_id[4:]) % 2 == 0
+        assert same(e, told.episode(i)), "nothing else is drawn otherwise"
+
+
 def enough(voxels: int) -> float:
     """What a reference must show of a class: 50 voxels (half of a smaller object), and a fifth of it at least."""
     return max(min(50, voxels / 2), voxels / 5)

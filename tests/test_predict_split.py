@@ -17,8 +17,16 @@ from iris_pipeline import query_tasks
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.pieces import largest_share
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.predict_split import Experiment, held_out_tasks, predict_split, split_cases, stored_tasks
+from iris_pipeline.predict_split import (
+    Experiment,
+    bank_task,
+    held_out_tasks,
+    predict_split,
+    split_cases,
+    stored_tasks,
+)
 from iris_pipeline.references import measure_references, plan_references
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED
@@ -155,6 +163,19 @@ def test_the_memory_bank_needs_no_reference(
     )
     assert {v.status for v in verdicts} == {"done"} and not loaded.model.masks
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts])
+    # Which classes are one piece: by the store's training cases, unless the checkpoint tells.
+    by_store = bank_task(loaded, "tiny", tiny_store)
+    expected = {
+        name: min(largest_share(tiny_store.labels(i), value) for i in train if value in tiny_store.labels(i))
+        for name, value in tiny_store.manifest.classes.items()
+    }
+    assert dict(zip(by_store.class_names, by_store.largest_pieces, strict=True)) == pytest.approx(expected)
+    assert set(bank_task(loaded, "tiny", None).largest_pieces) == {0.0}, "not known"
+    told = {"tiny": dict.fromkeys(expected, 0.75)}
+    telling = loaded_on(tiny_store, bank=memory)
+    telling.state = replace(telling.state, pieces=told)
+    for store in (tiny_store, None):
+        assert set(bank_task(telling, "tiny", store).largest_pieces) == {0.75}
     with pytest.raises(TaskError, match="none of the classes of 'tiny'"):
         predict_split(
             loaded_on(tiny_store), tiny_store, cases, Experiment("bank"), out=tmp_path / "b", progress=False
@@ -278,6 +299,9 @@ def test_people_of_a_dataset_that_was_trained_on_are_not_segmented_for_a_table(h
     ):
         split_cases(loaded, store, "paper", "test")
     assert split_cases(loaded, held_out, "paper", "test")
+    loaded.specs = {"other": {"overlaps": ["tiny"]}}  # the other one names it
+    with pytest.raises(StoreError, match="those of tiny are also in other"):
+        split_cases(loaded, held_out, "paper", "test")
 
 
 def test_splits_and_plans_that_do_not_fit(tiny_store: Store, cases: list[Case], tmp_path: Path) -> None:
@@ -296,6 +320,20 @@ def test_splits_and_plans_that_do_not_fit(tiny_store: Store, cases: list[Case], 
     loaded.plans = other
     with pytest.raises(StoreError, match="tiny was planned otherwise when the model was trained"):
         predict_split(loaded, tiny_store, cases, out=tmp_path)
+
+
+def test_another_plan_of_a_dataset_that_the_model_does_not_know_is_another_result(
+    tiny_store: Store, cases: list[Case], tmp_path: Path
+) -> None:
+    loaded = loaded_with(GreyModel(width=0.45), state=RunState(1, 1.0, 0, {"split": "paper"}))
+    one_shot = Experiment("one-shot", 1)
+    predict_split(loaded, tiny_store, cases, one_shot, out=tmp_path / "out", progress=False)
+    made_from = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))["made_from"]
+    assert made_from["plan"] == tiny_store.plan.digest
+    coarser = tiny_store.plan.model_copy(update={"spacing_mm": (9.0, 9.0, 9.0)})
+    other = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"plan": coarser}))
+    with pytest.raises(PredictionError, match="those in .*out were made otherwise"):
+        predict_split(loaded, other, cases, one_shot, out=tmp_path / "out", progress=False)
 
 
 def test_a_case_without_its_raw_file_is_a_verdict(

@@ -70,6 +70,19 @@ def test_one_shot_is_the_mean_under_the_mask_and_carries_the_plan() -> None:
     assert len(model.masks) == 1 and model.masks[0].shape == (1, 2, 16, 16, 32), "one pass for both classes"
 
 
+def test_a_class_without_a_place_in_the_wide_view_leaves_the_task_without_it() -> None:
+    """Two stones in one place of the halved map: the task has them all at the whole resolution."""
+    blocks = ((1, np.s_[2:6, 3:9, 4:14]), (2, np.s_[8, 8, 8]), (3, np.s_[9, 9, 9]))
+    classes = {"organ": 1, "stone a": 2, "stone b": 3}
+    reference = make_reference((20, 30, 40), *blocks, classes=classes)
+    task = one_shot(GreyModel(), reference, PLAN, model_hash=HASH, wide=True)
+    assert task.class_names == ("organ", "stone a", "stone b") and task.wide_tokens == ()
+    expected = [mean_under(reference, value) for value in (1, 2, 3)]
+    assert task.tokens[0].flatten().tolist() == pytest.approx(expected)
+    apart = make_reference((20, 30, 40), *blocks[:2], (3, np.s_[10, 9, 9]), classes=classes)
+    assert one_shot(GreyModel(), apart, PLAN, model_hash=HASH, wide=True).wide_tokens[0].shape == (1, 3, 1, 1)
+
+
 def test_a_scan_that_two_people_share_makes_them_one() -> None:
     assert join_people(["a", "b", "b", "c"], ["x", "x", "y", "z"]) == ["a", "a", "a", "c"]
     assert join_people(["a", "a", "b", "c"], ["x", "y", "z", "y"]) == ["a", "a", "b", "a"]

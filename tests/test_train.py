@@ -175,6 +175,31 @@ def test_start_from_takes_the_weights_and_nothing_else(tiny_store: Store, tmp_pa
         )
 
 
+def test_what_has_no_wide_view_is_said_and_the_others_are_kept(tiny_store: Store, tmp_path: Path) -> None:
+    plan = tiny_store.plan.model_copy(update={"patch_size": (16, 16, 32)})
+    large = Store(
+        tiny_store.folder, tiny_store.manifest.model_copy(update={"plan": plan, "dataset": "large"})
+    )
+    settings = replace(SHORT, wide=1.0, groups=3)
+    train(settings, {"tiny": tiny_store, "large": large}, tmp_path / "both", device=CPU, show_progress=False)
+    both = load_model(tmp_path / "both")
+    assert both.state.wide_datasets == ("large",) and both.knows_wide_view
+    says = "No wide view of tiny: the scans are hardly larger than a crop."
+    assert says in (tmp_path / "both" / "train.log").read_text(encoding="utf-8")
+    train(replace(SHORT, wide=1.0), {"tiny": tiny_store}, tmp_path / "tiny", device=CPU, show_progress=False)
+    assert load_model(tmp_path / "tiny").state.wide_datasets == ()
+    assert not load_model(tmp_path / "tiny").knows_wide_view
+    train(
+        replace(settings, iterations=5, wide=0.0),
+        {"tiny": tiny_store, "large": large},
+        tmp_path / "both",
+        device=CPU,
+        resume=True,
+        show_progress=False,
+    )
+    assert load_model(tmp_path / "both").state.wide_datasets == ("large",), "what was met before still is"
+
+
 def test_training_lowers_the_loss(tiny_store: Store, tmp_path: Path) -> None:
     settings = TrainSettings(
         size="tiny", iterations=30, validate_every=1000, validation_episodes=1, precision="fp32"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
-from iris_pipeline.cli._common import at_least_one
+from iris_pipeline.cli._common import at_least_one, not_negative
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
@@ -22,7 +22,7 @@ from iris_pipeline.screening import people_told, screen_references, with_people
 from iris_pipeline.showing import Showing, scale_named
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
-from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError, TaskError
 from preprocessing.orientation import UPRIGHT
 from preprocessing.paths import Root
 from preprocessing.spec import Modality
@@ -93,6 +93,14 @@ def find_run(results: Path, model: str | None) -> Path:
     )
 
 
+def results_folder(folder: Path, root: Root) -> Path:
+    """Where predictions of the model in `folder` go: there, or, of a model of the package, results/<its name>.
+
+    The package may be read-only and serves every root; iris_evaluate looks for a run's name under results/.
+    """
+    return root.results / folder.name if folder.resolve().parent == SHIPPED.resolve() else folder
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -124,7 +132,7 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         "--draw",
         "--seed",
         dest="seed",
-        type=int,
+        type=not_negative,
         metavar="SEED",
         help="of the draw of references, and of tuning (default: 0)",
     )
@@ -272,8 +280,16 @@ def given_references(arguments: argparse.Namespace) -> GivenReferences:
     )
 
 
-def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: bool = False) -> None:
-    """PredictionError for an option that would have no say in how the task is made: it is not to be lost in silence."""
+_OF_SHOWING = ("--pose", "--scale")
+_OF_FILES = ("--modality", "--reference-channel", "--subject-pattern")
+"""tell of files of references, which -r alone takes"""
+
+
+def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
+    """Raises for an option that would have no say in how the task is made: it is not to be lost in silence.
+
+    Which options have one follows from where the task comes from: -t, -r, --like, the bank or the store (-d).
+    """
     given = {
         "-k": arguments.references,
         "--draw": arguments.seed,
@@ -287,10 +303,28 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: b
         "--top": getattr(arguments, "top", None),
     }
     said = [name for name, value in given.items() if value is not None]
+    task_given, like, split = (getattr(arguments, name, None) for name in ("t", "like", "split"))
+    if strategy == "bank" and (task_given or arguments.r):
+        raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
+    if strategy and task_given:
+        raise TaskError("A task file has its strategy in it: leave --strategy out with -t.")
     if task_given and said:
         raise PredictionError(
             f"A task file is used as it was made: {', '.join(said)} {'goes' if len(said) == 1 else 'go'} with "
             "references (-r), or with iris_encode."
+        )
+    if like:
+        _refuse(said, ("--modality", *_OF_SHOWING), "--like takes modality, pose and scale of its task")
+    elif not arguments.r and strategy in (None, "bank"):
+        # --confidence asks references of the store, which the seed draws
+        drawn = ("-k",) if getattr(arguments, "confidence", False) else ("-k", "--draw")
+        _refuse(said, (*drawn, *_OF_FILES, *_OF_SHOWING), "The memory bank takes no references")
+    elif not arguments.r:
+        # of a split, a held-out dataset's references are shown in any pose and scale (`check_showing`)
+        _refuse(
+            said,
+            _OF_FILES if split else (*_OF_FILES, *_OF_SHOWING),
+            "References of -d are taken as they are in the store",
         )
     fits = {
         "--steps": TUNABLE,
@@ -303,6 +337,15 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None, task_given: b
                 f"{name} goes with --strategy {' or '.join(fits[name])}; got "
                 f"{f'--strategy {strategy}' if strategy else 'no --strategy'}: add it, or leave {name} out."
             )
+
+
+def _refuse(said: Sequence[str], useless: Sequence[str], why: str) -> None:
+    """PredictionError where one of the options that are said is useless."""
+    lost = [name for name in said if name in useless]
+    if lost:
+        raise PredictionError(
+            f"{why}: {', '.join(lost)} would change nothing; leave {'it' if len(lost) == 1 else 'them'} out."
+        )
 
 
 def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iris_pipeline.advice_page import add_strategies, write_advice
 from iris_pipeline.advisor import advise, plan_trials, run_trials
-from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import (
     add_channel_option,
     add_device_options,
@@ -59,7 +59,7 @@ def advise_main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="at most, of the compared tuning (60) and refining (120)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of these draws")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of these draws")
     parser.add_argument(
         "--overlap", type=float, default=0.25, help="of windows (default: 0.25, faster than prediction's)"
     )

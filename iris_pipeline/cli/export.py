@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from iris_pipeline.checkpoint import export_checkpoint
+from iris_pipeline.checkpoint import export_checkpoint, load_model
 from iris_pipeline.cli._common import at_least_one, run
 from iris_pipeline.cli._models import find_run
+from iris_pipeline.judging import store_at_hand
 from iris_pipeline.nnunet_export import export_dataset
+from iris_pipeline.predict_split import stored_pieces
 from preprocessing.adapters import find_cases
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
@@ -67,13 +69,23 @@ def export_model_main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> int:
-        source, out = (
-            find_run(Root.resolve(arguments.root).results, arguments.run),
-            Path(arguments.o).expanduser(),
-        )
-        model_hash = export_checkpoint(source, out)
+        root = Root.resolve(arguments.root)
+        source, out = find_run(root.results, arguments.run), Path(arguments.o).expanduser()
+        loaded = load_model(source)
+        stores = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
+        pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if store is not None}
+        model_hash = export_checkpoint(source, out, pieces)
         size = sum(path.stat().st_size for path in out.iterdir())
         print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
+        trained = load_model(out).state.trained or {}
+        cases = {
+            (name, each) for name, parts in trained.items() for part in parts for each in part.cases or ()
+        }
+        if cases:
+            print(
+                f"Its state.json names the {len(cases)} cases that it has learnt from, and their subjects: see whether "
+                "they may be known before you give it away."
+            )
         return 0
 
     return run(command)

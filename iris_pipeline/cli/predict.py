@@ -19,6 +19,7 @@ from iris_pipeline.cli._models import (
     check_fit,
     given_references,
     load_run,
+    results_folder,
     showing_of,
     summary,
     tell_better,
@@ -26,7 +27,7 @@ from iris_pipeline.cli._models import (
     tuning_settings,
 )
 from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
-from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
+from iris_pipeline.cli._splits import check_showing, experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.predict import (
     InferenceOptions,
@@ -40,6 +41,7 @@ from iris_pipeline.predict import (
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
+    bank_task,
     check_plan,
     note_references,
     predict_split,
@@ -54,7 +56,7 @@ from iris_pipeline.query_tasks import (
 )
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.strategies import bank, ensemble
+from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
 from preprocessing.paths import Root
@@ -78,9 +80,7 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--channel", metavar="C", help="of -i, where scans have several: a number from 0 on, or its name"
     )
     what.add_argument("--split", metavar="SPLIT", help="instead: this split's part of -d, from the raw files")
-    parser.add_argument(
-        "--part", choices=["test", "validation"], default="test", help="of --split (default: test)"
-    )
+    parser.add_argument("--part", choices=["test", "validation"], help="of --split (default: test)")
     parser.add_argument(
         "-o", metavar="OUT", help="folder of the results (--split: default results/<run>/predictions/...)"
     )
@@ -129,6 +129,10 @@ def predict_main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.i is not None and arguments.o is None:
         parser.error("-o OUT is needed with -i IN")
+    if arguments.i is not None and arguments.part is not None:
+        parser.error("--part is a part of --split: leave it out with -i IN")
+    if arguments.split is not None and arguments.channel is not None:
+        parser.error("--channel is of the scans of -i: leave it out with --split SPLIT")
     if arguments.o is not None and is_image_path(Path(arguments.o)):
         parser.error(f"-o is the folder of the results, not a file; got {arguments.o}")
     return run(lambda: _predict_command(arguments))
@@ -147,11 +151,7 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         all_pieces=arguments.all_pieces,
         one_pass=arguments.one_pass,
     )
-    if arguments.strategy == "bank" and (arguments.t or arguments.r):
-        raise TaskError("The memory bank serves datasets: --strategy bank goes with -d, not with -t or -r.")
-    if arguments.strategy and arguments.t:
-        raise TaskError("A task file has its strategy in it: leave --strategy out with -t.")
-    check_fit(arguments, arguments.strategy, task_given=bool(arguments.t))
+    check_fit(arguments, arguments.strategy)
     given: GivenReferences | None = None
     if arguments.split is not None:
         verdicts = _predict_split(arguments, root, options)
@@ -188,7 +188,7 @@ def _predict_inputs(
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
-        task = bank(loaded, dataset)
+        task = bank_task(loaded, dataset, judging.store_at_hand(loaded, root.preprocessed / dataset))
         print(f"Task: {summary(task)}.")
         judge = judge_of(
             arguments,
@@ -356,14 +356,16 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     loaded, folder = load_run(arguments, root, options.device, options.autocast)
     dataset = _dataset(arguments, loaded)
     store = open_stores(root.preprocessed, [dataset])[dataset]
-    cases = raw_cases(root, store)
+    check_showing(showing_of(arguments), [store])
+    cases, part = raw_cases(root, store), arguments.part or "test"
     experiment = _experiment(arguments, arguments.strategy or "bank")
     numbered = arguments.references is not None or arguments.seed is not None
-    name = experiment_name(experiment, arguments.part, numbered)
-    out = Path(arguments.o) if arguments.o else folder / "predictions" / dataset / name
-    print(f"{dataset}, {arguments.part} part of split '{arguments.split}', {experiment.strategy}, to {out}.")
+    name = experiment_name(experiment, part, numbered)
+    own = results_folder(folder, root) / "predictions" / dataset / name
+    out = Path(arguments.o) if arguments.o else own
+    print(f"{dataset}, {part} part of split '{arguments.split}', {experiment.strategy}, to {out}.")
     held_out = store.manifest.role == "held-out"
-    ids = store.manifest.splits.get(arguments.split, {}).get(arguments.part if held_out else "train", [])
+    ids = store.manifest.splits.get(arguments.split, {}).get(part if held_out else "train", [])
     judge = judge_of(
         arguments,
         loaded,
@@ -381,7 +383,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         cases,
         experiment,
         split=arguments.split,
-        part=arguments.part,
+        part=part,
         out=out,
         options=options,
         **_wishes(arguments, judge),

@@ -10,16 +10,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
     add_showing_options,
     autocast_of,
     load_run,
+    results_folder,
     showing_of,
 )
-from iris_pipeline.cli._splits import experiment_name, raw_cases
+from iris_pipeline.cli._splits import check_showing, experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "-k", nargs="+", type=at_least_one, default=[1, 3, 5], metavar="N", help="numbers of references"
     )
     parser.add_argument(
-        "--draws", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of the references"
+        "--draws", nargs="+", type=not_negative, default=[0, 1, 2], metavar="SEED", help="of the references"
     )
     parser.add_argument("--split", default="paper", metavar="SPLIT")
     parser.add_argument("--part", choices=["test", "validation"], default="test")
@@ -118,7 +119,9 @@ def _command(arguments: argparse.Namespace) -> int:
         one_pass=arguments.one_pass,
     )
     loaded, folder = load_run(arguments, root, device, options.autocast)
+    folder = results_folder(folder, root)
     stores = open_stores(root.preprocessed, arguments.d)
+    check_showing(showing_of(arguments), stores.values())
     jobs = plan_jobs(list(stores), arguments.strategies, arguments.k, arguments.draws, list(loaded.plans))
     cache = EmbeddingCache()
     problems = 0

@@ -1,0 +1,73 @@
+"""Groups of episodes from worker processes: signals are the main process's to take, and workers end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+START = """
+import os, signal, sys, threading, time
+from multiprocessing import active_children
+sys.path.insert(0, 'tests')
+from memory_store import make_store
+from iris_pipeline.episodes import EpisodeSampler
+from iris_pipeline.groups import group_stream
+from iris_pipeline.interrupt import StopAtStepEnd
+from iris_pipeline.train_settings import TrainSettings
+
+groups = group_stream(EpisodeSampler({'a': make_store()}), TrainSettings(workers=1), 5)
+"""
+SIGNALLED = """
+def signal_everybody_as_soon_as_there_is_a_worker():
+    while not active_children():
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGTERM)
+
+with StopAtStepEnd() as stop:
+    thread = threading.Thread(target=signal_everybody_as_soon_as_there_is_a_worker)
+    thread.start()
+    first = next(groups)
+    thread.join()
+    print('SIGTERM', stop.asked, first[0].index)
+with StopAtStepEnd() as stop:
+    os.killpg(0, signal.SIGINT)
+    more = [next(groups)[0].index for _ in range(5)]
+    print('SIGINT', stop.asked, more, flush=True)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own group; returns when it and its workers, which hold the same stdout, have ended."""
+    return subprocess.run(
+        [sys.executable, "-c", START + code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
+def test_signals_to_everybody_leave_the_workers_at_work_and_they_end_with_the_main_process() -> None:
+    done = run(SIGNALLED + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.stdout.splitlines() == ["SIGTERM True 5", "SIGINT True [6, 7, 8, 9, 10]"], done.stderr
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_stream_that_broke_off_has_no_workers_left_though_its_error_is_kept() -> None:
+    done = run(
+        "next(groups)\n"
+        "try:\n"
+        "    groups.throw(KeyboardInterrupt())\n"
+        "except KeyboardInterrupt as error:\n"
+        "    kept = error\n"
+        "print(active_children())\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
