@@ -5,7 +5,7 @@ Dice is 0..1. Means and their intervals are those of every table: over classes, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -30,7 +30,7 @@ from preprocessing.errors import EvaluationError
 
 DRAWS_RULE = (
     "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, and in "
-    "brackets their number."
+    "brackets their number; draws of the same references count once."
 )
 
 
@@ -145,9 +145,25 @@ def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(name): part for name, part in rows[once].groupby(draws[once])}
 
 
+def distinct(draws: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The draws without those that gave every case and class the Dice of a former one.
+
+    Of few cases two seeds may draw the same references, and what was measured once has no spread.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    for name, part in draws.items():
+        if not any(_scores(part).equals(_scores(each)) for each in found.values()):
+            found[name] = part
+    return found
+
+
+def _scores(rows: pd.DataFrame) -> pd.Series:
+    return rows.set_index(["case", "class"])["dice"].sort_index()
+
+
 def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:
     """The mean over the draws of one strategy and number of references, with their spread."""
-    means = pd.Series([class_means(one).mean() for one in by_draw(rows).values()]).dropna()
+    means = pd.Series([class_means(one).mean() for one in distinct(by_draw(rows)).values()]).dropna()
     if means.empty:
         return ""
     if len(means) > 1:

@@ -28,7 +28,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
-from preprocessing.findings import check_field, check_grey_values
+from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
 from preprocessing.volume import Volume
 
@@ -285,6 +285,8 @@ def _predict_one(
         given = task_of(case, image)
         tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
         warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
+        if lost := no_place(image.header):
+            warnings[f"{lost}: look whether left and right are right."] = None
         wanted = wishes.outputs.wanted(certainty=wishes.judge is not None)
         result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
         judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else []

@@ -30,6 +30,7 @@ from preprocessing.class_names import name_values, read_class_names
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
+from preprocessing.guess import guess_sides
 from preprocessing.plan import Plan, Policy, make_plan
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
@@ -45,13 +46,14 @@ class ReferenceFiles:
     """Labelled cases on disk.
 
     classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file. copies: ids of
-    the same scan, found by `screening.screen_references`.
+    the same scan, remarks: (id, what is doubtful about it), both found by `screening.screen_references`.
     """
 
     cases: tuple[Case, ...]
     classes: dict[str, int]
     unpaired: tuple[str, ...] = ()
     copies: tuple[tuple[str, ...], ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def made_up_spec(
             source="given",
             licence="",
             classes=dict(classes),
+            sides=guess_sides(classes),
             intensity_offset=intensity_offset,
         )
     except ValidationError:

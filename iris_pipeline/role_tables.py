@@ -6,12 +6,12 @@ paper's, only in columns whose specification names the paper's column.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
 from iris_pipeline import paper
-from iris_pipeline.comparisons import by_draw, strategy_and_count
+from iris_pipeline.comparisons import by_draw, distinct, strategy_and_count
 from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table
@@ -36,7 +36,8 @@ IN_DISTRIBUTION, HELD_OUT = 1, 2
 DRAWS = "draws"
 SPREAD_RULE = (
     "k: the number of references (one-shot: 1). Where there were several draws of them: the mean, ± the standard "
-    "deviation over draws (of a mean over datasets: over the draws that all of them have)."
+    "deviation over draws (of a mean over datasets: over the draws that all of them have); draws of the same "
+    "references count once."
 )
 Key = tuple[str, str, str]
 TITLES = {
@@ -69,14 +70,15 @@ def role_table(
     headings = {name: _heading(number, name, parts, facts, specs) for name in datasets}
     lines, counted = [], []
     for key, found in _over_strategies(parts, datasets).items():
-        means = {name: _mean_of_draws(part) for name, part in found.items()}
+        draws = {name: by_draw(part) for name, part in found.items()}
+        means = {name: _means(distinct(each)) for name, each in draws.items()}
         whole = len(found) == len(datasets) and not any(each.empty for each in means.values())
         interval = bootstrap_mean_of_datasets(list(found.values())) if whole else None
         lines.append(
             dict(zip(ROW_KEY, shown(key), strict=True))
-            | {DRAWS: _how_many(found.values())}
+            | {DRAWS: _how_many(found, means)}
             | {headings[name]: _spread_text(each.mean(), each) for name, each in means.items()}
-            | {"mean": _mean_text(list(means.values())) if whole else ""}
+            | {"mean": _mean_text(list(means.values()), list(draws.values())) if whole else ""}
             | {CI: interval_text(interval, 100, 2) if interval else ""}
         )
         counted.append((key, pd.concat(found.values())))
@@ -106,16 +108,19 @@ def _over_strategies(
     return {key: {name: pd.concat(each) for name, each in of.items()} for key, of in found.items()}
 
 
-def _mean_of_draws(rows: pd.DataFrame) -> pd.Series:
+def _means(draws: Mapping[str, pd.DataFrame]) -> pd.Series:
     """Draw -> mean Dice in %, of one dataset; draws without a scored case are left out."""
-    means = {draw: 100 * class_means(part).mean() for draw, part in by_draw(rows).items()}
+    means = {draw: 100 * class_means(part).mean() for draw, part in draws.items()}
     return pd.Series(means, dtype=float).dropna()
 
 
-def _mean_text(datasets: Sequence[pd.Series]) -> str:
-    """The mean over datasets of what stands in their cells, ± over the draws that all of them have."""
-    by_dataset = pd.concat(datasets, axis=1)
-    return _spread_text(by_dataset.mean().mean(), by_dataset.dropna().mean(axis=1))
+def _mean_text(cells: Sequence[pd.Series], draws: Sequence[Mapping[str, pd.DataFrame]]) -> str:
+    """The mean over datasets of what stands in their cells, ± over the draws that all of them have.
+
+    Draws that are equal in one dataset differ in another: here each counts.
+    """
+    by_dataset = pd.concat([_means(each) for each in draws], axis=1)
+    return _spread_text(sum(each.mean() for each in cells) / len(cells), by_dataset.dropna().mean(axis=1))
 
 
 def _spread_text(mean: float, draws: pd.Series) -> str:
@@ -123,11 +128,11 @@ def _spread_text(mean: float, draws: pd.Series) -> str:
     return percent_text(mean) + (f" ± {draws.std(ddof=1):.2f}" if len(draws) > 1 else "")
 
 
-def _how_many(found: Iterable[pd.DataFrame]) -> str:
+def _how_many(found: Mapping[str, pd.DataFrame], means: Mapping[str, pd.Series]) -> str:
     """ "3", or "1 to 3" where datasets differ; "" where no row says which draw it is."""
-    counts = [int(rows["draw"].nunique()) for rows in found]
-    if not any(counts):
+    if not any(rows["draw"].notna().any() for rows in found.values()):
         return ""
+    counts = [len(means[name]) for name in found]
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 

@@ -43,8 +43,8 @@ def with_people(files: ReferenceFiles, pattern: str | None = None) -> ReferenceF
     return replace(files, cases=tuple(cases))
 
 
-def people_told(files: ReferenceFiles) -> str:
-    """Sentences that name the references that are the same scan, and those of one person; "" where there are none."""
+def references_told(files: ReferenceFiles) -> str:
+    """Sentences that name references that are doubtful, the same scan, or of one person; "" where there are none."""
     people: dict[str, list[str]] = {}
     for case in files.cases:
         people.setdefault(case.subject, []).append(case.id)
@@ -54,7 +54,7 @@ def people_told(files: ReferenceFiles) -> str:
         if len(names) > 1 and tuple(names) not in files.copies
     ]
     copies = [" and ".join(names) for names in files.copies]
-    told = []
+    told = [f"Reference '{name}': {why}." for name, why in files.remarks]
     if copies:
         told.append(
             f"The same scan under several names: {'; '.join(copies)}; it counts as one person's: keep one of them."
@@ -75,7 +75,7 @@ def screen_references(
     The same scan under two names is one person's: each of the two tells nothing about the other (`copies`).
     """
     spec = made_up_spec(files.classes, modality or "MR")
-    good, refused = [], {}
+    good, refused, remarks = [], {}, []
     contents: list[str] = []
     for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
         found = measure_case(case, spec, reference=True)
@@ -89,6 +89,8 @@ def screen_references(
         else:
             good.append(case)
             contents.append(found.content)
+            if found.why:
+                remarks.append((case.id, found.why))
     if not good:
         told = "; ".join(f"'{name}': {why}" for name, why in list(refused.items())[:3])
         raise ReferenceCaseError(
@@ -102,5 +104,6 @@ def screen_references(
         files,
         cases=tuple(replace(case, subject=person) for case, person in zip(good, people, strict=True)),
         copies=tuple(tuple(names) for names in same.values() if len(names) > 1),
+        remarks=tuple(remarks),
     )
     return usable, refused

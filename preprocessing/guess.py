@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def guess_subject_pattern(ids: Sequence[str]) -> tuple[str | None, str]:
     return None, "each case is one subject"
 
 
-def guess_sides(classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def guess_sides(classes: Iterable[str]) -> dict[Literal["left", "right"], tuple[str, ...]]:
     """`left` and `right` classes that are named as pairs."""
     names = list(classes)
     left = [name for name in names if re.search(r"(?<![a-z])left(?![a-z])", name.lower())]

@@ -93,6 +93,19 @@ def test_mean_and_spread_over_draws() -> None:
     assert references_table(frame_of(rows(0.5, references=1, draw=0))) is None
 
 
+def test_draws_of_the_same_references_count_once() -> None:
+    drawn = [
+        row
+        for draw, dice in ((0, 0.5), (1, 0.7), (2, 0.5))
+        for row in rows(dice, strategy=f"tuning_k3_draw{draw}", references=3, draw=draw, base="tuning")
+    ]
+    table = strategies_table(frame_of([*drawn, *rows(0.6, strategy="bank")]))
+    assert table is not None and table.frame.iloc[0]["tuning, k = 3"] == "0.600 ± 0.141 (2)"
+    alike = [row for row in drawn if row.origin.draw != 1]
+    table = strategies_table(frame_of([*alike, *rows(0.6, strategy="bank")]))
+    assert table is not None and table.frame.iloc[0]["tuning, k = 3"].startswith("0.500 [")
+
+
 def facts(name: str, datasets: tuple[str, ...] = ("toy",), **settings: str) -> RunFacts:
     common = {"size": "small", "seed": "0", "network context_tokens": "10"} | settings
     return RunFacts(name, datasets, common | {"training datasets": ", ".join(datasets)})

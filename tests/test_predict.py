@@ -238,6 +238,24 @@ def test_the_record_says_by_which_precisions_masks_were_made(folder: Path) -> No
     assert predict(cases, True) == ["bf16"]
 
 
+def test_a_scan_without_a_place_is_segmented_and_doubted(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    path = folder / "in" / "a.nii.gz"
+    header = nib.load(path).header
+    header["qform_code"] = header["sform_code"] = 0
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), None, header), path)
+    placed, unplaced = predict_folder(
+        loaded_with(model), task, cases_of(folder)[1::-1], folder / "out", progress=False
+    )
+    assert (placed.id, placed.status, placed.why) == ("b", "done", "")
+    assert (unplaced.id, unplaced.status) == ("a", "done")
+    assert unplaced.why == (
+        "the header does not say how the patient lies (qform and sform codes are 0); L,A,S is assumed: look whether "
+        "left and right are right."
+    )
+
+
 def test_one_run_at_a_time_writes_into_a_folder(folder: Path) -> None:
     image, labels = paint((12, 40, 34), BLOCKS)
     model, task = grey_task(image, labels)

@@ -122,6 +122,27 @@ def test_a_row_has_all_draws_of_a_strategy() -> None:
     assert 69 < low < 72.5 < high < 76
 
 
+def test_draws_that_are_equal_in_one_dataset_count_in_the_mean_over_all() -> None:
+    drawn = {"trunk": (0.80, 0.80, 0.80), "heart": (0.60, 0.70, 0.80)}
+    frame = frame_of(
+        [
+            row
+            for name, values in drawn.items()
+            for draw, dice in enumerate(values)
+            for row in rows("all", name, dice, "tuning", 3, draw)
+        ]
+    )
+    table = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
+    assert table is not None
+    line = table.frame.iloc[0]
+    assert list(line[["draws", "heart", "trunk", "mean"]]) == [
+        "1 to 3",
+        "70.00 ± 10.00",
+        "80.00",
+        "75.00 ± 5.00",
+    ]
+
+
 def test_the_papers_figures_stand_in_their_own_column_only(frame: pd.DataFrame) -> None:
     table = role_table(IN_DISTRIBUTION, frame, FACTS, SPECS)
     assert table is not None

@@ -13,7 +13,7 @@ from scans import affine_of, load, paint, save
 from test_inputs import write_dicom
 
 from iris_pipeline.references import ReferenceFiles, find_references
-from iris_pipeline.screening import people_told, screen_references, with_people
+from iris_pipeline.screening import references_told, screen_references, with_people
 from preprocessing.errors import ReferenceCaseError
 
 BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}
@@ -42,7 +42,7 @@ def test_the_same_scan_twice_is_one_person(folder: Path) -> None:
         "one": "copy",
         "two": "two",
     }
-    assert people_told(usable) == (
+    assert references_told(usable) == (
         "The same scan under several names: copy and one; it counts as one person's: keep one of them."
     )
 
@@ -59,11 +59,44 @@ def test_a_copy_joins_all_visits_of_two_people(folder: Path) -> None:
         one.rename(folder / kind / "p3_a.nii.gz")
     usable, _ = screen_references(with_people(find_references(folder), "^(?P<subject>p[0-9])_"))
     assert [case.subject for case in usable.cases] == ["p1", "p1", "p1", "p1", "p3"]
-    assert people_told(usable) == (
+    assert references_told(usable) == (
         "The same scan under several names: p1_b and p2_a; it counts as one person's: keep one of them.\n"
         "Of one person, by their names or as the same scan: p1_a and p1_b and p2_a and p2_b; they are never tried on "
         "one another (--subject-pattern says otherwise)."
     )
+
+
+def test_a_reference_whose_sides_are_swapped_is_left_out(folder: Path) -> None:
+    """Two kidneys by their names; in RAS the patient's left has the smaller x."""
+    image = np.random.default_rng(0).normal(size=(16, 16, 32)).astype(np.float32)
+    right_way, swapped = (np.zeros((16, 16, 32), np.uint8) for _ in range(2))
+    for labels, (left, right) in ((right_way, (4, 24)), (swapped, (24, 4))):
+        labels[4:12, 4:12, left : left + 6] = 1
+        labels[4:12, 4:12, right : right + 6] = 2
+    for name, labels in (("good", right_way), ("bad", swapped)):
+        save(
+            folder / "kidneys" / "images" / f"{name}.nii.gz",
+            image + (name == "bad"),
+            affine_of("RAS", (2.0,) * 3),
+        )
+        save(folder / "kidneys" / "labels" / f"{name}.nii.gz", labels, affine_of("RAS", (2.0,) * 3))
+    (folder / "kidneys" / "classes.json").write_text('{"left kidney": 1, "right kidney": 2}')
+    usable, refused = screen_references(find_references(folder / "kidneys"))
+    assert [case.id for case in usable.cases] == ["good"] and list(refused) == ["bad"]
+    assert "'left kidney' lies 40 mm to the right of 'right kidney'" in refused["bad"]
+
+
+def test_a_reference_whose_header_has_no_place_is_doubted(folder: Path) -> None:
+    for kind in ("images", "labels"):
+        path = folder / kind / "two.nii.gz"
+        image = nib.load(path)
+        image.header["qform_code"] = image.header["sform_code"] = 0  # type: ignore[index]
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)  # type: ignore[attr-defined]
+    usable, refused = screen_references(find_references(folder))
+    assert not refused and "Reference 'two': the header does not say how the patient lies" in references_told(
+        usable
+    )
+    assert "'one'" not in references_told(usable)
 
 
 def test_people_by_the_names_of_references(folder: Path) -> None:
@@ -78,10 +111,10 @@ def test_people_by_the_names_of_references(folder: Path) -> None:
     by_pattern = with_people(files, r"(?P<subject>p\d)_.*")
     assert with_people(files, r"^(?P<subject>p\d)_") == by_pattern, "found in the name, as iris_add takes it"
     assert [case.subject for case in by_pattern.cases] == ["p1", "p1", "p2", "p2"]
-    assert people_told(by_pattern).startswith(
+    assert references_told(by_pattern).startswith(
         "Of one person, by their names or as the same scan: p1_a and p1_b; p2_a and p2_b; they are never"
     )
-    assert [case.subject for case in with_people(files, "").cases] == ids and people_told(files) == ""
+    assert [case.subject for case in with_people(files, "").cases] == ids and references_told(files) == ""
     with pytest.raises(ReferenceCaseError, match=r"finds none in 'p2_a': correct it, or leave it out"):
         with_people(files, r"(?P<subject>p1)_.")
     with pytest.raises(ReferenceCaseError, match=r"takes a regular expression; '\(' is none"):

@@ -18,7 +18,7 @@ from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
-from iris_pipeline.screening import people_told, screen_references, with_people
+from iris_pipeline.screening import references_told, screen_references, with_people
 from iris_pipeline.showing import Showing, scale_named
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
@@ -258,7 +258,7 @@ def reference_files(
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
     usable, refused = screen_references(with_people(files, subject_pattern), modality)
-    if told := people_told(usable):
+    if told := references_told(usable):
         print(told)
     for name, why in refused.items():
         print(f"Reference '{name}' is left out: {why}", file=sys.stderr)
@@ -387,5 +387,11 @@ def summary(task: TaskEmbedding) -> str:
     source = (
         f"{task.references} reference{'s' * (task.references != 1)}" if task.references else "the memory bank"
     )
+    fewer = [
+        f"{name} from {count}"
+        for name, count in zip(task.class_names, task.class_references, strict=True)
+        if count < task.references
+    ]
+    source += f" ({', '.join(fewer)})" if fewer else ""
     pose = "" if task.pose.axes == UPRIGHT else f", pose {task.pose.axes}"
     return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}"
