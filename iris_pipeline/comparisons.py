@@ -30,7 +30,7 @@ from preprocessing.errors import EvaluationError
 
 DRAWS_RULE = (
     "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, and in "
-    "brackets their number; draws of the same references count once."
+    "brackets their number; draws that gave the same masks count once."
 )
 
 
@@ -146,19 +146,20 @@ def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def distinct(draws: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The draws without those that gave every case and class the Dice of a former one.
+    """The draws without those that gave every case and class the mask of a former one, by its Dice and voxels.
 
     Of few cases two seeds may draw the same references, and what was measured once has no spread.
     """
     found: dict[str, pd.DataFrame] = {}
     for name, part in draws.items():
-        if not any(_scores(part).equals(_scores(each)) for each in found.values()):
+        if not any(_marks(part).equals(_marks(each)) for each in found.values()):
             found[name] = part
     return found
 
 
-def _scores(rows: pd.DataFrame) -> pd.Series:
-    return rows.set_index(["case", "class"])["dice"].sort_index()
+def _marks(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a mask is known by; Dice alone is 0 for masks that differ."""
+    return rows.set_index(["case", "class"])[["dice", "predicted_voxels"]].sort_index()
 
 
 def _over_draws(rows: pd.DataFrame, interval: bool = True) -> str:

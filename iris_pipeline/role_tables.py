@@ -36,8 +36,8 @@ IN_DISTRIBUTION, HELD_OUT = 1, 2
 DRAWS = "draws"
 SPREAD_RULE = (
     "k: the number of references (one-shot: 1). Where there were several draws of them: the mean, ± the standard "
-    "deviation over draws (of a mean over datasets: over the draws that all of them have); draws of the same "
-    "references count once."
+    "deviation over draws (of a mean over datasets: over the draws that all of them have); draws that gave the "
+    "same masks count once."
 )
 Key = tuple[str, str, str]
 TITLES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -93,7 +94,7 @@ def test_mean_and_spread_over_draws() -> None:
     assert references_table(frame_of(rows(0.5, references=1, draw=0))) is None
 
 
-def test_draws_of_the_same_references_count_once() -> None:
+def test_draws_that_gave_the_same_masks_count_once() -> None:
     drawn = [
         row
         for draw, dice in ((0, 0.5), (1, 0.7), (2, 0.5))
@@ -104,6 +105,10 @@ def test_draws_of_the_same_references_count_once() -> None:
     alike = [row for row in drawn if row.origin.draw != 1]
     table = strategies_table(frame_of([*alike, *rows(0.6, strategy="bank")]))
     assert table is not None and table.frame.iloc[0]["tuning, k = 3"].startswith("0.500 [")
+    # The same Dice of other masks, as where all miss, is another measurement.
+    missed = [replace(row, predicted_voxels=row.predicted_voxels + row.origin.draw) for row in alike]
+    table = strategies_table(frame_of([*missed, *rows(0.6, strategy="bank")]))
+    assert table is not None and table.frame.iloc[0]["tuning, k = 3"] == "0.500 ± 0.000 (2)"
 
 
 def facts(name: str, datasets: tuple[str, ...] = ("toy",), **settings: str) -> RunFacts:
