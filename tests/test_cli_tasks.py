@@ -71,7 +71,7 @@ def test_a_tuned_task_is_stored_listed_and_used(
     assert task.tuned[0].loss < task.tuned[0].loss_before
     assert tasks_main(["show", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "left, right, core from 2 references at " in said and ", tuning, model " in said
+    assert "left, right, core from 2 references (core from 1) at " in said and ", tuning, model " in said
     assert "    1  left: 2 references\n" in said and "    5  core: 1 reference\n" in said
     assert (
         "  tuned: at whole resolution, 3 steps of 0.03, loss " in said
@@ -147,7 +147,7 @@ def test_strategies_with_given_references(
 ) -> None:
     arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
     assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 0
-    assert "Task: left, right, core from 2 references at " in capsys.readouterr().out
+    assert "Task: left, right, core from 2 references (core from 1) at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
     # the same scan among the references is refused, whatever is retrieved
     image, affine = load(refs / "images" / "s1_a.nii.gz")
