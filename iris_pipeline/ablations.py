@@ -36,8 +36,7 @@ SWITCHES = {
 
 def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Table]:
     """For every setting by which runs differ while all others are equal: these runs under one another."""
-    there = {str(run) for run in rows["run"]}
-    runs = [facts[name] for name in sorted(facts) if name in there]
+    runs = runs_of(rows, facts)
     alike: dict[str, list[set[str]]] = {}
     for number, first in enumerate(runs):
         for second in runs[number + 1 :]:
@@ -49,6 +48,12 @@ def ablation_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[T
         for setting, groups in sorted(alike.items())
         for number, group in enumerate(groups)
     ]
+
+
+def runs_of(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[RunFacts]:
+    """The facts of the runs that have rows, by name."""
+    there = {str(run) for run in rows["run"]}
+    return [facts[name] for name in sorted(facts) if name in there]
 
 
 def only_difference(first: RunFacts, second: RunFacts) -> str | None:
@@ -64,8 +69,7 @@ def parts_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Tabl
 
     A table for every run that has such neighbours in two settings or more, unless it lacks a part itself.
     """
-    there = {str(run) for run in rows["run"]}
-    runs = [facts[name] for name in sorted(facts) if name in there]
+    runs = runs_of(rows, facts)
     tables = []
     for hub in runs:
         if any(hub.settings.get(setting) in values for setting, values in SWITCHES.items()):

@@ -25,7 +25,7 @@ from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.trained_cases import TrainedCases, TrainedPart
 from preprocessing.errors import CheckpointError
-from preprocessing.files import write_bytes, write_text
+from preprocessing.files import sweep, write_bytes, write_text
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -133,10 +133,8 @@ def save_checkpoint(
         "specs": specs,
     }
     write_json(folder / STATE_FILE, content)
-    for old in (
-        *folder.glob("*-*.safetensors"),
-        *folder.glob(".*-*.safetensors.*.tmp"),
-    ):  # these of killed runs
+    sweep(folder, "*-*.safetensors")
+    for old in folder.glob("*-*.safetensors"):
         if old.name not in files.values():
             old.unlink()
 

@@ -23,6 +23,7 @@ from iris_pipeline.tables import (
 )
 from iris_pipeline.uncertainty import (
     CI,
+    PairedTest,
     bootstrap_mean,
     paired_test,
 )
@@ -105,8 +106,7 @@ def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Tabl
                 {"first": first_name, "second": second_name, "dataset": scope}
                 | {"subjects": f"{test.difference.subjects}"}
                 | {"mean of first": score_text(test.first), "mean of second": score_text(test.second)}
-                | {"difference": "" if pd.isna(test.difference.mean) else f"{test.difference.mean:+.3f}"}
-                | {CI: interval_text(test.difference), "p": "" if pd.isna(test.p) else f"{test.p:.2g}"}
+                | difference_cells(test, "difference")
             )
     note = (
         "Means over subjects of each subject's mean Dice, on the cases and classes that both rows have scored. "
@@ -114,6 +114,16 @@ def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Tabl
         "subjects, two-sided, not corrected for the number of lines."
     )
     return Table("comparison", "Paired comparison, Dice", pd.DataFrame(lines), (note,))
+
+
+def difference_cells(test: PairedTest, column: str) -> dict[str, str]:
+    """The difference of two rows under the name of its column, its interval and p; empty where there is nothing."""
+    difference = test.difference
+    return {
+        column: "" if pd.isna(difference.mean) else f"{difference.mean:+.3f}",
+        CI: interval_text(difference),
+        "p": "" if pd.isna(test.p) else f"{test.p:.2g}",
+    }
 
 
 def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:

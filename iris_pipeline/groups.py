@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from multiprocessing import parent_process, resource_tracker
+from multiprocessing import resource_tracker
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +13,7 @@ from iris_pipeline.episode import Episode
 from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.interrupt import SIGNALS
 from iris_pipeline.train_settings import TrainSettings
+from preprocessing.parallel import end_with_parent
 
 
 class _Groups(Dataset[list[Episode]]):
@@ -69,14 +68,7 @@ def _start_worker(_: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from iris_pipeline.ablations import DATASETS, only_difference
+from iris_pipeline.ablations import DATASETS, only_difference, runs_of
+from iris_pipeline.comparisons import difference_cells
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table, file_name
 from iris_pipeline.tables import (
     RULE,
     class_means,
     count_notes,
-    interval_text,
     row_groups,
     score_text,
 )
@@ -34,8 +34,7 @@ COLUMNS = [
 
 def left_out_tables(rows: pd.DataFrame, facts: Mapping[str, RunFacts]) -> list[Table]:
     """A table for every run beside which stand others that lack one of its datasets and differ in nothing else."""
-    there = {str(run) for run in rows["run"]}
-    runs = [facts[name] for name in sorted(facts) if name in there]
+    runs = runs_of(rows, facts)
     found = {hub.name: {other.name: name for other in runs if (name := _lacks(other, hub))} for hub in runs}
     return [_left_out(facts[hub], lacking, rows) for hub, lacking in found.items() if lacking]
 
@@ -89,8 +88,4 @@ def _added(whole: pd.DataFrame, without: pd.DataFrame, datasets: Collection[str]
     if not datasets:
         return dict.fromkeys((ADDS, CI, "p"), "")
     test = paired_test(whole[whole["dataset"].isin(list(datasets))], without)
-    return {
-        ADDS: "" if pd.isna(test.difference.mean) else f"{test.difference.mean:+.3f}",
-        CI: interval_text(test.difference),
-        "p": "" if pd.isna(test.p) else f"{test.p:.2g}",
-    }
+    return difference_cells(test, ADDS)

@@ -49,13 +49,14 @@ def measures_table(rows: pd.DataFrame, dataset: str) -> Table | None:
             f"{100 * LESION_OVERLAP:g} % of it is true; lesion F1 joins both shares, a case at a time. "
             + _lesion_counts(chosen)
         )
-    for key, group in row_groups(chosen):
+    groups = row_groups(chosen)
+    for key, group in groups:
         cells = dict(zip(ROW_KEY, key, strict=True))
         for name, (heading, digits) in there.items():
             mean = group.groupby("class", sort=False)[name].mean().mean()
             cells[heading] = "" if pd.isna(mean) else f"{mean:.{digits}f}"
         lines.append(cells)
-    notes += count_notes(row_groups(chosen))
+    notes += count_notes(groups)
     frame = pd.DataFrame(lines).fillna("")
     return Table(f"{dataset}_measures", f"{dataset}, all measures", frame, tuple(notes))
 

@@ -165,8 +165,9 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
     """Rows: run, split, strategy, then the baseline and the paper's figures; columns: classes, their mean."""
     chosen = rows[rows["dataset"] == dataset]
     classes = list(dict.fromkeys(chosen["class"]))
-    lines, notes = [], [RULE, CI_RULE]
-    for key, group in row_groups(chosen):
+    groups = row_groups(chosen)
+    lines, notes = [], [RULE, CI_RULE, *count_notes(groups)]
+    for key, group in groups:
         means = class_means(group)
         lines.append(
             dict(zip(ROW_KEY, shown(key), strict=True))
@@ -174,7 +175,6 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
             | {name: score_text(means.get(name)) for name in classes}
             | {"mean": score_text(means.mean()), CI: interval_text(bootstrap_mean(group))}
         )
-    notes += count_notes(row_groups(chosen))
     if paper_column is not None:
         number = _table_of(dataset, paper_column)
         for method in PAPER_METHODS:
@@ -192,9 +192,10 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
 def overview_table(rows: pd.DataFrame) -> Table:
     """Rows: run, split, strategy; columns: the datasets' means, and their mean where a row has them all."""
     datasets = sorted(set(rows["dataset"]))
+    groups = row_groups(rows)
     lines, notes = [], [RULE, "The last column is the mean over the datasets, empty where a row lacks one."]
-    notes += count_notes(row_groups(rows))
-    for key, group in row_groups(rows):
+    notes += count_notes(groups)
+    for key, group in groups:
         means = {name: class_means(part).mean() for name, part in group.groupby("dataset")}
         lines.append(
             dict(zip(ROW_KEY, shown(key), strict=True))

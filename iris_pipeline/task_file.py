@@ -5,7 +5,6 @@ Tokens are float32, each level [1,K,m+1,C_l]. A file holds no image: it can be s
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
+from preprocessing.files import write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
 
@@ -75,14 +75,9 @@ def save_task(path: Path | str, task: TaskEmbedding) -> None:
         tensors |= dict(zip(_HEAD, task.head.parts, strict=True))
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     content = save(tensors, metadata={_METADATA_KEY: metadata.model_dump_json()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_bytes(path, content)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise TaskError(
             f"The task cannot be written to {path} ({error.strerror}); choose another -o."
         ) from None

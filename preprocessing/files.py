@@ -41,6 +41,15 @@ def temporary_name(path: Path, ending: str = ".tmp") -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{ending}")
 
 
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what killed writers of files of these names (a pattern) left under `temporary_name`.
+
+    Only where nobody else writes now.
+    """
+    for path in folder.glob(f".{names}.*.tmp"):
+        path.unlink()
+
+
 def discard(path: Path) -> None:
     """Remove a file if it is there; where that fails, what made it unwanted is the error to be told."""
     with suppress(OSError):

@@ -16,7 +16,7 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
-from preprocessing.files import UNUSABLE, append_log, refusal, save_json, text_digest
+from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep, text_digest
 from preprocessing.fingerprint import (
     LOG,
     WAIT,
@@ -214,8 +214,7 @@ def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
 
 def _remove_strangers(folder: Path, known: set[str]) -> None:
     """Left-overs of killed writers and of cases that are gone: a store holds only what its manifest lists."""
-    for path in folder.glob(".*.tmp"):  # their names hold the number of a process that is gone
-        path.unlink()
+    sweep(folder)
     if not (folder / CASES).is_dir():
         return
     wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}

@@ -86,7 +86,7 @@ def tell_agreement(predictions: Path, rows: Iterable[Row], out: Path) -> None:
     """Predicted against true Dice where confidence.csv lies beside the predictions; kept as JSON beside the rows."""
     judgements = read_judgements(predictions / TABLE)
     dice = {(row.case, row.class_name): row.dice for row in rows}
-    if not any(not math.isnan(dice.get((j.case, j.class_name), math.nan)) for j in judgements):
+    if all(math.isnan(dice.get((j.case, j.class_name), math.nan)) for j in judgements):
         return
     agreement = compare_with_truth(judgements, dice)
     save_json(agreement_path(out), agreement)

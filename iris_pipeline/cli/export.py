@@ -72,12 +72,13 @@ def export_model_main(argv: list[str] | None = None) -> int:
         root = Root.resolve(arguments.root)
         source, out = find_run(root.results, arguments.run), Path(arguments.o).expanduser()
         loaded = load_model(source)
-        stores = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
+        untold = loaded.plans.keys() - (loaded.state.pieces or {}).keys()
+        stores = {name: store_at_hand(loaded, root.preprocessed / name) for name in untold}
         pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if store is not None}
         model_hash = export_checkpoint(source, out, pieces)
         size = sum(path.stat().st_size for path in out.iterdir())
         print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
-        trained = load_model(out).state.trained or {}
+        trained = loaded.state.trained or {}
         cases = {
             (name, each) for name, parts in trained.items() for part in parts for each in part.cases or ()
         }
