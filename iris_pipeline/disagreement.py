@@ -17,6 +17,7 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
+from iris_pipeline.grey_weights import weighed_like
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.retrieval import class_vector
 from iris_pipeline.scan import ScanResult
@@ -111,6 +112,7 @@ def _compared(
         )
     except ReferenceCaseError:  # too small to leave a voxel on the task's grid
         return signs
+    own = weighed_like(own, reference, task)
     signs["likeness"] = {
         name: float(class_vector(own, name) @ class_vector(task, name)) for name in own.class_names
     }

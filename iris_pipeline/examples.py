@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iris_pipeline.augment import IDENTITY, QUERY_RANGES, apply_intensity, draw_augmentation, sample_patch
 from iris_pipeline.crops import inside
+from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.model import Iris
 from iris_pipeline.sliding_window import InferenceOptions
@@ -76,11 +77,14 @@ def features_loss(
     example: Example,
     options: InferenceOptions,
     head: VoxelHead | None = None,
+    grey: GreyEvidence | None = None,
 ) -> Tensor:
     """The training loss of a task on an example whose image is encoded; its gradient reaches tokens and head."""
     kind = torch.device(options.device).type
     with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
         logits = model.segment_from_features(tuple(features), tuple(tokens))
+    if grey is not None:
+        logits = grey(example.image, logits)
     if head is not None:
         logits = head(example.image, logits)
     return episode_loss(logits, example.masks, example.valid).total

@@ -70,6 +70,7 @@ def wide_task(task: TaskEmbedding, shape: tuple[int, ...]) -> TaskEmbedding:
         tokens=task.wide_tokens,
         wide_tokens=(),
         head=None,  # fitted at the whole resolution, and for its tokens
+        grey=None,  # counted there, and edges are not asked for here
         spacing_mm=(z, y, x),
         patch_size=window_edges(task.patch_size, shape),
     )

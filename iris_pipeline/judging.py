@@ -15,6 +15,8 @@ import numpy as np
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import Calibration, Judgement, judge
 from iris_pipeline.disagreement import MOST_REFERENCES, gather_signs
+from iris_pipeline.grey import weights_of
+from iris_pipeline.grey_weights import weighed_like
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
@@ -28,6 +30,7 @@ from iris_pipeline.references import (
     stored_reference,
 )
 from iris_pipeline.scan import ScanResult
+from iris_pipeline.showing import Showing
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
@@ -108,7 +111,15 @@ def file_witnesses(
     known: dict[tuple[object, ...], list[TaskEmbedding]] = {}
 
     def witnesses(_: InputCase, task: TaskEmbedding) -> Sequence[TaskEmbedding]:
-        grid = (task.spacing_mm, task.patch_size, task.pose, task.normalisation, task.intensity_offset)
+        weights = tuple(weights_of(task.grey, task.class_names).items())
+        grid = (
+            task.spacing_mm,
+            task.patch_size,
+            task.pose,
+            task.normalisation,
+            task.intensity_offset,
+            weights,
+        )
         if grid not in known:
             embedded = embed_files(
                 loaded,
@@ -116,10 +127,11 @@ def file_witnesses(
                 count=MOST_REFERENCES,
                 seed=seed + WITNESS_SEED,
                 like=task,
+                showing=Showing(grey=0.0),
                 device=options.device,
                 autocast=options.autocast,
             )
-            known[grid] = [reference.task for reference in embedded.pool]
+            known[grid] = [weighed_like(r.task, embedded.prepare(r.id), task) for r in embedded.pool]
         return known[grid]
 
     return witnesses
@@ -169,7 +181,7 @@ def stored_witnesses(
             device=options.device,
             autocast=options.autocast,
         )
-        return [reference.task for reference in pool]
+        return [weighed_like(reference.task, prepare(reference.id), task) for reference in pool]
 
     return witnesses
 

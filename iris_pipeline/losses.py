@@ -35,18 +35,25 @@ def soft_dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
     return (2 * (p * y).sum(-1) + s) / (p.sum(-1) + size + s)
 
 
+def class_losses(logits: Tensor, masks: Tensor) -> Tensor:
+    """(1 - soft Dice) + binary cross-entropy of each sample and class, [B,K]."""
+    dice, entropy = _parts(logits, masks)
+    return dice + entropy
+
+
 def episode_loss(logits: Tensor, masks: Tensor, valid: Tensor | None = None) -> LossParts:
     """Mean over the valid (sample, class) pairs of (1 - soft Dice) + binary cross-entropy.
 
     valid [B,K]: 0 where the class had no voxel in the reference, so that its token says nothing; all by default.
     """
-    dice = 1 - soft_dice(logits, masks)
-    entropy = (
-        F.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none")
-        .flatten(2)
-        .mean(-1)
-    )
+    dice, entropy = _parts(logits, masks)
     weight = torch.ones_like(dice) if valid is None else valid.to(dice)
     count = weight.sum().clamp(min=1.0)
     dice_mean, entropy_mean = (dice * weight).sum() / count, (entropy * weight).sum() / count
     return LossParts(dice_mean + entropy_mean, dice_mean.detach(), entropy_mean.detach())
+
+
+def _parts(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - soft Dice, and binary cross-entropy, each [B,K]."""
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none")
+    return 1 - soft_dice(logits, masks), entropy.flatten(2).mean(-1)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
+from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import ENDING, Outputs, is_complete, remove_result, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
@@ -321,7 +322,7 @@ def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
         )
 
 
-_TENSORS = ("tokens", "wide_tokens", "head")
+_TENSORS = ("tokens", "wide_tokens", "head", "grey")
 
 
 def describe(task: TaskEmbedding) -> dict[str, Any]:
@@ -329,6 +330,7 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
     values = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in _TENSORS}
     return values | {
         "refined": task.head is not None,
+        "grey_weights": dict(weights_of(task.grey, task.class_names)),
         "normalisation": task.normalisation.model_dump(mode="json"),
         "tuned": [record.model_dump(mode="json") for record in task.tuned],
         "pose": asdict(task.pose),
@@ -336,10 +338,13 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
 
 
 def digest(task: TaskEmbedding) -> str:
-    """16 hex digits over names, tokens, head, grid, pose and intensities of a task, and which classes are one piece."""
+    """16 hex digits over names, tokens, head, grey evidence, grid, pose and intensities, and which classes are one
+    piece.
+    """
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
     text += f" {task.one_piece()} {task.pose}"
     summed = hashlib.sha256(text.encode())
-    for level in (*task.tokens, *task.wide_tokens, *(task.head.parts if task.head is not None else ())):
+    added = [tensor for part in (task.head, task.grey) if part is not None for tensor in part.parts]
+    for level in (*task.tokens, *task.wide_tokens, *added):
         summed.update(level.float().cpu().contiguous().numpy().tobytes())
     return summed.hexdigest()[:16]

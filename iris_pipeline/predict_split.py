@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.grey import weights_of
+from iris_pipeline.grey_weights import with_grey
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import train_ids
 from iris_pipeline.not_trained import check_not_trained
@@ -77,7 +79,7 @@ class Experiment:
     def describe(self) -> dict[str, Any]:
         """For predict.json: what a result depends on."""
         said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
-        said |= asdict(self.showing)
+        said |= {"pose": self.showing.pose, "scale": self.showing.scale}
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
         if self.strategy == BEST:
@@ -134,6 +136,7 @@ def predict_split(
         classes=store.manifest.classes,
         made_from={"dataset": store.manifest.dataset, "split": split, "part": part}
         | _own_plan(loaded, store)
+        | ({"grey": experiment.showing.grey} if store.manifest.role == "held-out" else {})
         | experiment.describe(),
         outputs=outputs,
         judge=judge,
@@ -185,12 +188,14 @@ def note_references(out: Path) -> Note:
         path = out / REFERENCES
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         shown = {draw.id: list(draw.classes) for draw in draws}
-        said = {
+        said: dict[str, Any] = {
             "references": shown,
             "made_by": task.made_by,
             "pose": task.pose.axes,
             "spacing_mm": task.spacing_mm,
         }
+        if weights := weights_of(task.grey, task.class_names):
+            said["grey_weights"] = dict(weights)
         write_json(path, known | {case_id: said})
 
     return note
@@ -326,7 +331,8 @@ def held_out_tasks(
             progress=True,
         )
 
-    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache)
+    grey = experiment.showing.grey
+    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache, grey)
 
 
 def _drawn_tasks(
@@ -340,6 +346,7 @@ def _drawn_tasks(
     start: TaskEmbedding | None,
     note: Note | None,
     cache: EmbeddingCache | None,
+    grey: float | str = 0.0,
 ) -> TaskOf:
     """For each query, references of other subjects; queries with the same references share what is made of them."""
     candidates = candidates_of(store, ids)
@@ -361,6 +368,7 @@ def _drawn_tasks(
             device=options.device,
             autocast=options.autocast,
         )
+        pool = with_grey(loaded, pool, prepare, grey, options, cache=cache, progress=True)
         return task_for_query(
             experiment.strategy,
             loaded,

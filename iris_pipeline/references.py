@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.grey_weights import with_grey
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.showing import SEARCHED, Showing, settle_showing
@@ -353,6 +354,7 @@ def embed_files(
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
 
+    options = InferenceOptions(device=str(device), autocast=autocast)
     if like:
         plan = plan_like(like)
     else:
@@ -363,7 +365,7 @@ def embed_files(
             [draw.id for draw in draws],
             prepare_at,
             by_id[draws[0].id].image.read_image().affine,
-            InferenceOptions(device=str(device), autocast=autocast),
+            options,
             cache=cache,
             progress=progress,
         )
@@ -378,6 +380,7 @@ def embed_files(
         device=device,
         autocast=autocast,
     )
+    pool = with_grey(loaded, pool, prepare, showing.grey, options, cache=cache, progress=progress)
     return FilePool(pool, plan, prepare)
 
 

@@ -28,23 +28,28 @@ Prepare = Callable[[str], PreparedReference]
 Shown = tuple[Plan, Sequence[PreparedReference]]
 """an upright plan, and references prepared at it"""
 SMALLEST, LARGEST = 0.25, 4.0
+HEAVIEST = 10.0
+"""of weights of grey values: beyond it the network has no say"""
 
 
 @dataclass(frozen=True)
 class Showing:
-    """What is wanted: a pose, three letters or "auto", and a scale, how many times the planned spacing or "auto"."""
+    """What is wanted: a pose, three letters or "auto"; a scale, how many times the planned spacing or "auto"; and the
+    weight of the references' grey values (`grey_weights.py`), a number or "auto".
+    """
 
     pose: str = SEARCH
     scale: float | str = SEARCH
+    grey: float | str = SEARCH
 
     @classmethod
-    def of(cls, pose: str, scale: float | str) -> Showing:
+    def of(cls, pose: str, scale: float | str, grey: float | str = SEARCH) -> Showing:
         """From what a user says; PredictionError for what is neither."""
-        return cls(pose_named(pose), scale_named(scale))
+        return cls(pose_named(pose), scale_named(scale), grey_named(grey))
 
 
 SEARCHED = Showing()
-AS_PLANNED = Showing(UPRIGHT, 1.0)
+AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,33 @@ class Search:
 
 def scale_named(value: float | str) -> float | str:
     """What --scale says: "auto" or a number. PredictionError for another."""
-    if value == SEARCH:
-        return SEARCH
-    try:
-        scale = float(value)
-    except ValueError:
-        scale = 0.0
-    if not SMALLEST <= scale <= LARGEST:
+    scale = _number(value)
+    if scale is None or not SMALLEST <= scale <= LARGEST:
+        if value == SEARCH:
+            return SEARCH
         raise PredictionError(
             f"The scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}; got {value!r}."
         )
     return scale
+
+
+def grey_named(value: float | str) -> float | str:
+    """What --grey says: "auto" or a weight. PredictionError for another."""
+    weight = _number(value)
+    if weight is None or not 0 <= weight <= HEAVIEST:
+        if value == SEARCH:
+            return SEARCH
+        raise PredictionError(
+            f"The weight of grey values is auto, or 0 (none) to {HEAVIEST:g} (1: as Bayes' rule says); got {value!r}."
+        )
+    return weight
+
+
+def _number(value: float | str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def settle_showing(
@@ -180,7 +201,7 @@ def settle_showing(
         return turned_plan(upright(scale), pose)
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
-    key = content_key(loaded.model_hash, options.autocast, plan, wanted, *content)
+    key = content_key(loaded.model_hash, options.autocast, plan, wanted.pose, wanted.scale, *content)
     if key not in cache.showings:
 
         def shown_at(times: float) -> Shown:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.voxel_head import VoxelHead
@@ -169,7 +170,7 @@ def segment_slabs(
         for n, w, s in zip(padded.shape, window, starts, strict=True)
     ]
     tokens = tuple(level.to(device) for level in task.tokens)
-    head = task.head.to(device) if task.head is not None else None
+    added = [part.to(device) for part in (task.grey, task.head) if part is not None]
     depth, (low, high, _) = window[0], rows.indices(image.shape[1]) if rows else (0, image.shape[1], 1)
     region = (slice(inner[1].start + low, inner[1].start + high), inner[2])
     pairs = [
@@ -194,7 +195,7 @@ def segment_slabs(
                 elif options.skip != "air" or place.contrast > AIR:
                     waiting.append(place)
                 if waiting and (len(waiting) == options.batch_size or n == len(pairs)):
-                    air = _run(model, tokens, head, waiting, slab, region, air)
+                    air = _run(model, tokens, added, waiting, slab, region, air)
                     waiting = []
                 if bar is not None:
                     bar.update()
@@ -295,7 +296,7 @@ class _Place:
 def _run(
     model: Segmenter,
     tokens: TaskTokens,
-    head: VoxelHead | None,
+    added: Sequence[GreyEvidence | VoxelHead],
     places: Sequence[_Place],
     slab: Tensor,
     region: tuple[slice, slice],
@@ -305,8 +306,8 @@ def _run(
     batch = np.stack([place.patch for place in places])[:, None]
     image = torch.from_numpy(batch).to(slab.device)
     logits = model.segment(image, tuple(t.expand(len(places), -1, -1, -1) for t in tokens))
-    if head is not None:
-        logits = head(image, logits)
+    for part in added:
+        logits = part(image, logits)
     for logit, place in zip(logits, places, strict=True):
         probabilities = logit.float().sigmoid_()
         _add(slab, probabilities, place, region)

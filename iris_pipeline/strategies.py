@@ -22,8 +22,7 @@ from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import largest_share
 from iris_pipeline.sliding_window import window_starts
-from iris_pipeline.task import TaskEmbedding, all_wide, head_shares, least_pieces, same_footing
-from iris_pipeline.voxel_head import mix
+from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces, same_footing, shares_of
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
@@ -237,7 +236,7 @@ def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         class_values=tuple(classes.values()),
         tokens=mean(lambda task: task.tokens),
         wide_tokens=mean(lambda task: task.wide_tokens) if all_wide(tasks) else (),
-        head=mix([head_shares(name, those, [1] * len(those)) for name, those in having.items()]),
+        **added_parts({name: shares_of(name, those, [1] * len(those)) for name, those in having.items()}),
         references=sum(task.references for task in tasks),
         class_references=tuple(
             sum(t.class_references[t.class_names.index(name)] for t in tasks if name in t.class_names)

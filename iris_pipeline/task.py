@@ -7,7 +7,7 @@ A task holds no image: it can be shared where images may not be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from iris_pipeline.grey import GreyEvidence, mix_evidence
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
-from iris_pipeline.voxel_head import Share, VoxelHead, mix
+from iris_pipeline.voxel_head import VoxelHead, mix
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
@@ -64,6 +65,7 @@ class TaskEmbedding:
     tuned: a record for each tuning that the tokens went through.
     reference_hashes: content hashes of the reference images, so that a reference is never its own query.
     head: what refining added to the tokens (`voxel_head.py`); None where nobody refined them.
+    grey: what the references' grey values add to logits (`grey.py`); None where they count for nothing.
     class_values: value of each class in the references' label maps and so in the results (1..255); () means
     1..K.
     """
@@ -87,6 +89,7 @@ class TaskEmbedding:
     wide_tokens: TaskTokens = ()
     pose: Pose = RAS
     head: VoxelHead | None = None
+    grey: GreyEvidence | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -155,6 +158,7 @@ class TaskEmbedding:
             tokens=tuple(level[:, rows] for level in self.tokens),
             wide_tokens=tuple(level[:, rows] for level in self.wide_tokens),
             head=self.head.select(rows) if self.head is not None else None,
+            grey=self.grey.select(rows) if self.grey is not None else None,
         )
 
     def check_model(self, model_hash: str) -> None:
@@ -221,9 +225,7 @@ def merge(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         largest_pieces=least_pieces(tasks, list(values)),
         tokens=tuple(torch.stack(level)[None] for level in zip(*(m for m, _ in means.values()), strict=True)),
         wide_tokens=tuple(torch.stack(level)[None] for level in zip(*wide, strict=True)),
-        head=mix(
-            [head_shares(name, those, [_count(name, t) for t in those]) for name, those in having.items()]
-        ),
+        **added_parts({n: shares_of(n, those, [_count(n, t) for t in those]) for n, those in having.items()}),
         references=len(hashes) if counted else sum(task.references for task in tasks),
         made_by=" + ".join(dict.fromkeys(task.made_by for task in tasks)),
         created=max(task.created for task in tasks),
@@ -236,15 +238,25 @@ def _count(name: str, task: TaskEmbedding) -> int:
     return task.class_references[task.class_names.index(name)]
 
 
-def head_shares(name: str, tasks: Sequence[TaskEmbedding], counts: Sequence[int]) -> list[Share]:
-    """The heads of a class of several tasks, for `mix`; counts: of references, by which they weigh."""
+ShareOfTask = tuple[TaskEmbedding, int, float]
+"""A task, the row of a class in it, and its share of the mean."""
+
+
+def shares_of(name: str, tasks: Sequence[TaskEmbedding], counts: Sequence[int]) -> list[ShareOfTask]:
+    """How much each of the tasks that have a class says of it; counts: of references, by which they weigh."""
     total = max(1, sum(counts))
     if len(tasks) == 1:
-        return [(tasks[0].head, tasks[0].class_names.index(name), 1.0)]
+        return [(tasks[0], tasks[0].class_names.index(name), 1.0)]
     return [
-        (task.head, task.class_names.index(name), count / total)
-        for task, count in zip(tasks, counts, strict=True)
+        (task, task.class_names.index(name), count / total) for task, count in zip(tasks, counts, strict=True)
     ]
+
+
+def added_parts(shares: Mapping[str, Sequence[ShareOfTask]]) -> dict[str, Any]:
+    """`head` and `grey` of a task whose classes are means of other tasks'; shares: by class, in its order."""
+    heads = [[(task.head, row, part) for task, row, part in each] for each in shares.values()]
+    greys = [[(task.grey, row, part) for task, row, part in each] for each in shares.values()]
+    return {"head": mix(heads), "grey": mix_evidence(greys)}
 
 
 def all_wide(tasks: Sequence[TaskEmbedding]) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
@@ -18,8 +19,9 @@ from preprocessing.files import write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
 
-SCHEMA_VERSION = 5
-"""2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads"""
+SCHEMA_VERSION = 6
+"""2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads;
+6: grey evidence"""
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
@@ -36,6 +38,7 @@ class _Metadata(BaseModel):
     levels: int
     wide_levels: int
     has_head: bool
+    has_grey: bool
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
@@ -52,10 +55,11 @@ class _Metadata(BaseModel):
     largest_pieces: tuple[float, ...]
 
 
-_COUNTED = ("schema_version", "levels", "wide_levels", "has_head")
+_COUNTED = ("schema_version", "levels", "wide_levels", "has_head", "has_grey")
 
 
 _HEAD = ("head.inner", "head.inner_bias", "head.outer", "head.outer_bias")
+_GREY = ("grey.ratios", "grey.weights")
 
 
 def save_task(path: Path | str, task: TaskEmbedding) -> None:
@@ -67,12 +71,15 @@ def save_task(path: Path | str, task: TaskEmbedding) -> None:
         levels=len(task.tokens),
         wide_levels=len(task.wide_tokens),
         has_head=task.head is not None,
+        has_grey=task.grey is not None,
         **values,
     )
     tensors = {f"tokens.{i}": t for i, t in enumerate(task.tokens)}
     tensors |= {f"wide_tokens.{i}": t for i, t in enumerate(task.wide_tokens)}
     if task.head is not None:
         tensors |= dict(zip(_HEAD, task.head.parts, strict=True))
+    if task.grey is not None:
+        tensors |= dict(zip(_GREY, task.grey.parts, strict=True))
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     content = save(tensors, metadata={_METADATA_KEY: metadata.model_dump_json()})
     try:
@@ -102,9 +109,10 @@ def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskE
     names = [f"tokens.{i}" for i in range(metadata.levels)]
     wide = [f"wide_tokens.{i}" for i in range(metadata.wide_levels)]
     head = _HEAD if metadata.has_head else ()
-    if set(tensors) != {*names, *wide, *head}:
+    grey = _GREY if metadata.has_grey else ()
+    if set(tensors) != {*names, *wide, *head, *grey}:
         raise TaskError(
-            f"{path} should hold {', '.join([*names, *wide, *head])} and holds {', '.join(sorted(tensors))}; "
+            f"{path} should hold {', '.join([*names, *wide, *head, *grey])} and holds {', '.join(sorted(tensors))}; "
             "encode it again."
         )
     values = {name: getattr(metadata, name) for name in _Metadata.model_fields if name not in _COUNTED}
@@ -112,6 +120,7 @@ def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskE
         tokens=tuple(tensors[name] for name in names),
         wide_tokens=tuple(tensors[name] for name in wide),
         head=VoxelHead(*(tensors[name] for name in head)) if head else None,
+        grey=GreyEvidence(*(tensors[name] for name in grey)) if grey else None,
         **values,
     )
     if expected_model_hash is not None:

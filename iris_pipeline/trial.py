@@ -81,7 +81,7 @@ class Trial:
         total = 0.0
         for number in numbers:
             which = number % len(self.upright)
-            task, alone = _teachers(tasks, self.upright, which)
+            task, alone = teachers(tasks, self.upright, which)
             # Drawn upright and then turned, so that every pose is asked for the very same crops.
             example = draw_example(
                 self.upright[which],
@@ -118,7 +118,7 @@ class Trial:
         return [content_key(r.image, r.labels, sorted(r.classes.items())) for r in self.upright]
 
 
-def _teachers(
+def teachers(
     tasks: Sequence[TaskEmbedding], references: Sequence[PreparedReference], which: int
 ) -> tuple[TaskEmbedding, bool]:
     """The task of the other subjects' references; of the reference itself, and True, where they share no class."""

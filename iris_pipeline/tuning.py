@@ -22,6 +22,7 @@ from tqdm import tqdm
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
 from iris_pipeline.focus import shows_less, wide_task
+from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference, with_joined_people
 from iris_pipeline.task import TaskEmbedding, Tuned, View
@@ -143,7 +144,7 @@ class _Tutor:
         whole: Lesson = (self.task.tokens, head)
         if judge is None:
             judges = self.judging(references, augmented=True)
-            kept, steps, before, after = self.descend(whole, references, judges, steps, progress)
+            kept, steps, before, after = self.descend(whole, self.task, references, judges, steps, progress)
         else:
             others = [i for i, r in enumerate(references) if r.person != judge]
             held = [r for r in references if r.person == judge]
@@ -154,9 +155,9 @@ class _Tutor:
             begin = begin.select(self.task.class_names)  # in the order of the masks that it is judged by
             judges = self.judging(held, augmented=False)
             _, steps, before, after = self.descend(
-                (begin.tokens, head), [references[i] for i in others], judges, steps, progress
+                (begin.tokens, head), begin, [references[i] for i in others], judges, steps, progress
             )
-            kept = self.descend(whole, references, [], steps, progress)[0]
+            kept = self.descend(whole, self.task, references, [], steps, progress)[0]
         record = Tuned(
             view=self.view,
             steps=steps,
@@ -191,6 +192,7 @@ class _Tutor:
     def descend(
         self,
         start: Lesson,
+        task: TaskEmbedding,
         references: Sequence[PreparedReference],
         judges: Sequence[Judge],
         steps: int,
@@ -198,6 +200,7 @@ class _Tutor:
     ) -> tuple[Lesson, int, float, float]:
         """What was learned by descent, the steps it took, and the judged loss before and after.
 
+        task: whose grey evidence stays as it is: that of the references learned from, never of the one that judges.
         With judges the best that was looked at is kept; without, what there is after the last step.
         """
         settings = self.settings
@@ -210,7 +213,8 @@ class _Tutor:
             for tensor in group["params"]:
                 tensor.requires_grad_()
         optimiser = torch.optim.Adam(groups)
-        before = self.loss(learned, judges)
+        grey = task.grey.to(self.options.device) if task.grey is not None else None
+        before = self.loss(learned, grey, judges)
         best, best_step, lowest, looks = _copy(learned), 0, before, 0
         with (
             _frozen(self.loaded.model),
@@ -229,11 +233,11 @@ class _Tutor:
                     rng = np.random.default_rng((settings.seed, TRAIN_STREAM, number))
                     example = self.example(references[number % len(references)], rng, augmented=True)
                     features = encode_example(self.loaded.model, example, self.options)
-                    (self._loss_of(learned, example, features) / settings.crops).backward()
+                    (self._loss_of(learned, grey, example, features) / settings.crops).backward()
                 optimiser.step()
                 bar.update()
                 if judges and ((step + 1) % settings.check_every == 0 or step + 1 == steps):
-                    judged = self.loss(learned, judges)
+                    judged = self.loss(learned, grey, judges)
                     bar.set_postfix_str(f"judged loss {before:.3f} -> {judged:.3f}")
                     looks += 1
                     if judged < lowest:
@@ -244,15 +248,17 @@ class _Tutor:
             return _copy(learned), steps, before, before
         return best, best_step, before, lowest
 
-    def loss(self, learned: Lesson, judges: Sequence[Judge]) -> float:
+    def loss(self, learned: Lesson, grey: GreyEvidence | None, judges: Sequence[Judge]) -> float:
         """Mean loss over the judging crops; NaN without any."""
         with torch.inference_mode():
-            losses = [float(self._loss_of(learned, example, features)) for example, features in judges]
+            losses = [float(self._loss_of(learned, grey, *judge)) for judge in judges]
         return float(np.mean(losses)) if losses else float("nan")
 
-    def _loss_of(self, learned: Lesson, example: Example, features: Sequence[Tensor]) -> Tensor:
+    def _loss_of(
+        self, learned: Lesson, grey: GreyEvidence | None, example: Example, features: Sequence[Tensor]
+    ) -> Tensor:
         tokens, head = learned
-        return features_loss(self.loaded.model, tokens, features, example, self.options, head)
+        return features_loss(self.loaded.model, tokens, features, example, self.options, head, grey)
 
 
 @contextmanager

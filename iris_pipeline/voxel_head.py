@@ -68,11 +68,11 @@ class VoxelHead:
         """
         with torch.autocast(image.device.type, enabled=False):
             image, logits = image.float(), logits.float()
-            grey = [image, *(_mean(image, radius) for radius in RADII)]
+            grey = [image, *(cube_mean(image, radius) for radius in RADII)]
             added = []
             for k in range(logits.shape[1]):
                 own = logits[:, k : k + 1].clamp(-LIMIT, LIMIT) / SCALE
-                features = torch.cat([*grey, own, _mean(own, LOGIT_RADIUS)], dim=1).flatten(2)  # [B,F,N]
+                features = torch.cat([*grey, own, cube_mean(own, LOGIT_RADIUS)], dim=1).flatten(2)  # [B,F,N]
                 hidden = F.relu(self.inner[k] @ features + self.inner_bias[k][:, None])
                 added.append((self.outer[k] @ hidden + self.outer_bias[k]).view(logits[:, k].shape))
             return logits + torch.stack(added, dim=1)
@@ -118,7 +118,7 @@ def _side_by_side(shares: Sequence[Share]) -> tuple[Tensor, Tensor, Tensor, Tens
     )
 
 
-def _mean(values: Tensor, radius: int) -> Tensor:
+def cube_mean(values: Tensor, radius: int) -> Tensor:
     """The mean over cubes of 2 radius + 1 voxels of [B,1,D,H,W]; the edge goes on as it is."""
     padded = F.pad(values, (radius,) * 6, mode="replicate")
     for axis in range(3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,12 +14,12 @@ import torch
 
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one, not_negative
-from iris_pipeline.pose import SEARCH, pose_named
+from iris_pipeline.cli._showing import add_showing_options
+from iris_pipeline.pose import SEARCH
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.screening import references_told, screen_references, with_people
-from iris_pipeline.showing import Showing, scale_named
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError, TaskError
@@ -169,42 +169,6 @@ def add_channel_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_showing_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pose",
-        type=_worded(pose_named, "--pose"),
-        default=SEARCH,
-        metavar="POSE",
-        help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
-        "can lie and takes the one in which the model reads the references best (a minute on a CPU); upright, or "
-        "three letters such as LSA, take that one (default: auto)",
-    )
-    parser.add_argument(
-        "--scale",
-        type=_worded(scale_named, "--scale"),
-        default=SEARCH,
-        metavar="X",
-        help="of the same references: X times the spacing at which their objects fill a window; auto tries three "
-        "(default: auto)",
-    )
-
-
-def showing_of(arguments: argparse.Namespace) -> Showing:
-    return Showing(arguments.pose, arguments.scale)
-
-
-def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], float | str]:
-    """A reader of an option's text for argparse, which names the option itself where the text is refused."""
-
-    def value(text: str) -> float | str:
-        try:
-            return read(text)
-        except PredictionError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{option} is ")) from None
-
-    return value
-
-
 def autocast_of(precision: str, device: str) -> bool:
     return choose_precision(precision, torch.device(device)).precision == "bf16"
 
@@ -280,7 +244,8 @@ def given_references(arguments: argparse.Namespace) -> GivenReferences:
     )
 
 
-_OF_SHOWING = ("--pose", "--scale")
+_OF_GRID = ("--pose", "--scale")
+_OF_SHOWING = (*_OF_GRID, "--grey")
 _OF_FILES = ("--modality", "--reference-channel", "--subject-pattern")
 """tell of files of references, which -r alone takes"""
 
@@ -298,6 +263,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
         "--subject-pattern": arguments.subject_pattern,
         "--pose": None if arguments.pose == SEARCH else arguments.pose,
         "--scale": None if arguments.scale == SEARCH else arguments.scale,
+        "--grey": None if arguments.grey == SEARCH else arguments.grey,
         "--steps": arguments.steps,
         "--learning-rate": arguments.learning_rate,
         "--top": getattr(arguments, "top", None),
@@ -314,7 +280,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
             "references (-r), or with iris_encode."
         )
     if like:
-        _refuse(said, ("--modality", *_OF_SHOWING), "--like takes modality, pose and scale of its task")
+        _refuse(said, ("--modality", *_OF_GRID), "--like takes modality, pose and scale of its task")
     elif not arguments.r and strategy in (None, "bank"):
         # --confidence asks references of the store, which the seed draws
         drawn = ("-k",) if getattr(arguments, "confidence", False) else ("-k", "--draw")

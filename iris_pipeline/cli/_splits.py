@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from iris_pipeline.predict_split import Experiment
-from iris_pipeline.showing import SEARCHED, Showing
 from preprocessing.adapters import Case, find_cases
-from preprocessing.errors import PredictionError, RawDataError
+from preprocessing.errors import RawDataError
 from preprocessing.paths import Root
 from preprocessing.store import Store
 
@@ -27,16 +24,6 @@ def raw_cases(root: Root, store: Store) -> list[Case]:
             f"{store.manifest.spec.raw_folder(root.raw)}; name the folder of the raw datasets with --raw."
         )
     return cases
-
-
-def check_showing(showing: Showing, stores: Iterable[Store]) -> None:
-    """PredictionError for a pose or scale that none of the datasets' references would be shown in."""
-    found = {store.manifest.dataset: store.manifest.role for store in stores}
-    if showing != SEARCHED and "held-out" not in found.values():
-        raise PredictionError(
-            "--pose and --scale are of files (-r) and of held-out datasets; references of "
-            f"{', '.join(found)} are taken as they are in the store: leave both out."
-        )
 
 
 def experiment_name(experiment: Experiment, part: str, numbered: bool) -> str:

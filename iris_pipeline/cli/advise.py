@@ -13,12 +13,11 @@ from iris_pipeline.cli._models import (
     add_channel_option,
     add_device_options,
     add_model_options,
-    add_showing_options,
     autocast_of,
     load_run,
     reference_files,
-    showing_of,
 )
+from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.pool import people_of
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by

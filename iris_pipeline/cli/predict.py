@@ -20,14 +20,14 @@ from iris_pipeline.cli._models import (
     given_references,
     load_run,
     results_folder,
-    showing_of,
     summary,
     tell_better,
     tell_task,
     tuning_settings,
 )
 from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
-from iris_pipeline.cli._splits import check_showing, experiment_name, raw_cases, stored_raw_cases
+from iris_pipeline.cli._showing import check_showing, showing_of
+from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.predict import (
     InferenceOptions,

@@ -14,13 +14,12 @@ from iris_pipeline.cli._common import at_least_one, choose_device, not_negative,
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
-    add_showing_options,
     autocast_of,
     load_run,
     results_folder,
-    showing_of,
 )
-from iris_pipeline.cli._splits import check_showing, experiment_name, raw_cases
+from iris_pipeline.cli._showing import add_showing_options, check_showing, showing_of
+from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split

@@ -19,12 +19,12 @@ from iris_pipeline.cli._models import (
     find_run,
     given_references,
     load_run,
-    showing_of,
     summary,
     tell_task,
     tuned_text,
     tuning_settings,
 )
+from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import ONE_TASK, encode_files

@@ -1,0 +1,67 @@
+"""How references are shown to the network, as options: --pose, --scale and --grey (`showing.py`)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+
+from iris_pipeline.pose import SEARCH, pose_named
+from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
+from preprocessing.errors import PredictionError
+from preprocessing.store import Store
+
+
+def add_showing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pose",
+        type=_worded(pose_named, "--pose"),
+        default=SEARCH,
+        metavar="POSE",
+        help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
+        "can lie and takes the one in which the model reads the references best (a minute on a CPU); upright, or "
+        "three letters such as LSA, take that one (default: auto)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_worded(scale_named, "--scale"),
+        default=SEARCH,
+        metavar="X",
+        help="of the same references: X times the spacing at which their objects fill a window; auto tries three "
+        "(default: auto)",
+    )
+    parser.add_argument(
+        "--grey",
+        type=_worded(grey_named, "--grey"),
+        default=SEARCH,
+        metavar="W",
+        help="of the same references: how much it counts, beside what the network says, whether a voxel's grey value "
+        "is met inside a class or outside of it: 0 nothing, 1 as Bayes' rule says; auto tries five for each class on "
+        "the references (default: auto)",
+    )
+
+
+def showing_of(arguments: argparse.Namespace) -> Showing:
+    """From the options that `add_showing_options` added."""
+    return Showing(arguments.pose, arguments.scale, arguments.grey)
+
+
+def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], float | str]:
+    """A reader of an option's text for argparse, which names the option itself where the text is refused."""
+
+    def value(text: str) -> float | str:
+        try:
+            return read(text)
+        except PredictionError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{option} is ")) from None
+
+    return value
+
+
+def check_showing(showing: Showing, stores: Iterable[Store]) -> None:
+    """PredictionError for a pose, scale or weight that none of the datasets' references would be shown in."""
+    found = {store.manifest.dataset: store.manifest.role for store in stores}
+    if showing != SEARCHED and "held-out" not in found.values():
+        raise PredictionError(
+            "--pose, --scale and --grey are of files (-r) and of held-out datasets; references of "
+            f"{', '.join(found)} are taken as they are in the store: leave them out."
+        )

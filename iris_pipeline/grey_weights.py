@@ -1,0 +1,195 @@
+"""How much the references' grey values count beside the network: found on the references, whose masks are known.
+
+Arrays are [D,H,W] = (z,y,x), prepared at one grid; K classes. What evidence is says `grey.py`. Of each class several
+weights are tried on crops of a reference, with the task and the evidence of the other people's, or, with one person
+only, on augmented crops of its own reference. No query has a part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.examples import Example, draw_example, encode_example
+from iris_pipeline.grey import BINS, RADIUS, GreyEvidence, bins_of, log_ratio, weigh, weights_of
+from iris_pipeline.losses import class_losses
+from iris_pipeline.pool import Embedded, EmbeddingCache, content_key, people_of
+from iris_pipeline.pose import SEARCH
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import PreparedReference, class_boxes, plan_like, plan_windows
+from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.trial import teachers
+from iris_pipeline.voxel_head import cube_mean
+from preprocessing.geometry import CropPad
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """weights: those that are tried. judges: crops. references: how many take part. gain: the share of the loss without
+    grey values by which a weight must be better.
+    """
+
+    weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 3.0)
+    judges: int = 8
+    references: int = 3
+    gain: float = 0.05
+    seed: int = 0
+
+
+def grey_evidence(
+    reference: PreparedReference, names: Sequence[str], patch: tuple[int, int, int]
+) -> GreyEvidence:
+    """What a reference shows of these of its classes, each of weight 1.
+
+    Counted in the windows (`patch`, z,y,x) that the classes are encoded from: inside is the class, outside all else,
+    be it another class or none. A class without a voxel says nothing (ratios of 0).
+    """
+    boxes = {name: box for name, box in class_boxes(reference).items() if name in names}
+    inside, outside = ({name: np.zeros(BINS) for name in names} for _ in range(2))
+    fill = float(reference.image.min())
+    for window in plan_windows(boxes, reference.image.shape, patch) if boxes else ():
+        crop = CropPad(reference.image.shape, window.start, patch)
+        labels = crop.apply(reference.labels, 0)
+        image = np.ascontiguousarray(crop.apply(reference.image, fill), dtype=np.float32)
+        bins = bins_of(cube_mean(torch.from_numpy(image)[None, None], RADIUS)[0, 0])
+        for name in window.classes:
+            mask = labels == reference.classes[name]
+            if mask.any():
+                inside[name] += np.bincount(bins[mask], minlength=BINS)
+                outside[name] += np.bincount(bins[~mask], minlength=BINS)
+    ratios = [log_ratio(inside[name], outside[name]) for name in names]
+    return GreyEvidence(torch.from_numpy(np.stack(ratios)).float(), torch.ones(len(names)))
+
+
+def with_grey(
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    prepare: Callable[[str], PreparedReference],
+    wanted: float | str = SEARCH,
+    options: InferenceOptions | None = None,
+    *,
+    cache: EmbeddingCache | None = None,
+    settings: WeightSettings | None = None,
+    progress: bool = False,
+) -> list[Embedded]:
+    """The pool with grey evidence in its tasks, at the weight that is wanted or, of each class, at the best one found.
+
+    prepare: reads a reference once more, by id, at the tasks' grid. wanted: "auto" or a weight, 0 for none. Tasks are
+    as they were where no grey value counts.
+    """
+    if wanted == 0:
+        return list(pool)
+    options, settings = options or InferenceOptions(), settings or WeightSettings()
+    patch = pool[0].task.patch_size
+    if wanted == SEARCH:
+        judged = _of_different_people(pool, settings.references)
+        shown = [_shown(prepare(each.id), each.task) for each in judged]
+        content = [part for r in shown for part in (r.image, r.labels, sorted(r.classes.items()))]
+        key = content_key(loaded.model_hash, options.autocast, plan_like(pool[0].task), settings, *content)
+        cache = cache if cache is not None else EmbeddingCache()
+        if key not in cache.grey_weights:
+            tasks = [
+                replace(each.task, grey=grey_evidence(r, each.task.class_names, patch))
+                for each, r in zip(judged, shown, strict=True)
+            ]
+            cache.grey_weights[key] = find_weights(loaded, shown, tasks, options, settings, progress)
+        weights = cache.grey_weights[key]
+    else:
+        weights = {name: float(wanted) for each in pool for name in each.task.class_names}
+    if not any(weights.values()):
+        return list(pool)
+    return [replace(each, task=weighed(each.task, prepare(each.id), weights)) for each in pool]
+
+
+def weighed(task: TaskEmbedding, reference: PreparedReference, weights: Mapping[str, float]) -> TaskEmbedding:
+    """The task of a reference with the evidence of its grey values; weights: by class, 0 where none is named."""
+    evidence = grey_evidence(reference, task.class_names, task.patch_size)
+    return replace(task, grey=evidence.weighed([weights.get(name, 0.0) for name in task.class_names]))
+
+
+def weighed_like(task: TaskEmbedding, reference: PreparedReference, other: TaskEmbedding) -> TaskEmbedding:
+    """The task of a reference with its grey values counting as much as those of the other task's references do."""
+    weights = weights_of(other.grey, other.class_names)
+    return weighed(task, reference, weights) if weights else task
+
+
+def find_weights(
+    loaded: LoadedModel,
+    references: Sequence[PreparedReference],
+    tasks: Sequence[TaskEmbedding],
+    options: InferenceOptions,
+    settings: WeightSettings,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Class -> the weight of its grey values at which the references are segmented best; 0 unless one is far better.
+
+    tasks: of each reference, with its evidence.
+    """
+    losses: dict[str, np.ndarray] = {}
+    numbers = tqdm(
+        range(settings.judges), desc="Weighing grey values", unit="crop", leave=False, disable=not progress
+    )
+    for number in numbers:
+        which = number % len(references)
+        task, alone = teachers(tasks, references, which)
+        example = draw_example(
+            references[which],
+            task.class_names,
+            task.patch_size,
+            np.random.default_rng((settings.seed, number)),
+            augmented=alone,
+            device=options.device,
+        )
+        for name, found in _losses(loaded, task, example, options, settings.weights).items():
+            losses[name] = losses.get(name, 0.0) + found
+    best = {}
+    for name, found in losses.items():
+        least = int(np.argmin(found))
+        plain = found[settings.weights.index(0.0)]
+        best[name] = settings.weights[least] if found[least] < (1 - settings.gain) * plain else 0.0
+    return best
+
+
+def _losses(
+    loaded: LoadedModel,
+    task: TaskEmbedding,
+    example: Example,
+    options: InferenceOptions,
+    weights: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Class -> its training loss on an example at each weight."""
+    assert task.grey is not None
+    evidence, device = task.grey.to(options.device), torch.device(options.device)
+    features = encode_example(loaded.model, example, options)
+    with torch.inference_mode():
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+            tokens = tuple(level.to(device) for level in task.tokens)
+            logits = loaded.model.segment_from_features(features, tokens)
+        ratios = evidence.of_image(example.image)
+        found = []
+        for weight in weights:
+            column = torch.full((len(task.class_names),), weight, device=device)
+            found.append(class_losses(weigh(logits, ratios, column), example.masks)[0])
+    table = torch.stack(found, dim=1).double().cpu().numpy()
+    valid = example.valid[0].bool().tolist()
+    return {name: row for name, row, said in zip(task.class_names, table, valid, strict=True) if said}
+
+
+def _of_different_people(pool: Sequence[Embedded], count: int) -> list[Embedded]:
+    """`count` of the pool, one a person before any second one."""
+    people = people_of(pool)
+    firsts = {people[each.id]: each for each in reversed(pool)}
+    rest = [each for each in pool if each is not firsts[people[each.id]]]
+    return [each for each in pool if each is firsts[people[each.id]]][:count] + rest[
+        : max(0, count - len(firsts))
+    ]
+
+
+def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:
+    """The reference with those classes only that are taken from it."""
+    return replace(reference, classes={name: reference.classes[name] for name in task.class_names})
