@@ -53,7 +53,7 @@ def test_arrays_and_files_give_equal_tasks(tmp_path: Path) -> None:
         save(tmp_path / "labels" / f"case{seed}.nii.gz", scan.labels, affine)
     (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
     by_files = encode_files(loaded, find_references(tmp_path), showing=AS_PLANNED)
-    by_arrays = encode(loaded, scans, CLASSES, pose="upright", scale=1)
+    by_arrays = encode(loaded, scans, CLASSES, pose="upright", scale=1, grey=0)
     assert by_arrays.classes == by_files.classes and by_arrays.spacing_mm == by_files.spacing_mm
     assert sorted(by_arrays.reference_hashes) == sorted(by_files.reference_hashes)
     assert all(
@@ -61,9 +61,23 @@ def test_arrays_and_files_give_equal_tasks(tmp_path: Path) -> None:
     )
 
 
+def test_grey_values_count_as_much_as_the_caller_says() -> None:
+    loaded = loaded_with(GreyModel(width=0.7), plans={"blobs": PLAN})
+    scans, query = [labelled(1), labelled(2)], Scan(draw_blobs(5)[0], SPACING)
+    plain: dict[str, Any] = {"pose": "upright", "scale": 1}
+    for task in (
+        encode(loaded, scans, CLASSES, grey=2, **plain),
+        strategy_of(loaded, scans, CLASSES, "ensemble", grey="2", **plain)(query.volume),
+    ):
+        assert task.grey is not None and task.grey.weights.tolist() == [2.0, 2.0]
+    assert encode(loaded, scans, CLASSES, grey=0, **plain).grey is None
+    with pytest.raises(PredictionError, match="The weight of grey values is auto, or 0 .* got 'heavy'"):
+        encode(loaded, scans, CLASSES, grey="heavy", **plain)
+
+
 def test_a_scan_is_segmented_on_its_own_grid() -> None:
     loaded = loaded_with(GreyModel(width=0.7), plans={"blobs": PLAN})
-    task = encode(loaded, [labelled(1), labelled(2)], CLASSES, pose="upright", scale=1)
+    task = encode(loaded, [labelled(1), labelled(2)], CLASSES, pose="upright", scale=1, grey=0)
     image, truth = draw_blobs(5)
     mask = segment(loaded, task, Scan(image, SPACING), OPTIONS)
     assert mask.dtype == np.uint8 and mask.shape == image.shape
@@ -94,6 +108,7 @@ def test_any_strategy_on_arrays_and_a_cache_over_calls() -> None:
             options=OPTIONS,
             pose="upright",
             scale=1,
+            grey=0,
             tuning=tuning,
         )
         assert task_of(query.volume).made_by == strategy
@@ -101,7 +116,7 @@ def test_any_strategy_on_arrays_and_a_cache_over_calls() -> None:
     assert len(cache.tasks) == 2, "each reference is encoded once, whatever the strategy"
     assert (
         encode(
-            loaded, references, CLASSES, pose="upright", scale=1, strategy="one-shot", cache=cache
+            loaded, references, CLASSES, pose="upright", scale=1, grey=0, strategy="one-shot", cache=cache
         ).references
         == 1
     )
@@ -113,7 +128,7 @@ def test_the_settings_of_tuning_are_the_callers(strategy: str) -> None:
     loaded = tiny_model()
     loaded.plans = {"blobs": PLAN}
     tuning = TuningSettings(steps=1, check_every=1, judges=1, learning_rate=0.07, seed=3)
-    more: dict[str, Any] = {"options": OPTIONS, "pose": "upright", "scale": 1, "tuning": tuning}
+    more: dict[str, Any] = {"options": OPTIONS, "pose": "upright", "scale": 1, "grey": 0, "tuning": tuning}
     references = [labelled(seed) for seed in (1, 2)]
     task = encode(loaded, references, CLASSES, strategy=strategy, **more)
     each = strategy_of(loaded, references, CLASSES, strategy, **more)(Scan(draw_blobs(5)[0], SPACING).volume)
@@ -138,6 +153,7 @@ def test_retrieval_takes_as_many_references_as_the_caller_says() -> None:
             options=OPTIONS,
             pose="upright",
             scale=1,
+            grey=0,
             retrieval=RetrievalSettings(top=top),
         )
         made = task_of(query)
@@ -252,13 +268,13 @@ def test_a_strategy_that_makes_no_single_task_is_named_where_it_is() -> None:
 
 def test_another_tasks_grid_can_be_taken() -> None:
     loaded = loaded_with(GreyModel(), plans={"blobs": PLAN}, model_hash=HASH)
-    first = encode(loaded, [labelled(1)], {"ball": 1, "rest": 4}, pose="upright", scale=1)
+    first = encode(loaded, [labelled(1)], {"ball": 1, "rest": 4}, pose="upright", scale=1, grey=0)
     coarse = labelled(2, spacing_mm=(3.0, 3.0, 3.0))
     assert (
-        encode(loaded, [coarse], {"ball": 1, "rest": 4}, pose="upright", scale=1).spacing_mm
+        encode(loaded, [coarse], {"ball": 1, "rest": 4}, pose="upright", scale=1, grey=0).spacing_mm
         != first.spacing_mm
     )
-    like = encode(loaded, [coarse], {"ball": 1, "rest": 4}, pose="upright", scale=1, like=first)
+    like = encode(loaded, [coarse], {"ball": 1, "rest": 4}, pose="upright", scale=1, grey=0, like=first)
     assert (like.spacing_mm, like.patch_size) == (first.spacing_mm, first.patch_size)
 
 
@@ -266,43 +282,51 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
     loaded = loaded_with(GreyModel(), plans={"blobs": PLAN})
     image, labels = draw_blobs(1)
     with pytest.raises(ReferenceCaseError, match="at least one labelled reference; got none"):
-        encode(loaded, [], CLASSES, pose="upright", scale=1)
+        encode(loaded, [], CLASSES, pose="upright", scale=1, grey=0)
     with pytest.raises(ReferenceCaseError, match="at least one class, as in .* got none"):
         encode(loaded, [labelled(1)], {})
     with pytest.raises(RawDataError, match=r"three lengths above 0 \(z,y,x\); got \(1.0, 0.0, 1.0\)"):
         segment(
             loaded,
-            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1),
+            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
             Scan(image, (1.0, 0.0, 1.0)),
         )
     with pytest.raises(RawDataError, match=r"three lengths above 0 \(z,y,x\); got \(1.0, 1.0\)"):
         segment(
-            loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1), Scan(image, (1.0, 1.0))
+            loaded,
+            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
+            Scan(image, (1.0, 1.0)),
         )  # type: ignore[arg-type]
     with pytest.raises(RawDataError, match=r"An affine is 4 x 4, .* got shape \[3, 3\]"):
         segment(
             loaded,
-            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1),
+            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
             Scan(image, affine=np.eye(3)),
         )
     flat = np.diag([1.0, 1.0, 0.0, 1.0])
     with pytest.raises(RawDataError, match=r"a place of its own; got \[\[1.0, .* 0.0\]\], which does not"):
         segment(
-            loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1), Scan(image, affine=flat)
+            loaded,
+            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
+            Scan(image, affine=flat),
         )
     for values, modality in (({"ball": 0}, "MR"), ({"ball": 256}, "MR"), (CLASSES, "MRI")):
         told = re.escape(f"in 1..255; got modality '{modality}' and classes {values}: correct them.")
         with pytest.raises(ReferenceCaseError, match=told):
-            encode(loaded, [labelled(1)], values, modality=modality, pose="upright", scale=1)  # type: ignore[arg-type]
+            encode(loaded, [labelled(1)], values, modality=modality, pose="upright", scale=1, grey=0)  # type: ignore[arg-type]
     with pytest.raises(RawDataError, match=r"either spacing_mm .* got shape \[32, 32\], spacing \(1.0, "):
-        encode(loaded, [LabelledScan(image[0], labels[0], SPACING)], CLASSES, pose="upright", scale=1)
+        encode(loaded, [LabelledScan(image[0], labels[0], SPACING)], CLASSES, pose="upright", scale=1, grey=0)
     with pytest.raises(RawDataError, match=r"got shape \[32, 32, 32\], spacing None, no affine"):
-        segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1), Scan(image))
+        segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0), Scan(image))
     with pytest.raises(ReferenceCaseError, match="Reference '1' cannot be used: .* must have the same grid"):
-        encode(loaded, [LabelledScan(image, labels[1:], SPACING)], CLASSES, pose="upright", scale=1)
+        encode(loaded, [LabelledScan(image, labels[1:], SPACING)], CLASSES, pose="upright", scale=1, grey=0)
     with pytest.raises(
         ReferenceCaseError, match=r"label map of reference 1 holds unknown label values \(4\)"
     ):
-        encode(loaded, [labelled(1)], {"ball": 1}, pose="upright", scale=1)
+        encode(loaded, [labelled(1)], {"ball": 1}, pose="upright", scale=1, grey=0)
     with pytest.raises(ReferenceCaseError, match="never its own query"):
-        segment(loaded, encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1), Scan(image, SPACING))
+        segment(
+            loaded,
+            encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
+            Scan(image, SPACING),
+        )

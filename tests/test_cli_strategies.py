@@ -97,13 +97,14 @@ def test_predictions_of_the_packages_model_lie_under_results(
     assert f"\nours,tiny,paper/test,bank,{case}," in rows.read_text(encoding="utf-8")
 
 
-def test_a_pose_that_no_reference_would_be_shown_in_is_refused(
-    root: Path, tiny_raw: Any, capsys: Any
+@pytest.mark.parametrize("useless", [["--pose", "LIP"], ["--grey", "0"]])
+def test_what_no_reference_would_be_shown_in_is_refused(
+    root: Path, tiny_raw: Any, useless: list[str], capsys: Any
 ) -> None:
-    place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), "--pose", "LIP"]
+    place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), *useless]
     says = (
-        "--pose and --scale are of files (-r) and of held-out datasets; references of tiny are taken as they are in "
-        "the store: leave both out."
+        "--pose, --scale and --grey are of files (-r) and of held-out datasets; references of tiny are taken as they "
+        "are in the store: leave them out."
     )
     assert strategies_main([*place, "--strategies", "one-shot"]) == 1
     assert says in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_the_tip_names_nothing_that_would_be_refused(
     root: Path, refs: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
 ) -> None:
     """best compares people: of one reference alone it has nothing to leave out."""
-    plain = ["-i", scan, "--root", str(root), "--pose", "upright", "--scale", "1", *COARSE]
+    plain = ["-i", scan, "--root", str(root), "--pose", "upright", "--scale", "1", "--grey", "0", *COARSE]
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
     for given, tip in ((refs, "--strategy best tries on"), (alone, "--strategy refining learns from")):
         assert predict_main([*plain, "-r", str(given), "-o", str(tmp_path / f"out_{given.name}")]) == 0
@@ -208,6 +208,7 @@ def test_options_that_would_be_lost_are_refused(
 
 
 USELESS = ["-k", "3", "--draw", "1", "--modality", "CT", "--subject-pattern", "x", "--pose", "LIP"]
+USELESS += ["--grey", "2"]
 
 
 @pytest.mark.parametrize(
@@ -215,18 +216,19 @@ USELESS = ["-k", "3", "--draw", "1", "--modality", "CT", "--subject-pattern", "x
     [
         (
             ["-d", "tiny", *USELESS],
-            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose would change "
-            "nothing; leave them out.",
+            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose, --grey would "
+            "change nothing; leave them out.",
         ),
         (
             ["--strategy", "bank", "-k", "3", "--draw", "1", "--confidence"],  # whose witnesses are drawn
             "The memory bank takes no references: -k would change nothing; leave it out.",
         ),
         (["--scale", "1.6"], "The memory bank takes no references: --scale would change nothing"),
+        (["--grey", "0"], "The memory bank takes no references: --grey would change nothing; leave it out."),
         (
             ["-d", "tiny", "--strategy", "ensemble", *USELESS, "--reference-channel", "1"],
             "References of -d are taken as they are in the store: --modality, --reference-channel, --subject-pattern, "
-            "--pose would change nothing; leave them out.",
+            "--pose, --grey would change nothing; leave them out.",
         ),
         (["--steps", "2"], "--steps goes with --strategy tuning or refining or best; got no --strategy"),
     ],
@@ -238,7 +240,9 @@ def test_options_that_the_source_of_the_task_makes_nothing_of_are_refused(
     assert predict_main(["-i", scan, "-o", str(out), "--root", str(root), *arguments]) == 1
     assert f"Error: {says}" in capsys.readouterr().err and not out.exists()
     split = ["--split", "paper", "--root", str(root), *arguments]
-    says = says.replace(", --pose", "") if "ensemble" in arguments else says  # it may be a held-out dataset
+    says = (
+        says.replace(", --pose, --grey", "") if "ensemble" in arguments else says
+    )  # it may be a held-out dataset
     assert predict_main(split) == 1
     assert f"Error: {says}" in capsys.readouterr().err
 
@@ -249,6 +253,27 @@ def test_a_draw_with_the_bank_and_its_confidence_is_not_refused(
     command = ["-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), "--draw", "1", "--confidence"]
     assert predict_main(command) == 1
     assert "make it with iris_calibrate" in (told := capsys.readouterr().err) and "--draw" not in told
+
+
+def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
+    root: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
+) -> None:
+    files = [tmp_path / "one.task", tmp_path / "two.task"]
+    upright = ["--pose", "upright", "--scale", "1"]
+    for file, case, more in (
+        (files[0], "s1_a", [*upright, "--grey", "1"]),
+        (files[1], "s3_a", ["--like", str(files[0]), "--grey", "2.5"]),
+    ):
+        folder = references(tmp_path / case, tiny_raw.dataset, [case])
+        assert encode_main(["-r", str(folder), "-o", str(file), "--root", str(root), *more]) == 0
+    assert tasks_main(["merge", *map(str, files), "-o", str(tmp_path / "both.task")]) == 0
+    for file, weight in ((files[0], 1.0), (files[1], 2.5), (tmp_path / "both.task", 1.75)):
+        grey = load_task(file).grey
+        assert grey is not None and grey.weights.tolist() == [weight] * 3 and grey.ratios.any(1).all()
+    capsys.readouterr()
+    predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
+    assert predict_main([*predict, "--grey", "1"]) == 1
+    assert "A task file is used as it was made: --grey goes with references (-r)" in capsys.readouterr().err
 
 
 def test_like_leaves_nothing_to_be_said_of_the_grid(
@@ -276,6 +301,11 @@ def test_like_leaves_nothing_to_be_said_of_the_grid(
             encode_main,
             ["-r", "a", "-o", "b", "--seed", "x"],
             "--seed: takes a whole number from 0 on, not 'x'",
+        ),
+        (
+            encode_main,
+            ["-r", "a", "-o", "b", "--grey", "11"],
+            "argument --grey: The weight of grey values is auto, or 0 (none) to 10 (1: as Bayes' rule says); got '11'",
         ),
         (advise_main, ["-r", "a", "--seed", "-1"], "--seed: takes a whole number from 0 on, not '-1'"),
     ],
@@ -320,7 +350,7 @@ def test_references_of_one_person_are_no_judges(
     root: Path, refs: Path, tiny_raw: Any, tmp_path: Path, capsys: Any
 ) -> None:
     """By their names, as --subject-pattern finds it, or as the same scan: in tuning and in advice."""
-    command = ["-r", str(refs), "--root", str(root), "--pose", "upright", "--scale", "1"]
+    command = ["-r", str(refs), "--root", str(root), "--pose", "upright", "--scale", "1", "--grey", "0"]
     tuned = [*command, "-o", str(tmp_path / "x.task"), "--strategy", "tuning", "--steps", "2"]
     for pattern, judge in (("^(?P<subject>s)", "augmented"), ("", "held-out")):
         assert encode_main([*tuned, "--subject-pattern", pattern]) == 0

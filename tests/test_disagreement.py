@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scans import affine_of, paint, volume
 from stub_model import GreyModel, loaded_with, make_task
 
+from iris_pipeline import disagreement
 from iris_pipeline.disagreement import _grown, gather_signs
 from iris_pipeline.focus import label_volume
+from iris_pipeline.grey import BINS, GreyEvidence, bins_of
 from iris_pipeline.scan import ScanResult, Wanted, segment_scan
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs
 from iris_pipeline.task import TaskEmbedding
@@ -81,6 +85,32 @@ def test_windows_that_lie_elsewhere_are_seen() -> None:
     signs = gather_signs(loaded, [task], scan, ScanResult(labels), InferenceOptions())
     assert signs["ball"]["windows"] == pytest.approx(24 / 28)
     assert signs["ball"]["cycle"] == 1.0, "windows where they lay"
+
+
+def test_the_way_back_weighs_grey_values_like_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the found mask shows of its grey values takes the place of what the references showed."""
+    image, model, task, _ = scene()
+    weighed = replace(task, grey=GreyEvidence(torch.zeros(2, BINS), torch.tensor([0.0, 2.0])))
+    asked: list[TaskEmbedding] = []
+
+    def noted(network: Any, scan: np.ndarray, given: TaskEmbedding, options: Any) -> np.ndarray:
+        asked.append(given)
+        return label_volume(network, scan, given, options)
+
+    monkeypatch.setattr(disagreement, "label_volume", noted)
+    signs = signs_of(image, model, [weighed])
+    moved, back = asked
+    assert moved.grey is weighed.grey and signs["ball"]["cycle"] == 1.0
+    assert 0.99 < signs["doll"]["cycle"] < 1, "at its corners grey values are averaged with what is round it"
+    assert back.grey is not None and back.grey.weights.tolist() == [0.0, 2.0]
+    # with one grey inside each block and another outside, a block's own grey speaks for it and nothing else does
+    own = task.tokens[0][0, :, 0, 0]
+    for row, grey in zip(back.grey.ratios, own, strict=True):
+        (place,) = bins_of(grey[None])
+        assert row[place] > 2 and row.argmax() in (place - 1, place, place + 1)
+    asked.clear()
+    signs_of(image, model, [task])
+    assert all(given.grey is None for given in asked)
 
 
 def test_references_that_disagree_are_seen_class_by_class() -> None:

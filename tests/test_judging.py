@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,22 @@ from stub_model import GreyModel, loaded_with, make_task, tiny_model
 
 from iris_pipeline import judging
 from iris_pipeline.confidence import Calibration
+from iris_pipeline.grey import BINS, GreyEvidence
+from iris_pipeline.grey_weights import grey_evidence
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.judging import MaskJudge, file_volumes, known_volumes, other_people, stored_witnesses
+from iris_pipeline.judging import (
+    MaskJudge,
+    file_volumes,
+    file_witnesses,
+    known_volumes,
+    other_people,
+    stored_witnesses,
+)
 from iris_pipeline.predict import InferenceOptions
-from iris_pipeline.references import ReferenceFiles, stored_reference
-from iris_pipeline.strategies import one_shot
-from preprocessing.adapters import Case
+from iris_pipeline.references import ReferenceFiles, prepare_reference, stored_reference
+from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
+from iris_pipeline.task import TaskEmbedding
+from preprocessing.adapters import Case, find_cases
 from preprocessing.findings import image_hash
 from preprocessing.source import FileSource
 from preprocessing.store import Store
@@ -106,3 +118,66 @@ def test_nobody_whom_a_query_may_show_is_its_witness(tiny_store: Store) -> None:
     for one in expected:
         assert any(torch.equal(one.tokens[0], each.tokens[0]) for each in told if each.classes == one.classes)
     assert len(witnesses(InputCase("a stranger", None), task)) == 3
+
+
+def check_evidence(
+    told: Sequence[TaskEmbedding], task: TaskEmbedding, shown: Sequence[PreparedReference]
+) -> None:
+    """Each witness has the evidence of one of those who are shown, weighed like the task's."""
+    weights = dict(zip(task.class_names, task.grey.weights.tolist(), strict=True)) if task.grey else {}
+    for each in told:
+        assert each.grey is not None
+        assert each.grey.weights.tolist() == [weights.get(name, 0.0) for name in each.class_names]
+        own = [
+            grey_evidence(reference, each.class_names, task.patch_size).ratios
+            for reference in shown
+            if set(each.class_names) <= set(reference.classes)
+        ]
+        assert sum(torch.equal(each.grey.ratios, ratios) for ratios in own) == 1
+
+
+def test_witnesses_of_a_store_weigh_their_own_grey_values_like_the_task(tiny_store: Store) -> None:
+    loaded, asked = tiny_model(), ["s1_a", "s2_a", "s3_a", "s4_a"]
+    prepared = [stored_reference(tiny_store, name) for name in asked]
+    bare = one_shot(loaded.model, prepared[2], tiny_store.plan, model_hash=loaded.model_hash)
+    evidence = grey_evidence(prepared[2], bare.class_names, bare.patch_size)
+    task = replace(bare, grey=evidence.weighed([0.5, 0.0, 3.0]))
+    witnesses = stored_witnesses(loaded, tiny_store, asked, InferenceOptions(), count=2)
+    query = InputCase("s3_a", None, "s3")
+    told = witnesses(query, task)
+    assert len(told) == 3
+    check_evidence(told, task, [each for each in prepared if each.id != "s3_a"])
+    assert all(each.grey is None for each in witnesses(query, bare))
+
+
+def test_witnesses_of_files_weigh_their_own_grey_values_like_the_task(
+    tiny_raw: Any, tiny_store: Store
+) -> None:
+    loaded = loaded_with(GreyModel(), plans={"tiny": tiny_store.plan})
+    cases = [case for case in find_cases(tiny_raw.dataset, tiny_raw.spec) if case.id in ("s1_a", "s3_a")]
+    files = ReferenceFiles(tuple(cases), {"left": 1, "right": 2, "core": 5})
+    plan = tiny_store.plan
+    task = make_task(
+        [1.0, 2.0],
+        ("core", "left"),
+        spacing_mm=plan.spacing_mm,
+        patch_size=plan.patch_size,
+        modality=plan.modality,
+        normalisation=plan.normalisation,
+        intensity_offset=plan.intensity_offset,
+        grey=GreyEvidence(torch.zeros(2, BINS), torch.tensor([2.0, 0.5])),
+    )
+    query = InputCase("q", None)
+    witnesses = file_witnesses(loaded, files, InferenceOptions())
+    told = witnesses(query, task)
+    assert len(told) == 2
+    check_evidence(told, task, [prepare_reference(case, plan_like(task), files.classes) for case in cases])
+    assert witnesses(query, task) is told, "read once"
+    assert all(each.grey is None for each in witnesses(query, replace(task, grey=None)))
+    assert task.grey is not None
+    lighter = replace(task, grey=task.grey.weighed([1.0, 0.5]))
+    check_evidence(
+        witnesses(query, lighter),
+        lighter,
+        [prepare_reference(case, plan_like(task), files.classes) for case in cases],
+    )

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from iris_pipeline.losses import EMPTY_SMOOTH, episode_loss, soft_dice
+from iris_pipeline.losses import EMPTY_SMOOTH, class_losses, episode_loss, soft_dice
 
 
 def test_soft_dice_by_hand() -> None:
@@ -21,6 +21,14 @@ def test_loss_is_dice_plus_cross_entropy_by_hand() -> None:
     assert math.isclose(parts.dice.item(), 0.4, rel_tol=1e-6)
     assert math.isclose(parts.cross_entropy.item(), math.log(2), rel_tol=1e-6)
     assert math.isclose(parts.total.item(), 0.4 + math.log(2), rel_tol=1e-6)
+
+
+def test_the_loss_of_each_class_and_their_mean() -> None:
+    logits = torch.tensor([[0.0] * 4, [50.0, 50.0, -50.0, -50.0]]).view(1, 2, 1, 1, 4)
+    masks = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(2, 1).view(1, 2, 1, 1, 4)
+    each = class_losses(logits, masks)
+    torch.testing.assert_close(each, torch.tensor([[0.4 + math.log(2), 0.0]]))
+    torch.testing.assert_close(each.mean(), episode_loss(logits, masks).total)
 
 
 def test_perfect_masks_cost_nothing_even_when_empty() -> None:

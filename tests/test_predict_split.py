@@ -117,9 +117,11 @@ def test_one_shot_from_the_train_part(
         "seed": 0,
     }
     assert wanted.items() <= made_from.items()
+    assert "grey" not in made_from, "of references as they are in the store grey values do not count"
     assert made_from["model"] == loaded.model_hash and made_from["weighting"] == "gaussian"
     references = json.loads((tmp_path / "out" / "references.json").read_text(encoding="utf-8"))
     assert sorted(references) == parts["test"]
+    assert not any("grey_weights" in given for given in references.values())
     used = [given["references"] for given in references.values()]
     assert all(set(each) <= set(parts["train"]) and each for each in used)
     # the reference's masks that the model saw are those of one train case
@@ -197,7 +199,26 @@ def test_a_held_out_dataset_lends_other_subjects(
     assert sorted(references) == [case.id for case in cases]
     for query, given in references.items():
         assert given["references"] and not any(name.startswith(query[:2]) for name in given["references"])
-        assert given["pose"] == "SAR"
+        assert given["pose"] == "SAR" and "grey_weights" not in given
+    read = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))
+    assert read["made_from"]["grey"] == 0.0
+
+
+def test_held_out_references_lend_their_grey_values(
+    held_out: Store, cases: list[Case], tmp_path: Path
+) -> None:
+    loaded = loaded_with(GreyModel(width=0.8), plans={"o": held_out.plan})
+    weighed = Experiment("ensemble", 2, showing=replace(AS_PLANNED, grey=2.0))
+    out = tmp_path / "out"
+    verdicts = predict_split(loaded, held_out, cases, weighed, out=out, options=OPTIONS, progress=False)
+    assert {verdict.status for verdict in verdicts} == {"done"}
+    made_from = json.loads((out / "predict.json").read_text(encoding="utf-8"))["made_from"]
+    assert made_from["grey"] == 2.0
+    for given in json.loads((out / "references.json").read_text(encoding="utf-8")).values():
+        assert given["grey_weights"] == pytest.approx({"left": 2.0, "right": 2.0, "core": 2.0})
+    other = replace(weighed, showing=replace(AS_PLANNED, grey=1.0))
+    with pytest.raises(PredictionError, match=r"those in .*out were made otherwise"):
+        predict_split(loaded, held_out, cases, other, out=out, options=OPTIONS, progress=False)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_store", "held_out"])

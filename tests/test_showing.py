@@ -14,7 +14,7 @@ from torch import Tensor
 from iris_pipeline import trial
 from iris_pipeline.examples import Example, draw_example
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.showing import AS_PLANNED, Search, Showing, scale_named, settle_showing
+from iris_pipeline.showing import AS_PLANNED, Search, Showing, grey_named, scale_named, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.errors import PredictionError
@@ -100,6 +100,8 @@ def test_the_plan_says_what_was_found_and_equal_references_are_tried_once() -> N
     assert settle(Showing()).spacing_mm == (1.6, 1.6, 1.6)
     before = model.encoded
     assert settle(Showing()).spacing_mm == (1.6, 1.6, 1.6) and model.encoded == before > 0
+    settle(Showing(grey=3.0))
+    assert model.encoded == before, "how much grey values count makes no difference to it"
     turned = settle(Showing("LSA"))
     assert (turned.pose, turned.spacing_mm[0]) == (Pose("LSA"), 1.6)
     before = model.encoded
@@ -115,6 +117,17 @@ def test_a_scale_is_auto_or_a_sensible_number(text: str) -> None:
         PredictionError, match=f"The scale is auto, or how many times the planned .* 0.25 to 4; got '{text}'"
     ):
         scale_named(text)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "10.5", "heavy", "nan", "inf", ""])
+def test_a_weight_of_grey_values_is_auto_or_a_sensible_number(text: str) -> None:
+    assert [grey_named(value) for value in ("auto", "0", "1.5", 10)] == ["auto", 0.0, 1.5, 10.0]
+    assert Showing.of("upright", "1", "2") == Showing("SAR", 1.0, 2.0) and Showing().grey == "auto"
+    with pytest.raises(
+        PredictionError,
+        match=rf"The weight of grey values is auto, or 0 \(none\) to 10 \(1: .*\); got '{text}'\.",
+    ):
+        Showing.of("upright", 1, text)
 
 
 @pytest.mark.parametrize(("content", "alone"), [("hash1", True), ("hash2", False)])

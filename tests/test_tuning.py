@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from blobs import CLASSES, PLAN, blob_reference, draw_blobs
+from blobs import CLASSES, PATCH, PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
 from iris_pipeline import tuning
 from iris_pipeline.examples import crop_start
 from iris_pipeline.focus import wide_task
+from iris_pipeline.grey_weights import grey_evidence
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.pool import embed
 from iris_pipeline.predict import InferenceOptions
@@ -92,10 +93,10 @@ def test_the_judge_asks_for_the_classes_in_the_order_of_the_tokens(monkeypatch: 
     begun = []
     descend = tuning._Tutor.descend
 
-    def spy(self, start, references, judges, steps, progress):  # type: ignore[no-untyped-def]
+    def spy(self, start, task, references, judges, steps, progress):  # type: ignore[no-untyped-def]
         if judges:
             begun.append([level.clone() for level in start[0]])
-        return descend(self, start, references, judges, steps, progress)
+        return descend(self, start, task, references, judges, steps, progress)
 
     monkeypatch.setattr(tuning._Tutor, "descend", spy)
     task = tune(loaded, references, tasks, settings=QUICK)
@@ -191,7 +192,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> tuple[list[tu
         draws.append((reference.id, augmented))
         return draw(reference, *args, augmented=augmented, **more)
 
-    def loss(_tutor, learned: tuning.Lesson, judges: list) -> float:
+    def loss(_tutor, learned: tuning.Lesson, _grey: object, judges: list) -> float:
         looks.append((tuple(level.detach().clone() for level in learned[0]), len(judges)))
         return next(said)
 
@@ -253,6 +254,36 @@ def test_a_class_that_only_the_judge_shows_starts_from_its_tokens(monkeypatch: p
     for begin, first, second in zip(looks[0][0], tasks[0].tokens, tasks[1].tokens, strict=True):
         assert torch.equal(begin[:, 0], first[:, 0]), "the ball: of the reference that is trained on"
         assert torch.equal(begin[:, 1], second[:, 1]), "the disc: nobody else shows it"
+
+
+def test_grey_evidence_stays_and_the_judge_has_that_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, short = tiny_model(), replace(QUICK, steps=2, check_every=2)
+    references = [blob_reference(seed) for seed in (1, 2, 3)]
+    bare = tasks_of(loaded, references)
+    tasks = [
+        replace(task, grey=grey_evidence(reference, task.class_names, PATCH).weighed([2.0, 0.5]))
+        for task, reference in zip(bare, references, strict=True)
+    ]
+    heard, loss = [], tuning._Tutor.loss
+
+    def judged(tutor, learned, grey, judges):  # type: ignore[no-untyped-def]
+        heard.append((grey, len(judges)))
+        return loss(tutor, learned, grey, judges)
+
+    monkeypatch.setattr(tuning._Tutor, "loss", judged)
+    task, plain = (tune(loaded, references, each, settings=short) for each in (tasks, bare))
+    *looks, everybody = heard[: len(heard) // 2]
+    others, mean = ensemble(tasks[:2]).grey, ensemble(tasks).grey
+    assert others is not None and mean is not None and task.grey is not None
+    assert len(looks) == 2 and everybody[1] == 0
+    for grey, judges in looks:
+        assert judges and torch.equal(grey.ratios, others.ratios), "not that of the judge"
+        assert grey.weights.tolist() == [2.0, 0.5]
+    assert torch.equal(everybody[0].ratios, mean.ratios)
+    assert all(torch.equal(a, b) for a, b in zip(task.grey.parts, mean.parts, strict=True))
+    assert plain.grey is None and all(grey is None for grey, _ in heard[len(heard) // 2 :])
+    assert task.tuned[0].loss_before < plain.tuned[0].loss_before - 0.05, "grey values alone tell these blobs"
+    assert not torch.equal(task.tokens[0], plain.tokens[0]), "tokens learn what is left to be learned"
 
 
 def test_no_function_of_tuning_takes_a_query() -> None:
