@@ -168,6 +168,7 @@ def encode(
     options: InferenceOptions | None = None,
     pose: str = SEARCH,
     scale: float | str = SEARCH,
+    grey: float | str = SEARCH,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -178,8 +179,9 @@ def encode(
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
     over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
     model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
-    in that one, 1 at the planned spacing. ReferenceCaseError names a reference that cannot be used, and why;
-    PredictionError an unknown strategy, pose or scale.
+    in that one, 1 at the planned spacing. grey: how much the references' grey values count beside the network
+    (`grey_weights.py`), "auto" as the references tell, 0 not at all. ReferenceCaseError names a reference that cannot
+    be used, and why; PredictionError an unknown strategy, pose, scale or weight.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(
@@ -195,7 +197,7 @@ def encode(
         modality=modality,
         like=like,
         cache=cache,
-        showing=Showing.of(pose, scale),
+        showing=Showing.of(pose, scale, grey),
         tuning=tuning,
         progress=progress,
     )
@@ -214,6 +216,7 @@ def strategy_of(
     options: InferenceOptions | None = None,
     pose: str = SEARCH,
     scale: float | str = SEARCH,
+    grey: float | str = SEARCH,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -232,7 +235,7 @@ def strategy_of(
         modality=modality,
         start=start,
         cache=cache,
-        showing=Showing.of(pose, scale),
+        showing=Showing.of(pose, scale, grey),
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,

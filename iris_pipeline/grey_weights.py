@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example
-from iris_pipeline.grey import BINS, RADIUS, GreyEvidence, bins_of, log_ratio, weigh, weights_of
+from iris_pipeline.grey import BINS, LIMIT, RADIUS, GreyEvidence, bins_of, log_ratio, weigh, weights_of
 from iris_pipeline.losses import class_losses
 from iris_pipeline.pool import Embedded, EmbeddingCache, content_key, people_of
 from iris_pipeline.pose import SEARCH
@@ -82,7 +82,7 @@ def with_grey(
     prepare: reads a reference once more, by id, at the tasks' grid. wanted: "auto" or a weight, 0 for none. Tasks are
     as they were where no grey value counts.
     """
-    if wanted == 0:
+    if wanted == 0 or not pool:
         return list(pool)
     options, settings = options or InferenceOptions(), settings or WeightSettings()
     patch = pool[0].task.patch_size
@@ -170,6 +170,7 @@ def _losses(
         with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
             tokens = tuple(level.to(device) for level in task.tokens)
             logits = loaded.model.segment_from_features(features, tokens)
+        logits = logits.float().clamp(-LIMIT, LIMIT)  # at weight 0 too: clamping alone must not earn a weight
         ratios = evidence.of_image(example.image)
         found = []
         for weight in weights:

@@ -15,6 +15,7 @@ import torch
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one, not_negative
 from iris_pipeline.cli._showing import add_showing_options
+from iris_pipeline.grey import weights_of
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
@@ -292,6 +293,11 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
             _OF_FILES if split else (*_OF_FILES, *_OF_SHOWING),
             "References of -d are taken as they are in the store",
         )
+    if strategy == "one-shot" and arguments.references not in (None, 1):
+        raise PredictionError(
+            f"One-shot takes one reference; got -k {arguments.references}: leave -k out (--draw says which), or take "
+            "ensemble for several."
+        )
     fits = {
         "--steps": TUNABLE,
         "--learning-rate": TUNABLE,
@@ -360,4 +366,6 @@ def summary(task: TaskEmbedding) -> str:
     ]
     source += f" ({', '.join(fewer)})" if fewer else ""
     pose = "" if task.pose.axes == UPRIGHT else f", pose {task.pose.axes}"
-    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}"
+    weights = weights_of(task.grey, task.class_names)
+    grey = ", grey values weighed " + ", ".join(f"{n} {w:g}" for n, w in weights.items()) if weights else ""
+    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{grey}"

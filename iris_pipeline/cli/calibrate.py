@@ -6,12 +6,12 @@ import argparse
 
 from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
-from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._models import SHIPPED, add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
 from preprocessing.adapters import find_cases
-from preprocessing.errors import TaskError
+from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 
@@ -63,6 +63,11 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     device = choose_device(arguments.device)
     loaded, folder = load_run(arguments, root, device)
+    if folder.is_relative_to(SHIPPED):
+        raise CheckpointError(
+            "Confidence is kept with the model, and the package is not written to: copy "
+            f"{folder} to {root.results / folder.name / 'checkpoint'} first."
+        )
     names = arguments.d or list(loaded.plans)
     unknown = sorted(set(names) - set(loaded.plans))
     if unknown or not names:
