@@ -31,13 +31,16 @@ from preprocessing.geometry import CropPad
 @dataclass(frozen=True)
 class WeightSettings:
     """weights: those that are tried. judges: crops. references: how many take part. gain: the share of the loss without
-    grey values by which a weight must be better.
+    grey values by which a weight must be better; gain_alone: where a reference was judged by its own evidence, which
+    flatters (LOG.md). least_gain: of the mean loss, as a loss of nearly nothing has shares of nearly nothing.
     """
 
     weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 3.0)
     judges: int = 8
     references: int = 3
     gain: float = 0.05
+    gain_alone: float = 0.15
+    least_gain: float = 0.01
     seed: int = 0
 
 
@@ -131,6 +134,7 @@ def find_weights(
     tasks: of each reference, with its evidence.
     """
     losses: dict[str, np.ndarray] = {}
+    gains: dict[str, float] = {}
     numbers = tqdm(
         range(settings.judges), desc="Weighing grey values", unit="crop", leave=False, disable=not progress
     )
@@ -147,11 +151,13 @@ def find_weights(
         )
         for name, found in _losses(loaded, task, example, options, settings.weights).items():
             losses[name] = losses.get(name, 0.0) + found
+            gains[name] = max(gains.get(name, 0.0), settings.gain_alone if alone else settings.gain)
     best = {}
     for name, found in losses.items():
         least = int(np.argmin(found))
         plain = found[settings.weights.index(0.0)]
-        best[name] = settings.weights[least] if found[least] < (1 - settings.gain) * plain else 0.0
+        enough = max(gains[name] * plain, settings.least_gain * settings.judges)
+        best[name] = settings.weights[least] if plain - found[least] > enough else 0.0
     return best
 
 

@@ -270,3 +270,10 @@ def test_confidence_from_references_and_task_files(
 def test_calibration_is_for_datasets_the_model_knows(root: Path, capsys: Any) -> None:
     assert calibrate_main(["-m", "run", "--root", str(root), "-d", "liver"]) == 1
     assert "on datasets that the model was trained on (tiny); got liver" in capsys.readouterr().err
+
+
+def test_the_package_is_not_calibrated_into(tmp_path: Path, capsys: Any) -> None:
+    assert calibrate_main(["-m", "iris_small_5", "--root", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "the package is not written to: copy " in told
+    assert told.strip().endswith(f"to {tmp_path / 'results' / 'iris_small_5' / 'checkpoint'} first.")

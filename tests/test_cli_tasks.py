@@ -230,6 +230,10 @@ USELESS += ["--grey", "2"]
             "References of -d are taken as they are in the store: --modality, --reference-channel, --subject-pattern, "
             "--pose, --grey would change nothing; leave them out.",
         ),
+        (
+            ["-d", "tiny", "--strategy", "one-shot", "-k", "3"],
+            "One-shot takes one reference; got -k 3: leave -k out (--draw says which), or take ensemble for several.",
+        ),
         (["--steps", "2"], "--steps goes with --strategy tuning or refining or best; got no --strategy"),
     ],
 )
@@ -255,6 +259,10 @@ def test_a_draw_with_the_bank_and_its_confidence_is_not_refused(
     assert "make it with iris_calibrate" in (told := capsys.readouterr().err) and "--draw" not in told
 
 
+def grey_names(file: Path) -> tuple[str, ...]:
+    return load_task(file).class_names
+
+
 def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
     root: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -270,7 +278,8 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
     for file, weight in ((files[0], 1.0), (files[1], 2.5), (tmp_path / "both.task", 1.75)):
         grey = load_task(file).grey
         assert grey is not None and grey.weights.tolist() == [weight] * 3 and grey.ratios.any(1).all()
-    capsys.readouterr()
+    assert "pose" not in (said := capsys.readouterr().out) and said.count("grey values weighed") == 3
+    assert ", grey values weighed " + ", ".join(f"{name} 2.5" for name in grey_names(files[1])) in said
     predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
     assert predict_main([*predict, "--grey", "1"]) == 1
     assert "A task file is used as it was made: --grey goes with references (-r)" in capsys.readouterr().err

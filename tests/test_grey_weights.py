@@ -171,6 +171,8 @@ def test_grey_values_that_mislead_are_not_believed() -> None:
         ([[1.0, 2.0, 2.0, 2.0, 0.2]], 3.0),
         ([[1.0, 0.8, 0.7, 9.0, 9.0], [1.0, 0.8, 2.0, 9.0, 9.0]], 0.5),  # one crop for, one against: their sum
         ([[0.0, 0.0, 0.0, 0.0, 0.0]], 0.0),
+        ([[0.09, 0.081, 0.2, 0.2, 0.2]], 0.0),  # a tenth better, and nothing to speak of
+        ([[0.09, 0.079, 0.2, 0.2, 0.2]], 0.5),
     ],
 )
 def test_the_best_of_all_crops_is_taken_if_it_is_far_better(
@@ -184,6 +186,20 @@ def test_the_best_of_all_crops_is_taken_if_it_is_far_better(
     settings = WeightSettings(judges=len(tables))
     found = find_weights(loaded, references, tasks_of(loaded, references), OPTIONS, settings)
     assert found == {"ball": best, "disc": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("best", "alone", "weight"), [(0.86, True, 0.0), (0.84, True, 2.0), (0.86, False, 2.0)]
+)
+def test_who_is_judged_by_the_own_evidence_has_to_gain_more(
+    best: float, alone: bool, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = np.array([1.0, 0.95, 0.9, best, 1.0])
+    monkeypatch.setattr(grey_weights, "_losses", lambda *_: {"ball": table})
+    loaded, references = loaded_with(SaysOf(nothing, nothing)), [blob_reference(1), blob_reference(2)]
+    references = references[:1] if alone else references
+    tasks = tasks_of(loaded, references)
+    assert find_weights(loaded, references, tasks, OPTIONS, WeightSettings(judges=2)) == {"ball": weight}
 
 
 def test_the_losses_are_those_of_training_one_class_and_weight_at_a_time() -> None:
