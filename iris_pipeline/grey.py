@@ -21,15 +21,16 @@ from torch import Tensor
 
 from iris_pipeline.voxel_head import cube_mean
 
-BINS = 48
-LOWEST, HIGHEST = -4.0, 6.0
-"""standard deviations; values beyond count as these"""
+BINS = 72
+LOWEST, HIGHEST = -9.0, 6.0
+"""standard deviations; values beyond count as these. In CT, scaled by the body alone, air lies at -6 to -9"""
 RADIUS = 1
 """voxels to each side over which grey values are averaged before they are looked up: less noise, hardly less edge"""
 SPREAD_BINS = 1.0
 """histograms are smoothed by this: neighbouring grey values are met alike"""
 RARE = 1e-4
-"""added to each share, so that what a reference never shows is unlikely and not impossible"""
+"""added to each share: what is met on one side only is unlikely on the other and not impossible, and what is met on
+neither says nothing"""
 LIMIT = 10.0
 """logits beyond it are taken as this, so that evidence is heard"""
 

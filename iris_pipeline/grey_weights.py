@@ -7,6 +7,7 @@ only, on augmented crops of its own reference. No query has a part in it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,10 +91,14 @@ def with_grey(
     options, settings = options or InferenceOptions(), settings or WeightSettings()
     patch = pool[0].task.patch_size
     if wanted == SEARCH:
-        judged = _of_different_people(pool, settings.references)
+        judged = _judged(pool, settings.references)
         shown = [_shown(prepare(each.id), each.task) for each in judged]
+        people = [people_of(pool)[each.id] for each in judged]
+        who = [people.index(person) for person in people]
         content = [part for r in shown for part in (r.image, r.labels, sorted(r.classes.items()))]
-        key = content_key(loaded.model_hash, options.autocast, plan_like(pool[0].task), settings, *content)
+        key = content_key(
+            loaded.model_hash, options.autocast, plan_like(pool[0].task), settings, who, *content
+        )
         cache = cache if cache is not None else EmbeddingCache()
         if key not in cache.grey_weights:
             tasks = [
@@ -101,6 +106,9 @@ def with_grey(
                 for each, r in zip(judged, shown, strict=True)
             ]
             cache.grey_weights[key] = find_weights(loaded, shown, tasks, options, settings, progress)
+            if progress and any(cache.grey_weights[key].values()):
+                told = ", ".join(f"{name} {weight:g}" for name, weight in cache.grey_weights[key].items())
+                tqdm.write(f"Grey values of the references count, by weight: {told}.", file=sys.stderr)
         weights = cache.grey_weights[key]
     else:
         weights = {name: float(wanted) for each in pool for name in each.task.class_names}
@@ -135,30 +143,43 @@ def find_weights(
     """
     losses: dict[str, np.ndarray] = {}
     gains: dict[str, float] = {}
+    crops: dict[str, int] = {}
     numbers = tqdm(
         range(settings.judges), desc="Weighing grey values", unit="crop", leave=False, disable=not progress
     )
     for number in numbers:
         which = number % len(references)
-        task, alone = teachers(tasks, references, which)
-        example = draw_example(
-            references[which],
-            task.class_names,
-            task.patch_size,
-            np.random.default_rng((settings.seed, number)),
-            augmented=alone,
-            device=options.device,
-        )
-        for name, found in _losses(loaded, task, example, options, settings.weights).items():
-            losses[name] = losses.get(name, 0.0) + found
-            gains[name] = max(gains.get(name, 0.0), settings.gain_alone if alone else settings.gain)
+        for task, alone in _lessons(tasks, references, which):
+            example = draw_example(
+                references[which],
+                task.class_names,
+                task.patch_size,
+                np.random.default_rng((settings.seed, number)),
+                augmented=alone,
+                device=options.device,
+            )
+            for name, found in _losses(loaded, task, example, options, settings.weights).items():
+                losses[name] = losses.get(name, 0.0) + found
+                crops[name] = crops.get(name, 0) + 1
+                gains[name] = max(gains.get(name, 0.0), settings.gain_alone if alone else settings.gain)
     best = {}
     for name, found in losses.items():
         least = int(np.argmin(found))
         plain = found[settings.weights.index(0.0)]
-        enough = max(gains[name] * plain, settings.least_gain * settings.judges)
+        enough = max(gains[name] * plain, settings.least_gain * crops[name])
         best[name] = settings.weights[least] if plain - found[least] > enough else 0.0
     return best
+
+
+def _lessons(
+    tasks: Sequence[TaskEmbedding], references: Sequence[PreparedReference], which: int
+) -> list[tuple[TaskEmbedding, bool]]:
+    """What a reference is segmented by, and whether that is its own task: the others' task and, of the classes that
+    nobody else shows, its own.
+    """
+    task, alone = teachers(tasks, references, which)
+    lacking = [name for name in tasks[which].class_names if name not in task.class_names]
+    return [(task, alone), *([(tasks[which].select(lacking), True)] if lacking else [])]
 
 
 def _losses(
@@ -187,14 +208,18 @@ def _losses(
     return {name: row for name, row, said in zip(task.class_names, table, valid, strict=True) if said}
 
 
-def _of_different_people(pool: Sequence[Embedded], count: int) -> list[Embedded]:
-    """`count` of the pool, one a person before any second one."""
+def _judged(pool: Sequence[Embedded], count: int) -> list[Embedded]:
+    """`count` of the pool, one a person before any second one, and more of them as long as they lack a class."""
     people = people_of(pool)
     firsts = {people[each.id]: each for each in reversed(pool)}
-    rest = [each for each in pool if each is not firsts[people[each.id]]]
-    return [each for each in pool if each is firsts[people[each.id]]][:count] + rest[
-        : max(0, count - len(firsts))
-    ]
+    order = sorted(
+        pool, key=lambda each: each is not firsts[people[each.id]]
+    )  # in the pool's order otherwise
+    chosen = order[:count]
+    for each in order[count:]:
+        if not {name for one in chosen for name in one.task.class_names} >= set(each.task.class_names):
+            chosen.append(each)
+    return chosen
 
 
 def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:

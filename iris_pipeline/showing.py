@@ -18,7 +18,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import EmbeddingCache, content_key
 from iris_pipeline.pose import POSES, SEARCH, in_frame_of, pose_named, turned_plan
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.strategies import PreparedReference, join_people
 from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT
@@ -166,7 +166,7 @@ def grey_named(value: float | str) -> float | str:
 def _number(value: float | str) -> float | None:
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 
@@ -201,7 +201,9 @@ def settle_showing(
         return turned_plan(upright(scale), pose)
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
-    key = content_key(loaded.model_hash, options.autocast, plan, wanted.pose, wanted.scale, *content)
+    people = join_people([r.person for r in references], [r.image_hash for r in references])
+    who = [people.index(person) for person in people]
+    key = content_key(loaded.model_hash, options.autocast, plan, wanted.pose, wanted.scale, who, *content)
     if key not in cache.showings:
 
         def shown_at(times: float) -> Shown:
