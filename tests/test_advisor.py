@@ -281,8 +281,8 @@ def test_the_files(tmp_path: Path) -> None:
     )
     assert "+0.100 | 1 of 2  | no difference to be told | 0.800 |" in page
     assert (
-        "; pose, scale and spacing, though, are settled on all references together, the case among them"
-        in page
+        "; pose, scale, spacing and the weight of grey values, though, are settled on all references together, "
+        "the case among them" in page
     )
     assert all(f"- {line}" in page for line in advice.lines)
     with Image.open(tmp_path / "advice.png") as picture:
