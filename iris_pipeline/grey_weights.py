@@ -22,7 +22,14 @@ from iris_pipeline.losses import class_losses
 from iris_pipeline.pool import Embedded, EmbeddingCache, content_key, people_of
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, class_boxes, plan_like, plan_windows
+from iris_pipeline.strategies import (
+    PreparedReference,
+    class_boxes,
+    plan_like,
+    plan_windows,
+    taken_from,
+    who_is_who,
+)
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.trial import teachers
 from iris_pipeline.voxel_head import cube_mean
@@ -90,11 +97,12 @@ def with_grey(
         return list(pool)
     options, settings = options or InferenceOptions(), settings or WeightSettings()
     patch = pool[0].task.patch_size
+    read: dict[str, PreparedReference] = {}
     if wanted == SEARCH:
         judged = _judged(pool, settings.references)
-        shown = [_shown(prepare(each.id), each.task) for each in judged]
-        people = [people_of(pool)[each.id] for each in judged]
-        who = [people.index(person) for person in people]
+        read = {each.id: taken_from(prepare(each.id), each.task) for each in judged}
+        shown = list(read.values())
+        who = who_is_who(shown)
         content = [part for r in shown for part in (r.image, r.labels, sorted(r.classes.items()))]
         key = content_key(
             loaded.model_hash, options.autocast, plan_like(pool[0].task), settings, who, *content
@@ -114,7 +122,10 @@ def with_grey(
         weights = {name: float(wanted) for each in pool for name in each.task.class_names}
     if not any(weights.values()):
         return list(pool)
-    return [replace(each, task=weighed(each.task, prepare(each.id), weights)) for each in pool]
+    return [
+        replace(each, task=weighed(each.task, read.get(each.id) or prepare(each.id), weights))
+        for each in pool
+    ]
 
 
 def weighed(task: TaskEmbedding, reference: PreparedReference, weights: Mapping[str, float]) -> TaskEmbedding:
@@ -220,8 +231,3 @@ def _judged(pool: Sequence[Embedded], count: int) -> list[Embedded]:
         if not {name for one in chosen for name in one.task.class_names} >= set(each.task.class_names):
             chosen.append(each)
     return chosen
-
-
-def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:
-    """The reference with those classes only that are taken from it."""
-    return replace(reference, classes={name: reference.classes[name] for name in task.class_names})

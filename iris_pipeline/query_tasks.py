@@ -20,7 +20,7 @@ from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
 from iris_pipeline.rivals import Attempt, best_strategy, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
-from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
 from preprocessing.case import preprocess_case
@@ -71,7 +71,7 @@ def pooled_task(
             tqdm.write(comparison_text(attempts), file=sys.stderr)
     if strategy in DESCENDING:
         tuning = replace(tuning or TuningSettings(), refine=strategy == "refining")
-        shown = [_shown(prepare(reference.id), reference.task) for reference in pool]
+        shown = [taken_from(prepare(reference.id), reference.task) for reference in pool]
         task = tune(loaded, shown, [reference.task for reference in pool], options, tuning, progress)
     else:
         task = replace(ensemble([reference.task for reference in pool]), made_by=strategy)
@@ -246,11 +246,6 @@ def fill(start: TaskEmbedding, other: TaskEmbedding) -> TaskEmbedding:
     lacking = [name for name in other.class_names if name not in start.class_names]
     parts = ([start.select(own)] if own else []) + ([other.select(lacking)] if lacking else [])
     return ensemble(parts).select(other.class_names)
-
-
-def _shown(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:
-    """The reference with those classes only that are taken from it."""
-    return replace(reference, classes={name: reference.classes[name] for name in task.class_names})
 
 
 def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:

@@ -18,7 +18,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import EmbeddingCache, content_key
 from iris_pipeline.pose import POSES, SEARCH, in_frame_of, pose_named, turned_plan
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, join_people
+from iris_pipeline.strategies import PreparedReference, who_is_who
 from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT
@@ -141,33 +141,27 @@ class Search:
 
 def scale_named(value: float | str) -> float | str:
     """What --scale says: "auto" or a number. PredictionError for another."""
-    scale = _number(value)
-    if scale is None or not SMALLEST <= scale <= LARGEST:
-        if value == SEARCH:
-            return SEARCH
-        raise PredictionError(
-            f"The scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}; got {value!r}."
-        )
-    return scale
+    said = f"The scale is auto, or how many times the planned spacing, {SMALLEST:g} to {LARGEST:g}"
+    return _auto_or_number(value, SMALLEST, LARGEST, said)
 
 
 def grey_named(value: float | str) -> float | str:
     """What --grey says: "auto" or a weight. PredictionError for another."""
-    weight = _number(value)
-    if weight is None or not 0 <= weight <= HEAVIEST:
-        if value == SEARCH:
-            return SEARCH
-        raise PredictionError(
-            f"The weight of grey values is auto, or 0 (none) to {HEAVIEST:g} (1: as Bayes' rule says); got {value!r}."
-        )
-    return weight
+    said = f"The weight of grey values is auto, or 0 (none) to {HEAVIEST:g} (1: as Bayes' rule says)"
+    return _auto_or_number(value, 0.0, HEAVIEST, said)
 
 
-def _number(value: float | str) -> float | None:
+def _auto_or_number(value: float | str, lowest: float, highest: float, said: str) -> float | str:
+    """said: what is allowed, for the PredictionError."""
+    if value == SEARCH:
+        return SEARCH
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        return None
+        number = float("nan")
+    if not lowest <= number <= highest:
+        raise PredictionError(f"{said}; got {value!r}.")
+    return number
 
 
 def settle_showing(
@@ -201,8 +195,7 @@ def settle_showing(
         return turned_plan(upright(scale), pose)
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
-    people = join_people([r.person for r in references], [r.image_hash for r in references])
-    who = [people.index(person) for person in people]
+    who = who_is_who(references)
     key = content_key(loaded.model_hash, options.autocast, plan, wanted.pose, wanted.scale, who, *content)
     if key not in cache.showings:
 

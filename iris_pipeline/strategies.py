@@ -80,6 +80,19 @@ def with_joined_people(references: Sequence[PreparedReference]) -> list[Prepared
     return [replace(r, subject=person) for r, person in zip(references, people, strict=True)]
 
 
+def who_is_who(references: Sequence[PreparedReference]) -> list[int]:
+    """For each reference the place of the first one of the same person: what searches that keep people apart depend on
+    beside the scans, for the keys of caches.
+    """
+    people = join_people([r.person for r in references], [r.image_hash for r in references])
+    return [people.index(person) for person in people]
+
+
+def taken_from(reference: PreparedReference, task: TaskEmbedding) -> PreparedReference:
+    """The reference with those classes only that a task takes from it."""
+    return replace(reference, classes={name: reference.classes[name] for name in task.class_names})
+
+
 @dataclass(frozen=True)
 class Window:
     """A crop of the network's size (start may be negative: padding) and the classes encoded from it."""
