@@ -140,6 +140,15 @@ def weighed_like(task: TaskEmbedding, reference: PreparedReference, other: TaskE
     return weighed(task, reference, weights) if weights else task
 
 
+def tasks_weighed_like(
+    pool: Sequence[Embedded], prepare: Callable[[str], PreparedReference], other: TaskEmbedding
+) -> list[TaskEmbedding]:
+    """`weighed_like` for the tasks of a pool; its references are read once more only where grey values count."""
+    if not weights_of(other.grey, other.class_names):
+        return [each.task for each in pool]
+    return [weighed_like(each.task, prepare(each.id), other) for each in pool]
+
+
 def find_weights(
     loaded: LoadedModel,
     references: Sequence[PreparedReference],

@@ -16,7 +16,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import Calibration, Judgement, judge
 from iris_pipeline.disagreement import MOST_REFERENCES, gather_signs
 from iris_pipeline.grey import weights_of
-from iris_pipeline.grey_weights import weighed_like
+from iris_pipeline.grey_weights import tasks_weighed_like
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
@@ -131,7 +131,7 @@ def file_witnesses(
                 device=options.device,
                 autocast=options.autocast,
             )
-            known[grid] = [weighed_like(r.task, embedded.prepare(r.id), task) for r in embedded.pool]
+            known[grid] = tasks_weighed_like(embedded.pool, embedded.prepare, task)
         return known[grid]
 
     return witnesses
@@ -181,7 +181,7 @@ def stored_witnesses(
             device=options.device,
             autocast=options.autocast,
         )
-        return [weighed_like(reference.task, prepare(reference.id), task) for reference in pool]
+        return tasks_weighed_like(pool, prepare, task)
 
     return witnesses
 
