@@ -57,16 +57,15 @@ def grey_evidence(
 ) -> GreyEvidence:
     """What a reference shows of these of its classes, each of weight 1.
 
-    Counted in the windows (`patch`, z,y,x) that the classes are encoded from: inside is the class, outside all else,
-    be it another class or none. A class without a voxel says nothing (ratios of 0).
+    Counted in the windows (`patch`, z,y,x) that the classes are encoded from: inside is the class, outside all else of
+    the scan, be it another class or none. What would fill a window beyond the scan's border is nobody's grey value
+    and counts nowhere. A class without a voxel says nothing (ratios of 0).
     """
     boxes = {name: box for name, box in class_boxes(reference).items() if name in names}
     inside, outside = ({name: np.zeros(BINS) for name in names} for _ in range(2))
-    fill = float(reference.image.min())
     for window in plan_windows(boxes, reference.image.shape, patch) if boxes else ():
-        crop = CropPad(reference.image.shape, window.start, patch)
-        labels = crop.apply(reference.labels, 0)
-        image = np.ascontiguousarray(crop.apply(reference.image, fill), dtype=np.float32)
+        within, _ = CropPad(reference.image.shape, window.start, patch).overlap()
+        labels, image = reference.labels[within], reference.image[within].astype(np.float32)
         bins = bins_of(cube_mean(torch.from_numpy(image)[None, None], RADIUS)[0, 0])
         for name in window.classes:
             mask = labels == reference.classes[name]

@@ -121,7 +121,7 @@ class CropPad:
     def apply(self, array: np.ndarray, fill: float = 0) -> np.ndarray:
         """[shape_in] -> [shape_out]."""
         _expect(array, self.shape_in)
-        inner, outer = self._overlap()
+        inner, outer = self.overlap()
         result = np.full(self.shape_out, fill, dtype=array.dtype)
         result[outer] = array[inner]
         return result
@@ -129,12 +129,12 @@ class CropPad:
     def undo(self, array: np.ndarray, fill: float = 0) -> np.ndarray:
         """[shape_out] -> [shape_in]; what was cropped away becomes `fill`."""
         _expect(array, self.shape_out)
-        inner, outer = self._overlap()
+        inner, outer = self.overlap()
         result = np.full(self.shape_in, fill, dtype=array.dtype)
         result[inner] = array[outer]
         return result
 
-    def _overlap(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def overlap(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """The shared voxels, as slices of the array and of the box."""
         inner, outer = [], []
         for n, begin, size in zip(self.shape_in, self.start, self.shape_out, strict=True):

@@ -83,17 +83,17 @@ def tasks_of(loaded: Any, references: Sequence[PreparedReference]) -> list[TaskE
 def naive_counts(
     reference: PreparedReference, name: str, patch: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inside and outside [N], over the windows that the class is encoded from, padded by hand."""
+    """Inside and outside [N], over the windows that the class is encoded from, as far as they lie in the scan."""
     inside, outside = np.zeros(BINS), np.zeros(BINS)
     for window in plan_windows(class_boxes(reference), reference.image.shape, patch):
         if name not in window.classes:
             continue
-        wide = 40  # more than any window reaches beyond the volume
-        image = np.pad(reference.image.astype(float), wide, constant_values=float(reference.image.min()))
-        labels = np.pad(reference.labels, wide)
-        crop = tuple(slice(s + wide, s + wide + p) for s, p in zip(window.start, patch, strict=True))
-        grey = np.clip(ndimage.uniform_filter(image[crop], 3, mode="nearest"), LOWEST, HIGHEST)
-        mask = labels[crop] == reference.classes[name]
+        places = [set(range(s, s + p)) for s, p in zip(window.start, patch, strict=True)]
+        scan = zip(places, reference.image.shape, strict=True)
+        crop = np.ix_(*(sorted(place & set(range(size))) for place, size in scan))
+        mean = ndimage.uniform_filter(reference.image[crop].astype(float), 3, mode="nearest")
+        grey = np.clip(mean, LOWEST, HIGHEST)
+        mask = reference.labels[crop] == reference.classes[name]
         inside += np.histogram(grey[mask], BINS, (LOWEST, HIGHEST))[0]
         outside += np.histogram(grey[~mask], BINS, (LOWEST, HIGHEST))[0]
     return inside, outside
