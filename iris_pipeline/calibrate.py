@@ -4,7 +4,8 @@ The rows are kept in the run's folder, one file a case and strategy, so that an 
 it stopped. Validation cases only: neither training nor test cases have a say.
 
 Of datasets it was trained on a model makes few bad masks, and so few tell nothing of how a bad one looks. So each case
-is also shown in poses and at scales that the model was not trained on, where it fails as it does on what is new.
+is also shown in poses and at scales that the model was not trained on, where it fails as it does on what is new, and is
+helped by its references' grey values as it is there.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class _Job:
         """Of the row's file."""
         strategy = f"{self.experiment.strategy}_k{self.experiment.count}_draw{self.experiment.seed}"
         if not self.familiar:
-            strategy += f"_{self.experiment.showing.pose}_{self.experiment.showing.scale}"
+            showing = self.experiment.showing
+            strategy += f"_{showing.pose}_{showing.scale}_grey_{showing.grey}"
         return f"{self.data.store.manifest.dataset}__{strategy}__{self.case}.json"
 
     @property

@@ -274,11 +274,10 @@ def tasks_shown_otherwise(
 ) -> TaskOf:
     """As `stored_tasks`, but in the experiment's pose and at its scale, both of them said: from the raw files `ids`.
 
-    What the model was trained on looks new to it then, and its masks fail as they do on what is new.
+    What the model was trained on looks new to it then: masks fail and grey values count as they do there.
     """
-    pose, scale = experiment.showing.pose, float(experiment.showing.scale)
-    z, y, x = (scale * edge for edge in store.plan.spacing_mm)
-    plan = turned_plan(store.plan.model_copy(update={"spacing_mm": (z, y, x)}), pose)
+    z, y, x = (float(experiment.showing.scale) * edge for edge in store.plan.spacing_mm)
+    plan = turned_plan(store.plan.model_copy(update={"spacing_mm": (z, y, x)}), experiment.showing.pose)
     return _drawn_tasks(
         loaded,
         store,
@@ -287,9 +286,10 @@ def tasks_shown_otherwise(
         options,
         lambda _: plan,
         lambda _: lambda name: prepare_reference(raw[name], plan, store.manifest.classes),
-        start=None,
-        note=None,
-        cache=None,
+        None,
+        None,
+        None,
+        experiment.showing.grey,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,14 @@ def test_tasks_in_a_pose_and_at_a_scale_that_are_asked_for(
         GreyModel(width=0.45), plans={"tiny": tiny_store.plan}, state=RunState(1, 1.0, 0, {"split": "paper"})
     )
     raw = {case.id: case for case in find_cases(tiny_raw.dataset, tiny_raw.spec)}
-    experiment = Experiment(showing=Showing(axes, scale))
+    experiment = Experiment(showing=Showing(axes, scale, 0.0))
     train = ["s2_a", "s2_b"]  # one subject, so that the reference is one of the two
     task_of = tasks_shown_otherwise(loaded, tiny_store, raw, train, experiment, InferenceOptions())
     query = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
     task = task_of(InputCase("s3_a", None, "s3"), query)
     z, y, x = (scale * edge for edge in tiny_store.plan.spacing_mm)
     plan = turned_plan(tiny_store.plan.model_copy(update={"spacing_mm": (z, y, x)}), axes)
+    assert task.grey is None
     assert task.pose.axes == axes and task.spacing_mm == pytest.approx(plan.spacing_mm)
     expected = [
         one_shot(
@@ -70,6 +72,13 @@ def test_tasks_in_a_pose_and_at_a_scale_that_are_asked_for(
     assert any(
         all(torch.equal(mine, its) for mine, its in zip(task.tokens, one.tokens, strict=True))
         for one in expected
+    )
+
+    weighed = replace(experiment, showing=Showing(axes, scale, 2.0))
+    found = tasks_shown_otherwise(loaded, tiny_store, raw, train, weighed, InferenceOptions())
+    evidence = found(InputCase("s3_a", None, "s3"), query).grey
+    assert evidence is not None and set(evidence.weights.tolist()) == {2.0}, (
+        "grey values count as they are asked to"
     )
 
 
