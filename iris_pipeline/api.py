@@ -169,6 +169,7 @@ def encode(
     pose: str = SEARCH,
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
+    looks: int = 2,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -180,8 +181,9 @@ def encode(
     over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
     model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
     in that one, 1 at the planned spacing. grey: how much the references' grey values count beside the network
-    (`grey_weights.py`), "auto" as the references tell, 0 not at all. ReferenceCaseError names a reference that cannot
-    be used, and why; PredictionError an unknown strategy, pose, scale or weight.
+    (`grey_weights.py`), "auto" as the references tell, 0 not at all. looks: 2 to segment scans twice, the second time
+    with their grey values matched to the references' (`second_look.py`), 1 once. ReferenceCaseError names a reference
+    that cannot be used, and why; PredictionError an unknown strategy, pose, scale, weight or number of looks.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(
@@ -197,7 +199,7 @@ def encode(
         modality=modality,
         like=like,
         cache=cache,
-        showing=Showing.of(pose, scale, grey),
+        showing=Showing.of(pose, scale, grey, looks),
         tuning=tuning,
         progress=progress,
     )
@@ -217,6 +219,7 @@ def strategy_of(
     pose: str = SEARCH,
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
+    looks: int = 2,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -235,7 +238,7 @@ def strategy_of(
         modality=modality,
         start=start,
         cache=cache,
-        showing=Showing.of(pose, scale, grey),
+        showing=Showing.of(pose, scale, grey, looks),
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,

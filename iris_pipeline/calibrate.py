@@ -71,7 +71,7 @@ class _Job:
         strategy = f"{self.experiment.strategy}_k{self.experiment.count}_draw{self.experiment.seed}"
         if not self.familiar:
             showing = self.experiment.showing
-            strategy += f"_{showing.pose}_{showing.scale}_grey_{showing.grey}"
+            strategy += f"_{showing.pose}_{showing.scale}_grey_{showing.grey}_looks_{showing.looks}"
         return f"{self.data.store.manifest.dataset}__{strategy}__{self.case}.json"
 
     @property

@@ -21,6 +21,7 @@ from iris_pipeline.grey_weights import weighed_like
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.retrieval import class_vector
 from iris_pipeline.scan import ScanResult
+from iris_pipeline.second_look import matched
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
@@ -85,7 +86,8 @@ def _compared(
     if found is None:
         return {}
     box = _grown(found, prepared.image.shape, task.patch_size)
-    scan, mask = prepared.image[box], prepared.labels[box]
+    # Grey values as the mask was made from, or nearly so.
+    scan, mask = matched(prepared.image, prepared.labels, task)[box], prepared.labels[box]
     # Round what was found already: no look at the whole is needed.
     rough = replace(options, overlap=0.0, one_pass=True)
     moved = label_volume(loaded.model, scan, task, replace(rough, moved=True))

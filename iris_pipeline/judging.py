@@ -127,7 +127,7 @@ def file_witnesses(
                 count=MOST_REFERENCES,
                 seed=seed + WITNESS_SEED,
                 like=task,
-                showing=Showing(grey=0.0),
+                showing=Showing(grey=0.0, looks=1),
                 device=options.device,
                 autocast=options.autocast,
             )

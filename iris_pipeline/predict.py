@@ -338,11 +338,11 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
 
 
 def digest(task: TaskEmbedding) -> str:
-    """16 hex digits over names, tokens, head, grey evidence, grid, pose and intensities, and which classes are one
-    piece.
+    """16 hex digits over names, tokens, head, grey evidence, surroundings, grid, pose and intensities, and over which
+    classes are one piece.
     """
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
-    text += f" {task.one_piece()} {task.pose}"
+    text += f" {task.one_piece()} {task.pose}" + (f" {task.surroundings}" if task.surroundings else "")
     summed = hashlib.sha256(text.encode())
     added = [tensor for part in (task.head, task.grey) if part is not None for tensor in part.parts]
     for level in (*task.tokens, *task.wide_tokens, *added):

@@ -15,7 +15,6 @@ from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.grey import weights_of
-from iris_pipeline.grey_weights import with_grey
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import train_ids
 from iris_pipeline.not_trained import check_not_trained
@@ -36,7 +35,7 @@ from iris_pipeline.references import (
     stored_reference,
 )
 from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.showing import SEARCHED, Showing, settle_showing
+from iris_pipeline.showing import AS_PLANNED, SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.strategies import PreparedReference, bank
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
@@ -136,7 +135,7 @@ def predict_split(
         classes=store.manifest.classes,
         made_from={"dataset": store.manifest.dataset, "split": split, "part": part}
         | _own_plan(loaded, store)
-        | ({"grey": experiment.showing.grey} if store.manifest.role == "held-out" else {})
+        | (experiment.showing.describe() if store.manifest.role == "held-out" else {})
         | experiment.describe(),
         outputs=outputs,
         judge=judge,
@@ -272,9 +271,8 @@ def tasks_shown_otherwise(
     experiment: Experiment,
     options: InferenceOptions,
 ) -> TaskOf:
-    """As `stored_tasks`, but in the experiment's pose and at its scale, both of them said: from the raw files `ids`.
-
-    What the model was trained on looks new to it then: masks fail and grey values count as they do there.
+    """As `stored_tasks`, but shown as the experiment says, its pose and scale said: from the raw files `ids`. What the
+    model was trained on looks new to it then: masks fail, and what is done about it is done, as they are there.
     """
     z, y, x = (float(experiment.showing.scale) * edge for edge in store.plan.spacing_mm)
     plan = turned_plan(store.plan.model_copy(update={"spacing_mm": (z, y, x)}), experiment.showing.pose)
@@ -289,7 +287,7 @@ def tasks_shown_otherwise(
         None,
         None,
         None,
-        experiment.showing.grey,
+        experiment.showing,
     )
 
 
@@ -331,8 +329,10 @@ def held_out_tasks(
             progress=True,
         )
 
-    grey = experiment.showing.grey
-    return _drawn_tasks(loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache, grey)
+    showing = experiment.showing
+    return _drawn_tasks(
+        loaded, store, ids, experiment, options, plan_of, prepare_at, None, note, cache, showing
+    )
 
 
 def _drawn_tasks(
@@ -346,7 +346,7 @@ def _drawn_tasks(
     start: TaskEmbedding | None,
     note: Note | None,
     cache: EmbeddingCache | None,
-    grey: float | str = 0.0,
+    showing: Showing = AS_PLANNED,
 ) -> TaskOf:
     """For each query, references of other subjects; queries with the same references share what is made of them."""
     candidates = candidates_of(store, ids)
@@ -368,7 +368,7 @@ def _drawn_tasks(
             device=options.device,
             autocast=options.autocast,
         )
-        pool = with_grey(loaded, pool, prepare, grey, options, cache=cache, progress=True)
+        pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=True)
         return task_for_query(
             experiment.strategy,
             loaded,

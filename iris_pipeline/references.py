@@ -18,10 +18,9 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.grey_weights import with_grey
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
-from iris_pipeline.showing import SEARCHED, Showing, settle_showing
+from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
@@ -380,7 +379,7 @@ def embed_files(
         device=device,
         autocast=autocast,
     )
-    pool = with_grey(loaded, pool, prepare, showing.grey, options, cache=cache, progress=progress)
+    pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=progress)
     return FilePool(pool, plan, prepare)
 
 

@@ -20,7 +20,7 @@ from iris_pipeline.model import TaskTokens
 from iris_pipeline.pool import Embedded, image_vector, unit_vector
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
-from iris_pipeline.task import TaskEmbedding, all_wide, least_pieces
+from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces
 from preprocessing.errors import ReferenceCaseError, TaskError
 
 
@@ -120,11 +120,20 @@ def retrieve_classes(
         weights[name] = {choice.id: choice.weight for choice in choices[name]}
     tasks = {reference.id: reference.task for reference in pool}
     wide = all_wide([start, *tasks.values()])
+    taken = {
+        name: [
+            (tasks[one], tasks[one].class_names.index(name), share) for one, share in weights[name].items()
+        ]
+        if name in weights
+        else [(start, row, 1.0)]
+        for row, name in enumerate(start.class_names)
+    }
+    added = added_parts(taken) | {"head": None}  # it was fitted for other tokens
     task = replace(
         start,
         tokens=_weighted(start, tasks, weights, lambda each: each.tokens),
         wide_tokens=_weighted(start, tasks, weights, lambda each: each.wide_tokens) if wide else (),
-        head=None,  # it was fitted for other tokens
+        **added,
     )
     used = {choice.id for chosen in choices.values() for choice in chosen}
     return _of_pool(task, pool, len(used) or start.references, "object-retrieval"), choices

@@ -17,6 +17,7 @@ from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.references import image_hash
+from iris_pipeline.second_look import look_again
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
 from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
@@ -113,7 +114,8 @@ def segment_scan(
     progress: bool = False,
     slab_bytes: int = SLAB_BYTES,
 ) -> ScanResult:
-    """Every class of the tasks (of different classes and values, see `unite`) in one scan; a pass a task.
+    """Every class of the tasks (of different classes and values, see `unite`) in one scan; a pass a task, after a first
+    look where the task is made for two (`second_look.py`).
 
     A voxel of the label map takes the class of its highest probability above 0.5, the first one of equals; 0
     where there is none. A class that is one piece in every reference keeps its largest piece only (`pieces.py`;
@@ -136,6 +138,7 @@ def segment_scan(
             intensity_offset=task.intensity_offset,
             pose=task.pose,
         )
+        prepared = replace(prepared, image=look_again(loaded.model, prepared.image, task, options))
         turn = prepared.trace.reorientation
         native = prepared.trace.resampling.shape_in
         result.turns.update(dict.fromkeys(task.class_names, turn))

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.pool import EmbeddingCache, content_key
+from iris_pipeline.grey_weights import with_grey
+from iris_pipeline.pool import Embedded, EmbeddingCache, content_key
 from iris_pipeline.pose import POSES, SEARCH, in_frame_of, pose_named, turned_plan
+from iris_pipeline.second_look import with_surroundings
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, who_is_who
 from iris_pipeline.trial import Trial, of_different_subjects
@@ -34,22 +37,30 @@ HEAVIEST = 10.0
 
 @dataclass(frozen=True)
 class Showing:
-    """What is wanted: a pose, three letters or "auto"; a scale, how many times the planned spacing or "auto"; and the
-    weight of the references' grey values (`grey_weights.py`), a number or "auto".
+    """What is wanted: a pose, three letters or "auto"; a scale, how many times the planned spacing or "auto"; the
+    weight of the references' grey values (`grey_weights.py`), a number or "auto"; and how many looks a scan is given, 1
+    or 2 (`second_look.py`).
     """
 
     pose: str = SEARCH
     scale: float | str = SEARCH
     grey: float | str = SEARCH
+    looks: int = 2
 
     @classmethod
-    def of(cls, pose: str, scale: float | str, grey: float | str = SEARCH) -> Showing:
+    def of(cls, pose: str, scale: float | str, grey: float | str = SEARCH, looks: int = 2) -> Showing:
         """From what a user says; PredictionError for what is neither."""
-        return cls(pose_named(pose), scale_named(scale), grey_named(grey))
+        if looks not in (1, 2):
+            raise PredictionError(f"A scan is given 1 look or 2; got {looks!r}.")
+        return cls(pose_named(pose), scale_named(scale), grey_named(grey), looks)
+
+    def describe(self) -> dict[str, Any]:
+        """What results depend on, beside the pose and the scale that their references.json names."""
+        return {"grey": self.grey, "looks": self.looks}
 
 
 SEARCHED = Showing()
-AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0)
+AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0, 1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,24 @@ class Search:
                 f" at {scale:g} x",
             )
         return self._trials[scale]
+
+
+def as_shown(
+    loaded: LoadedModel,
+    pool: Sequence[Embedded],
+    prepare: Prepare,
+    showing: Showing,
+    options: InferenceOptions | None = None,
+    *,
+    cache: EmbeddingCache | None = None,
+    progress: bool = False,
+) -> list[Embedded]:
+    """References that were embedded in their pose and at their scale, with all else that the showing asks for.
+
+    prepare: reads a reference once more, by id, at the tasks' grid.
+    """
+    weighed = with_grey(loaded, pool, prepare, showing.grey, options, cache=cache, progress=progress)
+    return with_surroundings(weighed, prepare, showing.looks)
 
 
 def scale_named(value: float | str) -> float | str:

@@ -24,6 +24,8 @@ from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
 
 View = Literal["whole resolution", "half the resolution"]
+Surroundings = tuple[float, float]
+"""mean and spread of the grey values in the box round a class; spread 0 where they are not known"""
 
 
 class Tuned(BaseModel):
@@ -66,6 +68,8 @@ class TaskEmbedding:
     reference_hashes: content hashes of the reference images, so that a reference is never its own query.
     head: what refining added to the tokens (`voxel_head.py`); None where nobody refined them.
     grey: what the references' grey values add to logits (`grey.py`); None where they count for nothing.
+    surroundings: per class, over its references, what a scan's grey values are matched to before it is segmented a
+    second time (`second_look.py`); () where it is segmented once.
     class_values: value of each class in the references' label maps and so in the results (1..255); () means
     1..K.
     """
@@ -90,6 +94,7 @@ class TaskEmbedding:
     pose: Pose = RAS
     head: VoxelHead | None = None
     grey: GreyEvidence | None = None
+    surroundings: tuple[Surroundings, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -118,6 +123,11 @@ class TaskEmbedding:
             raise TaskError(
                 f"A task knows the largest piece of each of its {len(self.class_names)} classes or of none; got "
                 f"{list(self.largest_pieces)}."
+            )
+        if len(self.surroundings) not in (0, len(self.class_names)):
+            raise TaskError(
+                f"A task knows the surroundings of each of its {len(self.class_names)} classes or of none; got "
+                f"{list(self.surroundings)}."
             )
         if not self.class_references:
             object.__setattr__(self, "class_references", (self.references,) * len(self.class_names))
@@ -159,6 +169,7 @@ class TaskEmbedding:
             wide_tokens=tuple(level[:, rows] for level in self.wide_tokens),
             head=self.head.select(rows) if self.head is not None else None,
             grey=self.grey.select(rows) if self.grey is not None else None,
+            surroundings=tuple(self.surroundings[row] for row in rows if self.surroundings),
         )
 
     def check_model(self, model_hash: str) -> None:
@@ -253,10 +264,28 @@ def shares_of(name: str, tasks: Sequence[TaskEmbedding], counts: Sequence[int]) 
 
 
 def added_parts(shares: Mapping[str, Sequence[ShareOfTask]]) -> dict[str, Any]:
-    """`head` and `grey` of a task whose classes are means of other tasks'; shares: by class, in its order."""
+    """`head`, `grey` and `surroundings` of a task whose classes are means of other tasks'; shares: by class, in its
+    order.
+    """
     heads = [[(task.head, row, part) for task, row, part in each] for each in shares.values()]
     greys = [[(task.grey, row, part) for task, row, part in each] for each in shares.values()]
-    return {"head": mix(heads), "grey": mix_evidence(greys)}
+    around = tuple(_mean_surroundings(each) for each in shares.values())
+    return {
+        "head": mix(heads),
+        "grey": mix_evidence(greys),
+        "surroundings": around if any(spread for _, spread in around) else (),
+    }
+
+
+def _mean_surroundings(shares: Sequence[ShareOfTask]) -> Surroundings:
+    """Of a class, over the tasks that know them."""
+    known = [(task.surroundings[row], part) for task, row, part in shares if task.surroundings]
+    known = [(around, part) for around, part in known if around[1] > 0 and part > 0]
+    total = sum(part for _, part in known)
+    if not total:
+        return 0.0, 0.0
+    mean, spread = (sum(around[i] * part for around, part in known) / total for i in range(2))
+    return mean, spread
 
 
 def all_wide(tasks: Sequence[TaskEmbedding]) -> bool:

@@ -114,6 +114,7 @@ ORDER = (
     "iris_pipeline.pose",
     "iris_pipeline.trial",
     "iris_pipeline.grey_weights",
+    "iris_pipeline.second_look",
     "iris_pipeline.showing",
     "iris_pipeline.inputs",
     "iris_pipeline.references",

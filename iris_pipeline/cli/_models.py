@@ -21,6 +21,7 @@ from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.screening import references_told, screen_references, with_people
+from iris_pipeline.showing import SEARCHED
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError, TaskError
@@ -246,7 +247,7 @@ def given_references(arguments: argparse.Namespace) -> GivenReferences:
 
 
 _OF_GRID = ("--pose", "--scale")
-_OF_SHOWING = (*_OF_GRID, "--grey")
+_OF_SHOWING = (*_OF_GRID, "--grey", "--looks")
 _OF_FILES = ("--modality", "--reference-channel", "--subject-pattern")
 """tell of files of references, which -r alone takes"""
 
@@ -265,6 +266,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
         "--pose": None if arguments.pose == SEARCH else arguments.pose,
         "--scale": None if arguments.scale == SEARCH else arguments.scale,
         "--grey": None if arguments.grey == SEARCH else arguments.grey,
+        "--looks": None if arguments.looks == SEARCHED.looks else arguments.looks,
         "--steps": arguments.steps,
         "--learning-rate": arguments.learning_rate,
         "--top": getattr(arguments, "top", None),

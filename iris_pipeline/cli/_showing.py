@@ -1,4 +1,4 @@
-"""How references are shown to the network, as options: --pose, --scale and --grey (`showing.py`)."""
+"""How references are shown to the network, as options: --pose, --scale, --grey and --looks (`showing.py`)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,20 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         "is met inside a class or outside of it: 0 nothing, 1 as Bayes' rule says; auto tries five for each class on "
         "the references (default: auto)",
     )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        choices=(1, 2),
+        default=SEARCHED.looks,
+        help="of the same references: 2 segments a scan roughly, matches its grey values to the references' round what "
+        "was found, and segments it again, so that what else is in the scan, or cropped away, says little; 1 once, "
+        "in half the time (default: 2)",
+    )
 
 
 def showing_of(arguments: argparse.Namespace) -> Showing:
     """From the options that `add_showing_options` added."""
-    return Showing(arguments.pose, arguments.scale, arguments.grey)
+    return Showing(arguments.pose, arguments.scale, arguments.grey, arguments.looks)
 
 
 def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], float | str]:
@@ -62,6 +71,6 @@ def check_showing(showing: Showing, stores: Iterable[Store]) -> None:
     found = {store.manifest.dataset: store.manifest.role for store in stores}
     if showing != SEARCHED and "held-out" not in found.values():
         raise PredictionError(
-            "--pose, --scale and --grey are of files (-r) and of held-out datasets; references of "
+            "--pose, --scale, --grey and --looks are of files (-r) and of held-out datasets; references of "
             f"{', '.join(found)} are taken as they are in the store: leave them out."
         )

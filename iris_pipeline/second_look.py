@@ -1,0 +1,98 @@
+"""A second look: a scan's grey values matched to the references' round what a first look found.
+
+Arrays are [D,H,W] = (z,y,x), K classes. Grey values of MR and PET are in standard deviations of the whole scan, so that
+they say as much about what else is in it: a scan that is cropped to the lungs has other ones than the reference with
+its arms and its air, and so has one of another field of view. What lies in the box round an organ is much the same in
+any scan that shows it, though. Its mean and spread, as the references have them, are part of the task; the scan is
+segmented once, roughly, its grey values are brought to that mean and spread in the boxes of what was found, and it is
+segmented again. Nothing is learned, and the paper has nothing like it: this is ours (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from iris_pipeline.focus import label_volume
+from iris_pipeline.pieces import keep_largest
+from iris_pipeline.pool import Embedded
+from iris_pipeline.sliding_window import InferenceOptions, Segmenter
+from iris_pipeline.strategies import PreparedReference, class_boxes
+from iris_pipeline.task import Surroundings, TaskEmbedding
+
+MARGIN = 4
+"""voxels beyond a class on each side that still are its surroundings"""
+LEAST_VOXELS = 20
+"""of a class that is found, or its box says nothing"""
+MOST_GAIN = 2.0
+"""grey values are stretched or squeezed by no more than this"""
+ROUGH_OVERLAP = 0.25
+"""of the windows of the first look, whose seams do no harm"""
+
+
+def surroundings_of(reference: PreparedReference, names: Sequence[str]) -> tuple[Surroundings, ...]:
+    """Mean and spread of the grey values in the box round each of these classes; spread 0 where it shows too little."""
+    boxes = class_boxes(reference)
+    return tuple(
+        _in_box(reference.image, reference.labels, reference.classes[name], boxes.get(name)) for name in names
+    )
+
+
+def with_surroundings(
+    pool: Sequence[Embedded], prepare: Callable[[str], PreparedReference], looks: int = 2
+) -> list[Embedded]:
+    """The pool with what its tasks need for a second look; as it is where one look is wanted.
+
+    prepare: reads a reference once more, by id, at the tasks' grid.
+    """
+    if looks == 1:
+        return list(pool)
+    return [
+        replace(
+            each,
+            task=replace(each.task, surroundings=surroundings_of(prepare(each.id), each.task.class_names)),
+        )
+        for each in pool
+    ]
+
+
+def look_again(
+    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+) -> np.ndarray:
+    """A prepared scan, float32 [D,H,W], with its grey values matched to the task's references by what a first look
+    finds; as it is where the task knows no surroundings, or finds nothing.
+    """
+    if not task.surroundings:
+        return image
+    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP))
+    keep_largest(labels, [task.classes[name] for name in task.one_piece()])
+    return matched(image, labels, task)
+
+
+def matched(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> np.ndarray:
+    """A prepared scan with the grey values that the task's references have round its classes, as far as a label map of
+    it, uint8 [D,H,W], shows these; as it is where it shows none, or the task knows no surroundings.
+    """
+    scan = PreparedReference("scan", image, labels, task.classes)
+    found = surroundings_of(scan, task.class_names) if task.surroundings else ()
+    pairs = [
+        pair for pair in zip(task.surroundings, found, strict=False) if all(each[1] > 0 for each in pair)
+    ]
+    if not pairs:
+        return image
+    (mean, spread), (own_mean, own_spread) = np.mean(pairs, axis=0)
+    gain = np.clip(spread / own_spread, 1 / MOST_GAIN, MOST_GAIN)
+    return image * np.float32(gain) + np.float32(mean - gain * own_mean)
+
+
+def _in_box(
+    image: np.ndarray, labels: np.ndarray, value: int, box: Sequence[tuple[int, int]] | None
+) -> Surroundings:
+    """Mean and spread in a class's box and its margin."""
+    if box is None or np.count_nonzero(labels[tuple(slice(*edge) for edge in box)] == value) < LEAST_VOXELS:
+        return 0.0, 0.0
+    wide = tuple(slice(max(0, low - MARGIN), high + MARGIN) for low, high in box)
+    grey = image[wide].astype(np.float64)
+    return float(grey.mean()), float(grey.std())
