@@ -181,9 +181,10 @@ def encode(
     over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
     model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
     in that one, 1 at the planned spacing. grey: how much the references' grey values count beside the network
-    (`grey_weights.py`), "auto" as the references tell, 0 not at all. looks: 2 to segment scans twice, the second time
-    with their grey values matched to the references' (`second_look.py`), 1 once. ReferenceCaseError names a reference
-    that cannot be used, and why; PredictionError an unknown strategy, pose, scale, weight or number of looks.
+    (`grey_weights.py`), "auto" as the references tell, 0 not at all. looks: 2 to match scans' grey
+    values to the references' where the model is surer then (`second_look.py`), 1 to take them as they are.
+    ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown strategy, pose, scale,
+    weight or number of looks.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(

@@ -21,7 +21,7 @@ from iris_pipeline.grey_weights import weighed_like
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.retrieval import class_vector
 from iris_pipeline.scan import ScanResult
-from iris_pipeline.second_look import matched
+from iris_pipeline.second_look import AS_IT_IS
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
@@ -59,7 +59,7 @@ def gather_signs(
     for sign, values in zip(("certainty", "volume"), noted, strict=True):
         _note(signs, sign, values)
     for task in tasks:
-        for sign, values in _compared(loaded, task, image, result.labels, options, witnesses).items():
+        for sign, values in _compared(loaded, task, image, result, options, witnesses).items():
             _note(signs, sign, values)
     return {name: values if found_ml[name] else {} for name, values in signs.items()}
 
@@ -68,7 +68,7 @@ def _compared(
     loaded: LoadedModel,
     task: TaskEmbedding,
     image: Volume,
-    labels: np.ndarray,
+    result: ScanResult,
     options: InferenceOptions,
     witnesses: WitnessesOfTask,
 ) -> dict[str, dict[str, float]]:
@@ -77,7 +77,7 @@ def _compared(
         image,
         task.spacing_mm,
         task.normalisation,
-        Volume(labels, image.affine),
+        Volume(result.labels, image.affine),
         task.intensity_offset,
         task.pose,
     )
@@ -86,8 +86,8 @@ def _compared(
     if found is None:
         return {}
     box = _grown(found, prepared.image.shape, task.patch_size)
-    # Grey values as the mask was made from, or nearly so.
-    scan, mask = matched(prepared.image, prepared.labels, task)[box], prepared.labels[box]
+    matching = result.matchings.get(task.class_names[0], AS_IT_IS)  # of all of its classes
+    scan, mask = matching(prepared.image[box]), prepared.labels[box]
     # Round what was found already: no look at the whole is needed.
     rough = replace(options, overlap=0.0, one_pass=True)
     moved = label_volume(loaded.model, scan, task, replace(rough, moved=True))

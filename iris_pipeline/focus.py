@@ -100,16 +100,24 @@ def grown(box: Box, shape: tuple[int, ...]) -> Box:
 
 
 def label_volume(
-    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+    model: Segmenter,
+    image: np.ndarray,
+    task: TaskEmbedding,
+    options: InferenceOptions,
+    highest: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label map uint8 [D,H,W] of a prepared image on its own grid: the most probable class above 0.5, else 0.
 
+    highest: float32 [D,H,W], where the highest probability of each voxel is to be written.
     Made slab by slab: the probabilities of all classes never stand in memory for the whole volume.
     """
     labels = np.zeros(image.shape, dtype=np.uint8)
     values = torch.tensor([0, *task.class_values], dtype=torch.uint8, device=options.device)
     focus = look_first(model, image, task, options)
     for first, slab in segment_slabs(model, image, task, options, focus=focus):
-        highest, best = slab.max(dim=0)
-        labels[first : first + slab.shape[1]] = values[torch.where(highest > 0.5, best + 1, 0)].cpu().numpy()
+        most, best = slab.max(dim=0)
+        planes = slice(first, first + slab.shape[1])
+        labels[planes] = values[torch.where(most > 0.5, best + 1, 0)].cpu().numpy()
+        if highest is not None:
+            highest[planes] = most.cpu().numpy()
     return labels

@@ -18,7 +18,7 @@ from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded, people_of
-from iris_pipeline.second_look import look_again
+from iris_pipeline.second_look import look_twice
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from iris_pipeline.task import TaskEmbedding
@@ -105,8 +105,8 @@ def found_dice(
     shown = {name: reference.classes[name] for name in task.class_names if name in known}
     if not shown:
         return {}
-    image = look_again(loaded.model, reference.image, task, options)
-    found = label_volume(loaded.model, image, task, options)
+    match = look_twice(loaded.model, reference.image, task, options)
+    found = label_volume(loaded.model, match(reference.image), task, options)
     if not options.all_pieces:  # as prediction does
         keep_largest(found, [task.classes[name] for name in task.one_piece()])
     return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}

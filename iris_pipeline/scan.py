@@ -17,7 +17,7 @@ from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.references import image_hash
-from iris_pipeline.second_look import look_again
+from iris_pipeline.second_look import Matching, look_twice
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
 from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
@@ -44,6 +44,7 @@ class ScanResult:
     which `turns` led; see `on_own_grid`.
 
     certainty: per class the mean probability inside its part of the label map, 0.5..1; NaN where it has none.
+    matchings: per class what a second look did to the scan's grey values.
     """
 
     labels: np.ndarray
@@ -51,6 +52,7 @@ class ScanResult:
     masks: dict[str, PackedVolume] = field(default_factory=dict)
     probabilities: dict[str, PackedVolume] = field(default_factory=dict)
     certainty: dict[str, float] = field(default_factory=dict)
+    matchings: dict[str, Matching] = field(default_factory=dict)
 
     def on_own_grid(self, name: str, packed: PackedVolume) -> np.ndarray:
         """A class's mask (0, 1) or probabilities (in 1/255), uint8 [D,H,W] on the scan's own grid."""
@@ -114,8 +116,8 @@ def segment_scan(
     progress: bool = False,
     slab_bytes: int = SLAB_BYTES,
 ) -> ScanResult:
-    """Every class of the tasks (of different classes and values, see `unite`) in one scan; a pass a task, after a first
-    look where the task is made for two (`second_look.py`).
+    """Every class of the tasks (of different classes and values, see `unite`) in one scan; a pass a task, after two
+    rough ones where the task is made for them (`second_look.py`).
 
     A voxel of the label map takes the class of its highest probability above 0.5, the first one of equals; 0
     where there is none. A class that is one piece in every reference keeps its largest piece only (`pieces.py`;
@@ -138,7 +140,9 @@ def segment_scan(
             intensity_offset=task.intensity_offset,
             pose=task.pose,
         )
-        prepared = replace(prepared, image=look_again(loaded.model, prepared.image, task, options))
+        match = look_twice(loaded.model, prepared.image, task, options)
+        prepared = replace(prepared, image=match(prepared.image))
+        result.matchings.update(dict.fromkeys(task.class_names, match))
         turn = prepared.trace.reorientation
         native = prepared.trace.resampling.shape_in
         result.turns.update(dict.fromkeys(task.class_names, turn))

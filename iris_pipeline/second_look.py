@@ -4,14 +4,15 @@ Arrays are [D,H,W] = (z,y,x), K classes. Grey values of MR and PET are in standa
 they say as much about what else is in it: a scan that is cropped to the lungs has other ones than the reference with
 its arms and its air, and so has one of another field of view. What lies in the box round an organ is much the same in
 any scan that shows it, though. Its mean and spread, as the references have them, are part of the task; the scan is
-segmented once, roughly, its grey values are brought to that mean and spread in the boxes of what was found, and it is
-segmented again. Nothing is learned, and the paper has nothing like it: this is ours (LOG.md).
+segmented roughly, its grey values are brought to that mean and spread in the boxes of what was found, and it is
+segmented roughly again. What the network is surer of is segmented in earnest: where a reference is the odd one, its
+grey values are no help. Nothing is learned, and the paper has nothing like it: this is ours (LOG.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +30,24 @@ LEAST_VOXELS = 20
 MOST_GAIN = 2.0
 """grey values are stretched or squeezed by no more than this"""
 ROUGH_OVERLAP = 0.25
-"""of the windows of the first look, whose seams do no harm"""
+"""of the windows of both looks, whose seams do no harm"""
+UNSURE = 0.5
+"""how sure the network is of a class that the other look alone found: as little as can be"""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What is done to a scan's grey values (in standard deviations): gain x value + shift."""
+
+    gain: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """float32 [D,H,W]; the same array where nothing is done."""
+        return image if self == AS_IT_IS else image * np.float32(self.gain) + np.float32(self.shift)
+
+
+AS_IT_IS = Matching()
 
 
 def surroundings_of(reference: PreparedReference, names: Sequence[str]) -> tuple[Surroundings, ...]:
@@ -58,22 +76,28 @@ def with_surroundings(
     ]
 
 
-def look_again(
+def look_twice(
     model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
-) -> np.ndarray:
-    """A prepared scan, float32 [D,H,W], with its grey values matched to the task's references by what a first look
-    finds; as it is where the task knows no surroundings, or finds nothing.
+) -> Matching:
+    """How a prepared scan, float32 [D,H,W], is to be segmented: with its grey values matched to the task's references
+    by what a first look finds, if the network is surer then; as it is otherwise, and where the task knows no
+    surroundings.
     """
     if not task.surroundings:
-        return image
-    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP))
-    keep_largest(labels, [task.classes[name] for name in task.one_piece()])
-    return matched(image, labels, task)
+        return AS_IT_IS
+    labels, sure = _look(model, image, task, options)
+    found = matching(image, labels, task)
+    if found == AS_IT_IS:
+        return found
+    _, surer = _look(model, found(image), task, options)
+    names = sure.keys() | surer.keys()
+    first, second = (sum(each.get(name, UNSURE) for name in names) for each in (sure, surer))
+    return found if second > first else AS_IT_IS
 
 
-def matched(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> np.ndarray:
-    """A prepared scan with the grey values that the task's references have round its classes, as far as a label map of
-    it, uint8 [D,H,W], shows these; as it is where it shows none, or the task knows no surroundings.
+def matching(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> Matching:
+    """What gives a prepared scan the mean and spread that the task's references have round its classes, as far as a
+    label map of it, uint8 [D,H,W], shows these.
     """
     scan = PreparedReference("scan", image, labels, task.classes)
     found = surroundings_of(scan, task.class_names) if task.surroundings else ()
@@ -81,10 +105,22 @@ def matched(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> np.nd
         pair for pair in zip(task.surroundings, found, strict=False) if all(each[1] > 0 for each in pair)
     ]
     if not pairs:
-        return image
+        return AS_IT_IS
     (mean, spread), (own_mean, own_spread) = np.mean(pairs, axis=0)
-    gain = np.clip(spread / own_spread, 1 / MOST_GAIN, MOST_GAIN)
-    return image * np.float32(gain) + np.float32(mean - gain * own_mean)
+    gain = float(np.clip(spread / own_spread, 1 / MOST_GAIN, MOST_GAIN))
+    return Matching(gain, float(mean - gain * own_mean))
+
+
+def _look(
+    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+) -> tuple[np.ndarray, dict[str, float]]:
+    """A rough label map, and of each class in it the mean probability there."""
+    highest = np.zeros(image.shape, np.float32)
+    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP), highest)
+    keep_largest(labels, [task.classes[name] for name in task.one_piece()])
+    sums = np.bincount(labels.ravel(), weights=highest.ravel(), minlength=256)
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return labels, {name: sums[v] / counts[v] for name, v in task.classes.items() if counts[v]}
 
 
 def _in_box(

@@ -43,9 +43,9 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(1, 2),
         default=SEARCHED.looks,
-        help="of the same references: 2 segments a scan roughly, matches its grey values to the references' round what "
-        "was found, and segments it again, so that what else is in the scan, or cropped away, says little; 1 once, "
-        "in half the time (default: 2)",
+        help="of the same references: 2 looks at a scan roughly, matches its grey values to the references' round what "
+        "was found, looks again, and takes what the model is surer of, so that what else is in the scan, or was "
+        "cropped away, says little; 1 leaves that out, which takes half of the time (default: 2)",
     )
 
 
