@@ -97,14 +97,14 @@ def test_predictions_of_the_packages_model_lie_under_results(
     assert f"\nours,tiny,paper/test,bank,{case}," in rows.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("useless", [["--pose", "LIP"], ["--grey", "0"]])
+@pytest.mark.parametrize("useless", [["--pose", "LIP"], ["--grey", "0"], ["--looks", "1"]])
 def test_what_no_reference_would_be_shown_in_is_refused(
     root: Path, tiny_raw: Any, useless: list[str], capsys: Any
 ) -> None:
     place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), *useless]
     says = (
-        "--pose, --scale and --grey are of files (-r) and of held-out datasets; references of tiny are taken as they "
-        "are in the store: leave them out."
+        "--pose, --scale, --grey and --looks are of files (-r) and of held-out datasets; references of tiny are taken "
+        "as they are in the store: leave them out."
     )
     assert strategies_main([*place, "--strategies", "one-shot"]) == 1
     assert says in capsys.readouterr().err

@@ -208,7 +208,7 @@ def test_options_that_would_be_lost_are_refused(
 
 
 USELESS = ["-k", "3", "--draw", "1", "--modality", "CT", "--subject-pattern", "x", "--pose", "LIP"]
-USELESS += ["--grey", "2"]
+USELESS += ["--grey", "2", "--looks", "1"]
 
 
 @pytest.mark.parametrize(
@@ -216,19 +216,22 @@ USELESS += ["--grey", "2"]
     [
         (
             ["-d", "tiny", *USELESS],
-            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose, --grey would "
-            "change nothing; leave them out.",
+            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose, --grey, "
+            "--looks would change nothing; leave them out.",
         ),
         (
             ["--strategy", "bank", "-k", "3", "--draw", "1", "--confidence"],  # whose witnesses are drawn
             "The memory bank takes no references: -k would change nothing; leave it out.",
         ),
         (["--scale", "1.6"], "The memory bank takes no references: --scale would change nothing"),
-        (["--grey", "0"], "The memory bank takes no references: --grey would change nothing; leave it out."),
+        (
+            ["--looks", "1"],
+            "The memory bank takes no references: --looks would change nothing; leave it out.",
+        ),
         (
             ["-d", "tiny", "--strategy", "ensemble", *USELESS, "--reference-channel", "1"],
             "References of -d are taken as they are in the store: --modality, --reference-channel, --subject-pattern, "
-            "--pose, --grey would change nothing; leave them out.",
+            "--pose, --grey, --looks would change nothing; leave them out.",
         ),
         (
             ["-d", "tiny", "--strategy", "one-shot", "-k", "3"],
@@ -245,7 +248,7 @@ def test_options_that_the_source_of_the_task_makes_nothing_of_are_refused(
     assert f"Error: {says}" in capsys.readouterr().err and not out.exists()
     split = ["--split", "paper", "--root", str(root), *arguments]
     says = (
-        says.replace(", --pose, --grey", "") if "ensemble" in arguments else says
+        says.replace(", --pose, --grey, --looks", "") if "ensemble" in arguments else says
     )  # it may be a held-out dataset
     assert predict_main(split) == 1
     assert f"Error: {says}" in capsys.readouterr().err
@@ -270,7 +273,7 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
     upright = ["--pose", "upright", "--scale", "1"]
     for file, case, more in (
         (files[0], "s1_a", [*upright, "--grey", "1"]),
-        (files[1], "s3_a", ["--like", str(files[0]), "--grey", "2.5"]),
+        (files[1], "s3_a", ["--like", str(files[0]), "--grey", "2.5", "--looks", "1"]),
     ):
         folder = references(tmp_path / case, tiny_raw.dataset, [case])
         assert encode_main(["-r", str(folder), "-o", str(file), "--root", str(root), *more]) == 0
@@ -278,11 +281,13 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
     for file, weight in ((files[0], 1.0), (files[1], 2.5), (tmp_path / "both.task", 1.75)):
         grey = load_task(file).grey
         assert grey is not None and grey.weights.tolist() == [weight] * 3 and grey.ratios.any(1).all()
+        assert len(load_task(file).surroundings) == (0 if file == files[1] else 3)
     assert "pose" not in (said := capsys.readouterr().out) and said.count("grey values weighed") == 3
+    assert said.count(", two looks.") == 2
     assert ", grey values weighed " + ", ".join(f"{name} 2.5" for name in grey_names(files[1])) in said
     predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
-    assert predict_main([*predict, "--grey", "1"]) == 1
-    assert "A task file is used as it was made: --grey goes with references (-r)" in capsys.readouterr().err
+    assert predict_main([*predict, "--grey", "1", "--looks", "1"]) == 1
+    assert "it was made: --grey, --looks go with references (-r)" in capsys.readouterr().err
 
 
 def test_like_leaves_nothing_to_be_said_of_the_grid(

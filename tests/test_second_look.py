@@ -14,12 +14,13 @@ import torch
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
+from iris_pipeline.disagreement import gather_signs
 from iris_pipeline.focus import label_volume
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import describe, digest, predict_case
 from iris_pipeline.retrieval import RetrievalSettings, retrieve_classes
 from iris_pipeline.rivals import found_dice
-from iris_pipeline.scan import segment_scan
+from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.second_look import (
     AS_IT_IS,
     UNSURE,
@@ -237,6 +238,10 @@ def test_references_are_read_once_more_for_it_unless_one_look_is_wanted() -> Non
     assert read == ["a"]
 
 
+BALL = (slice(9, 32),) * 3
+"""the ball and next to nothing beside it"""
+
+
 def body() -> Volume:
     """A bright ball in a darker body in much air; noise tells its grey values apart."""
     z, y, x = np.mgrid[:40, :40, :40] - 20.0
@@ -246,30 +251,41 @@ def body() -> Volume:
     return Volume(grey.astype(np.float32), np.eye(4))
 
 
-def test_a_scan_that_was_cropped_is_found_as_the_whole_one_is() -> None:
-    """Cropped to the ball, a scan has other standard deviations than its reference, with the air and the body."""
+def body_and_task() -> tuple[Volume, TaskEmbedding]:
+    """The whole scan and what it shows as a reference."""
     whole = body()
     truth = (whole.array > 300).astype(np.uint8)
     mr = Normalisation.for_modality("MR")
     prepared = preprocess_case(whole, (1.0, 1.0, 1.0), mr, Volume(truth, whole.affine))
     assert prepared.labels is not None
     shown = PreparedReference("whole", prepared.image, prepared.labels, {"ball": 1})
-    tokens = float(prepared.image[truth > 0].mean())
-    once = make_task([tokens], ("ball",))
-    twice = replace(once, surroundings=surroundings_of(shown, ["ball"]))
-    box = (slice(9, 32),) * 3
-    cropped = Volume(whole.array[box].copy(), whole.affine)
+    token = float(prepared.image[truth > 0].mean())
+    return whole, make_task([token], ("ball",), surroundings=surroundings_of(shown, ["ball"]))
+
+
+def test_a_scan_that_was_cropped_is_found_as_the_whole_one_is() -> None:
+    """Cropped to the ball, a scan has other standard deviations than its reference, with the air and the body."""
+    whole, twice = body_and_task()
+    truth = whole.array > 300
+    cropped = Volume(whole.array[BALL].copy(), whole.affine)
     # The ball lies 3.9 standard deviations above the mean of the whole scan, 1.8 above that of the cropped one.
     loaded: Any = loaded_with(GreyModel(width=2.2))
-    found = {
-        name: int(np.count_nonzero(predict_case(loaded, task, cropped)[truth[box] > 0]))
-        for name, task in (("once", once), ("twice", twice))
-    }
-    voxels = int(truth.sum())
-    assert 20 <= found["once"] < 0.8 * voxels and found["twice"] == voxels
-    again = predict_case(loaded, twice, cropped)
-    assert np.array_equal(again, truth[box]), "and nothing beside it"
+    once = predict_case(loaded, replace(twice, surroundings=()), cropped)
+    assert 20 <= np.count_nonzero(once[truth[BALL]]) < 0.8 * truth.sum()
+    assert np.array_equal(predict_case(loaded, twice, cropped), truth[BALL])
     assert np.array_equal(predict_case(loaded, twice, whole), truth)
+
+
+def test_doubts_are_told_from_the_grey_values_that_the_mask_was_made_from() -> None:
+    """Of the same scan, as it is, other windows make another mask."""
+    whole, task = body_and_task()
+    scan = Volume(whole.array[BALL].copy(), whole.affine)
+    loaded: Any = loaded_with(GreyModel(width=2.2))
+    result = segment_scan(loaded, [task], scan, wanted=Wanted(certainty=True))
+    signs = gather_signs(loaded, [task], scan, result, InferenceOptions())["ball"]
+    assert signs["windows"] == 1.0
+    other = gather_signs(loaded, [task], scan, replace(result, matchings={}), InferenceOptions())["ball"]
+    assert other["windows"] < 0.95
 
 
 def test_a_left_out_reference_is_judged_as_prediction_would_segment_it() -> None:

@@ -370,4 +370,5 @@ def summary(task: TaskEmbedding) -> str:
     pose = "" if task.pose.axes == UPRIGHT else f", pose {task.pose.axes}"
     weights = weights_of(task.grey, task.class_names)
     grey = ", grey values weighed " + ", ".join(f"{n} {w:g}" for n, w in weights.items()) if weights else ""
-    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{grey}"
+    looks = ", two looks" if task.surroundings else ""
+    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{grey}{looks}"
