@@ -152,23 +152,8 @@ def predict_cases(
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
-    out = out.resolve()
-    if any(
-        out in (path.resolve(), path.resolve().parent)
-        for case in inputs
-        for path in (case.image.files if case.image else ())
-    ):
-        raise PredictionError(f"Results need a folder of their own; {out} holds the input: give another -o.")
-    identity = {
-        "model": loaded.model_hash,
-        "overlap": options.overlap,
-        "weighting": options.weighting,
-        "classes": dict(classes),
-        **({} if options.skip == "never" else {"skip": options.skip}),
-        **({"all_pieces": True} if options.all_pieces else {}),
-        **({"one_pass": True} if options.one_pass else {}),
-        **made_from,
-    }
+    out = _own_folder(out, inputs)
+    identity = _asked(loaded, options, classes) | dict(made_from)
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
     with only_run_in(out, "wait until it has ended, or give another -o"):
         _make_way(out, identity, inputs, overwrite)
@@ -182,6 +167,60 @@ def predict_cases(
         if judge is not None and former:
             write_judgements(out / TABLE, judge.again(former))
         return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
+
+
+def check_out(
+    loaded: LoadedModel,
+    inputs: Sequence[InputCase],
+    out: Path,
+    options: InferenceOptions,
+    classes: Mapping[str, int],
+    overwrite: bool = False,
+) -> None:
+    """PredictionError, as `predict_cases` would raise it, where results in OUT cannot be those of a task that is yet to
+    be made of these classes: before minutes are spent on making it.
+    """
+    out = _own_folder(out, inputs)
+    asked = json.loads(json.dumps(_asked(loaded, options, classes)))
+    former = _made_from(out) or {}
+    if not overwrite and {key: former[key] for key in _ASKED if key in former} != asked:
+        _make_way(out, asked, inputs, overwrite)
+
+
+def _own_folder(out: Path, inputs: Sequence[InputCase]) -> Path:
+    """OUT, resolved; PredictionError if it is the folder of an input."""
+    out = out.resolve()
+    if any(
+        out in (path.resolve(), path.resolve().parent)
+        for case in inputs
+        for path in (case.image.files if case.image else ())
+    ):
+        raise PredictionError(f"Results need a folder of their own; {out} holds the input: give another -o.")
+    return out
+
+
+_ASKED = ("model", "overlap", "weighting", "classes", "skip", "all_pieces", "one_pass")
+
+
+def _asked(loaded: LoadedModel, options: InferenceOptions, classes: Mapping[str, int]) -> dict[str, Any]:
+    """What results depend on beside their task; the keys are among `_ASKED`."""
+    return {
+        "model": loaded.model_hash,
+        "overlap": options.overlap,
+        "weighting": options.weighting,
+        "classes": dict(classes),
+        **({} if options.skip == "never" else {"skip": options.skip}),
+        **({"all_pieces": True} if options.all_pieces else {}),
+        **({"one_pass": True} if options.one_pass else {}),
+    }
+
+
+def _made_from(out: Path) -> dict[str, Any] | None:
+    """What the results in a folder were made from; None where nothing says it."""
+    try:
+        return dict(json.loads((out / RECORD).read_text(encoding="utf-8"))["made_from"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _predict_all(
@@ -229,10 +268,7 @@ def _make_way(out: Path, identity: Mapping[str, Any], inputs: Sequence[InputCase
     results = sorted(path.name.removesuffix(ENDING) for path in out.glob(f"[!.]*{ENDING}"))
     if not results:
         return
-    try:
-        former = json.loads((out / RECORD).read_text(encoding="utf-8"))["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        former = None
+    former = _made_from(out)
     if former is not None and former == json.loads(json.dumps(identity)):
         return
     made = (

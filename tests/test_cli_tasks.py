@@ -141,6 +141,19 @@ def test_the_tip_names_nothing_that_would_be_refused(
     assert "two or more people who share a class" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", [["--overlap", "0.5"], ["--one-pass"]])
+def test_results_that_were_made_otherwise_are_refused_before_a_task_is_made(
+    root: Path, refs: Path, scan: str, tmp_path: Path, other: list[str], capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    predict = ["-i", scan, "-r", str(refs), "-o", str(out), "--root", str(root), "--pose", "upright"]
+    predict += ["--scale", "1", "--grey", "0", "--overlap", "0"]
+    assert predict_main(predict) == 0 and "Task: " in capsys.readouterr().out
+    assert predict_main([*predict, *other]) == 1
+    told = capsys.readouterr()
+    assert f"those in {out.resolve()} were made otherwise" in told.err and "Task: " not in told.out
+
+
 @pytest.mark.parametrize("strategy", OWN_OPTIONS)
 def test_strategies_with_given_references(
     root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any
@@ -283,7 +296,7 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
         assert grey is not None and grey.weights.tolist() == [weight] * 3 and grey.ratios.any(1).all()
         assert len(load_task(file).surroundings) == (0 if file == files[1] else 3)
     assert "pose" not in (said := capsys.readouterr().out) and said.count("grey values weighed") == 3
-    assert said.count(", two looks.") == 2
+    assert said.count(", two looks;") == 2
     assert ", grey values weighed " + ", ".join(f"{name} 2.5" for name in grey_names(files[1])) in said
     predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
     assert predict_main([*predict, "--grey", "1", "--looks", "1"]) == 1

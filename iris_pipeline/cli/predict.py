@@ -33,6 +33,7 @@ from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
     Verdict,
+    check_out,
     digest,
     predict_cases,
     predict_folder,
@@ -219,6 +220,7 @@ def _predict_from_files(
     options: InferenceOptions,
 ) -> list[Verdict]:
     """-r with any strategy: one task for all scans, or one for each."""
+    check_out(loaded, inputs, out, options, files.classes, arguments.overwrite)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
     seed, modality = arguments.seed or 0, arguments.modality
     judge = judge_of(
