@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from iris_pipeline.halved import WORTH, halve_image, window_edges
-from iris_pipeline.sliding_window import Box, Focus, InferenceOptions, Segmenter, segment_slabs
+from iris_pipeline.sliding_window import Box, Focus, InferenceOptions, Segmenter, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding
 
 MARGIN = 0.25
@@ -105,19 +105,22 @@ def label_volume(
     task: TaskEmbedding,
     options: InferenceOptions,
     highest: np.ndarray | None = None,
+    progress: str = "",
 ) -> np.ndarray:
     """Label map uint8 [D,H,W] of a prepared image on its own grid: the most probable class above 0.5, else 0.
 
-    highest: float32 [D,H,W], where the highest probability of each voxel is to be written.
+    highest: float32 [D,H,W], where the highest probability of each voxel is to be written. progress: what a bar
+    says, "" for none.
     Made slab by slab: the probabilities of all classes never stand in memory for the whole volume.
     """
     labels = np.zeros(image.shape, dtype=np.uint8)
     values = torch.tensor([0, *task.class_values], dtype=torch.uint8, device=options.device)
     focus = look_first(model, image, task, options)
-    for first, slab in segment_slabs(model, image, task, options, focus=focus):
-        most, best = slab.max(dim=0)
-        planes = slice(first, first + slab.shape[1])
-        labels[planes] = values[torch.where(most > 0.5, best + 1, 0)].cpu().numpy()
-        if highest is not None:
-            highest[planes] = most.cpu().numpy()
+    with window_bar(image.shape, task.patch_size, options, bool(progress), focus=focus, said=progress) as bar:
+        for first, slab in segment_slabs(model, image, task, options, focus=focus, bar=bar):
+            most, best = slab.max(dim=0)
+            planes = slice(first, first + slab.shape[1])
+            labels[planes] = values[torch.where(most > 0.5, best + 1, 0)].cpu().numpy()
+            if highest is not None:
+                highest[planes] = most.cpu().numpy()
     return labels

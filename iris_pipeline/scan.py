@@ -17,7 +17,7 @@ from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.references import image_hash
-from iris_pipeline.second_look import Matching, look_twice
+from iris_pipeline.second_look import Matching, certainty_of, look_twice
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
 from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
@@ -140,7 +140,7 @@ def segment_scan(
             intensity_offset=task.intensity_offset,
             pose=task.pose,
         )
-        match = look_twice(loaded.model, prepared.image, task, options)
+        match = look_twice(loaded.model, prepared.image, task, options, progress)
         prepared = replace(prepared, image=match(prepared.image))
         result.matchings.update(dict.fromkeys(task.class_names, match))
         turn = prepared.trace.reorientation
@@ -172,7 +172,7 @@ def segment_scan(
     if not options.all_pieces:
         keep_largest(labels, [task.classes[name] for task in tasks for name in task.one_piece()])
     classes = {name: value for task in tasks for name, value in task.classes.items()}
-    certainty = _certainty(labels, best, classes) if wanted.certainty and best is not None else {}
+    certainty = certainty_of(labels, best, classes) if wanted.certainty and best is not None else {}
     return replace(result, certainty=certainty)
 
 
@@ -221,15 +221,3 @@ def _keep(block: Block, names: Sequence[str], result: ScanResult) -> None:
                 z = slice(z.start + block.planes.start, z.stop + block.planes.start)
                 y = slice(y.start + block.rows.start, y.stop + block.rows.start)
                 result.masks[name].put((z, y, x), scores > THRESHOLD)
-
-
-def _certainty(labels: np.ndarray, best: np.ndarray, classes: dict[str, int]) -> dict[str, float]:
-    """Mean of `best` over each class's voxels, plane by plane."""
-    voxels, sums = np.zeros(256), np.zeros(256)
-    for plane, highest in zip(labels, best, strict=True):
-        voxels += np.bincount(plane.ravel(), minlength=256)
-        sums += np.bincount(plane.ravel(), weights=highest.ravel(), minlength=256)
-    return {
-        name: float(sums[value] / voxels[value]) if voxels[value] else float("nan")
-        for name, value in classes.items()
-    }

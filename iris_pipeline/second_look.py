@@ -11,7 +11,7 @@ grey values are no help. Nothing is learned, and the paper has nothing like it: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,7 +77,11 @@ def with_surroundings(
 
 
 def look_twice(
-    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+    model: Segmenter,
+    image: np.ndarray,
+    task: TaskEmbedding,
+    options: InferenceOptions,
+    progress: bool = False,
 ) -> Matching:
     """How a prepared scan, float32 [D,H,W], is to be segmented: with its grey values matched to the task's references
     by what a first look finds, if the network is surer then; as it is otherwise, and where the task knows no
@@ -85,11 +89,11 @@ def look_twice(
     """
     if not task.surroundings:
         return AS_IT_IS
-    labels, sure = _look(model, image, task, options)
+    labels, sure = _look(model, image, task, options, "First look" if progress else "")
     found = matching(image, labels, task)
     if found == AS_IT_IS:
         return found
-    _, surer = _look(model, found(image), task, options)
+    _, surer = _look(model, found(image), task, options, "Second look" if progress else "")
     names = sure.keys() | surer.keys()
     first, second = (sum(each.get(name, UNSURE) for name in names) for each in (sure, surer))
     return found if second > first else AS_IT_IS
@@ -112,15 +116,26 @@ def matching(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> Matc
 
 
 def _look(
-    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions
+    model: Segmenter, image: np.ndarray, task: TaskEmbedding, options: InferenceOptions, progress: str
 ) -> tuple[np.ndarray, dict[str, float]]:
     """A rough label map, and of each class in it the mean probability there."""
     highest = np.zeros(image.shape, np.float32)
-    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP), highest)
+    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP), highest, progress)
     keep_largest(labels, [task.classes[name] for name in task.one_piece()])
-    sums = np.bincount(labels.ravel(), weights=highest.ravel(), minlength=256)
-    counts = np.bincount(labels.ravel(), minlength=256)
-    return labels, {name: sums[v] / counts[v] for name, v in task.classes.items() if counts[v]}
+    certainty = certainty_of(labels, highest, task.classes)
+    return labels, {name: sure for name, sure in certainty.items() if not np.isnan(sure)}
+
+
+def certainty_of(labels: np.ndarray, highest: np.ndarray, classes: Mapping[str, int]) -> dict[str, float]:
+    """Mean of the highest probability [D,H,W] over the voxels of each class in a label map [D,H,W]; NaN without any."""
+    voxels, sums = np.zeros(256), np.zeros(256)
+    for plane, most in zip(labels, highest, strict=True):  # bincount makes copies of 8 bytes a voxel
+        voxels += np.bincount(plane.ravel(), minlength=256)
+        sums += np.bincount(plane.ravel(), weights=most.ravel(), minlength=256)
+    return {
+        name: float(sums[value] / voxels[value]) if voxels[value] else float("nan")
+        for name, value in classes.items()
+    }
 
 
 def _in_box(

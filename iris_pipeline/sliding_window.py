@@ -258,8 +258,9 @@ def window_bar(
     progress: bool,
     rows: Sequence[slice | None] = (None,),
     focus: Focus | None = None,
+    said: str = "",
 ) -> tqdm:
-    """A progress bar that counts the windows of a volume [D,H,W], cut into these rows."""
+    """A progress bar that counts the windows of a volume [D,H,W], cut into these rows. said: in front of it."""
     total = 0
     for part in rows:
         padded, inner = _padding(shape, window, options.moved)
@@ -268,7 +269,8 @@ def window_bar(
         reached = slice(inner[1].start + low, inner[1].start + high)
         columns = len(_reaching(starts[2], window[2], inner[2]))
         total += len(starts[0]) * len(_reaching(starts[1], window[1], reached)) * columns
-    return tqdm(total=total, unit="window", leave=False, disable=not progress, dynamic_ncols=True)
+    desc = said or None
+    return tqdm(total=total, desc=desc, unit="window", leave=False, disable=not progress, dynamic_ncols=True)
 
 
 def check_options(overlap: float, weighting: str, batch_size: int) -> None:
