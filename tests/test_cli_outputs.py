@@ -186,7 +186,8 @@ def test_confidence_from_calibration_to_agreement(
     assert calibrate_main([*calibrate, "one-shot", "--draws", "1", "--unfamiliar", "1"]) == 0
     (showing,) = unfamiliar_showings("tiny", 1)
     odd = [
-        made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}__{name}.json" for name in ("s2_a", "s4_a")
+        made.parent / f"tiny__one-shot_k1_draw0_SAR_{showing.scale}_grey_auto_looks_2__{name}.json"
+        for name in ("s2_a", "s4_a")
     ]
     assert all(path.is_file() for path in odd)
     said = capsys.readouterr().out
