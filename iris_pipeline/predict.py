@@ -153,7 +153,7 @@ def predict_cases(
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
     out = _own_folder(out, inputs)
-    identity = _asked(loaded, options, classes) | dict(made_from)
+    identity = _asked(loaded, options) | {"classes": dict(classes)} | dict(made_from)
     wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
     with only_run_in(out, "wait until it has ended, or give another -o"):
         _make_way(out, identity, inputs, overwrite)
@@ -174,14 +174,13 @@ def check_out(
     inputs: Sequence[InputCase],
     out: Path,
     options: InferenceOptions,
-    classes: Mapping[str, int],
     overwrite: bool = False,
 ) -> None:
     """PredictionError, as `predict_cases` would raise it, where results in OUT cannot be those of a task that is yet to
-    be made of these classes: before minutes are spent on making it.
+    be made: before minutes are spent on making it. Its classes are not known yet: references may lack some.
     """
     out = _own_folder(out, inputs)
-    asked = json.loads(json.dumps(_asked(loaded, options, classes)))
+    asked = json.loads(json.dumps(_asked(loaded, options)))
     former = _made_from(out) or {}
     if not overwrite and {key: former[key] for key in _ASKED if key in former} != asked:
         _make_way(out, asked, inputs, overwrite)
@@ -199,16 +198,15 @@ def _own_folder(out: Path, inputs: Sequence[InputCase]) -> Path:
     return out
 
 
-_ASKED = ("model", "overlap", "weighting", "classes", "skip", "all_pieces", "one_pass")
+_ASKED = ("model", "overlap", "weighting", "skip", "all_pieces", "one_pass")
 
 
-def _asked(loaded: LoadedModel, options: InferenceOptions, classes: Mapping[str, int]) -> dict[str, Any]:
+def _asked(loaded: LoadedModel, options: InferenceOptions) -> dict[str, Any]:
     """What results depend on beside their task; the keys are among `_ASKED`."""
     return {
         "model": loaded.model_hash,
         "overlap": options.overlap,
         "weighting": options.weighting,
-        "classes": dict(classes),
         **({} if options.skip == "never" else {"skip": options.skip}),
         **({"all_pieces": True} if options.all_pieces else {}),
         **({"one_pass": True} if options.one_pass else {}),

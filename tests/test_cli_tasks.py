@@ -149,6 +149,10 @@ def test_results_that_were_made_otherwise_are_refused_before_a_task_is_made(
     predict = ["-i", scan, "-r", str(refs), "-o", str(out), "--root", str(root), "--pose", "upright"]
     predict += ["--scale", "1", "--grey", "0", "--overlap", "0"]
     assert predict_main(predict) == 0 and "Task: " in capsys.readouterr().out
+    names = refs / "classes.json"  # one that no reference shows changes no result
+    known = json.loads(names.read_text(encoding="utf-8"))
+    names.write_text(json.dumps(known | {"ghost": 9}), encoding="utf-8")
+    assert predict_main(predict) == 0 and "0 segmented, 1 skipped" in capsys.readouterr().out
     assert predict_main([*predict, *other]) == 1
     told = capsys.readouterr()
     assert f"those in {out.resolve()} were made otherwise" in told.err and "Task: " not in told.out
@@ -275,10 +279,6 @@ def test_a_draw_with_the_bank_and_its_confidence_is_not_refused(
     assert "make it with iris_calibrate" in (told := capsys.readouterr().err) and "--draw" not in told
 
 
-def grey_names(file: Path) -> tuple[str, ...]:
-    return load_task(file).class_names
-
-
 def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
     root: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -297,7 +297,10 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
         assert len(load_task(file).surroundings) == (0 if file == files[1] else 3)
     assert "pose" not in (said := capsys.readouterr().out) and said.count("grey values weighed") == 3
     assert said.count(", two looks;") == 2
-    assert ", grey values weighed " + ", ".join(f"{name} 2.5" for name in grey_names(files[1])) in said
+    assert (
+        ", grey values weighed " + ", ".join(f"{name} 2.5" for name in load_task(files[1]).class_names)
+        in said
+    )
     predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
     assert predict_main([*predict, "--grey", "1", "--looks", "1"]) == 1
     assert "it was made: --grey, --looks go with references (-r)" in capsys.readouterr().err

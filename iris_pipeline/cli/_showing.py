@@ -45,7 +45,7 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         default=SEARCHED.looks,
         help="of the same references: 2 looks at a scan roughly, matches its grey values to the references' round what "
         "was found, looks again, and takes what the model is surer of, so that what else is in the scan, or was "
-        "cropped away, says little; 1 leaves that out, which takes half of the time (default: 2)",
+        "cropped away, says little; 1 leaves these two rough passes out (default: 2)",
     )
 
 

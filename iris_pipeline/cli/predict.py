@@ -220,7 +220,7 @@ def _predict_from_files(
     options: InferenceOptions,
 ) -> list[Verdict]:
     """-r with any strategy: one task for all scans, or one for each."""
-    check_out(loaded, inputs, out, options, files.classes, arguments.overwrite)
+    check_out(loaded, inputs, out, options, arguments.overwrite)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
     seed, modality = arguments.seed or 0, arguments.modality
     judge = judge_of(
