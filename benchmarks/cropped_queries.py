@@ -1,17 +1,16 @@
-"""What is lost where a query shows less of the body than its reference: whole scans, and scans cropped to the classes.
+"""What is lost where a query shows less of the body: whole scans, and scans cropped to the classes.
 
-Each test case of a held-out dataset is segmented one-shot, from references of other people as `iris_predict --split`
-draws them, with one look and with two (`second_look.py`): the whole scan, and the box of all of its classes with
-`--margin` voxels on each side. Dice is counted on what was segmented. OUT/cropped.csv has a row a case, and
-OUT/cropped.md the means over classes and cases.
+Each test case is segmented with one look and with two (`second_look.py`): the whole scan, and the box of all of its
+classes with `--margin` voxels on each side. Of a held-out dataset one-shot, from references of other people as
+`iris_predict --split` draws them; of one that the model was trained on by its memory bank. Dice is counted on what was
+segmented. OUT/cropped.csv has a row a case, and OUT/cropped.md the means over classes and cases.
 
-    python benchmarks/cropped_queries.py lung_mr mscmr -m iris_small_5 --draws 0 1 2 --raw ../shared/data
+    python benchmarks/cropped_queries.py lung_mr chaos_t2 -m iris_small_5 --draws 0 1 --raw ../shared/data
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import choose_device, not_negative
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
@@ -28,9 +28,12 @@ from iris_pipeline.cli._splits import raw_cases
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict_split import Experiment, held_out_tasks, reference_ids
+from iris_pipeline.predict_split import Experiment, TaskOf, held_out_tasks, reference_ids
+from iris_pipeline.provenance import made_by
 from iris_pipeline.scan import segment_scan
 from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.table_format import Table, to_markdown
+from preprocessing.adapters import Case
 from preprocessing.files import write_text
 from preprocessing.geometry import bounding_box
 from preprocessing.paths import Root
@@ -50,28 +53,40 @@ def cropped(image: Volume, labels: Volume, margin: int) -> tuple[Volume, Volume]
     return Volume(image.array[box].copy(), affine), Volume(labels.array[box].copy(), affine)
 
 
+def ways_of(
+    loaded: LoadedModel, store: Store, raw: dict[str, Case], draws: list[int], options: InferenceOptions
+) -> Iterator[tuple[str, TaskOf]]:
+    """How a dataset's tasks are made: the name of the way, and what makes a query's task."""
+    if store.manifest.role != "held-out":
+        task = bank_task(loaded, store.manifest.dataset, store)
+        yield "bank", lambda _case, _image: task
+        return
+    cache = EmbeddingCache()
+    for draw in draws:
+        experiment, ids = Experiment(seed=draw), reference_ids(store, "paper")
+        yield (
+            f"one-shot, draw {draw}",
+            held_out_tasks(loaded, store, raw, ids, experiment, options, cache=cache),
+        )
+
+
 def rows_of(
-    loaded: LoadedModel, root: Root, store: Store, draw: int, margin: int, options: InferenceOptions
+    loaded: LoadedModel,
+    store: Store,
+    raw: dict[str, Case],
+    way: tuple[str, TaskOf],
+    margin: int,
+    options: InferenceOptions,
 ) -> Iterator[dict[str, object]]:
     """A row a test case, way of showing it and number of looks."""
-    raw = {case.id: case for case in raw_cases(root, store)}
-    task_of = held_out_tasks(
-        loaded,
-        store,
-        raw,
-        reference_ids(store, "paper"),
-        Experiment(seed=draw),
-        options,
-        cache=EmbeddingCache(),
-    )
-    classes = store.manifest.classes
-    cases = store.manifest.splits["paper"]["test"]
-    for name in tqdm(cases, desc=f"{store.manifest.dataset}, draw {draw}", leave=False):
-        labelled = raw[name].labels
+    name, task_of = way
+    classes, cases = store.manifest.classes, store.manifest.splits["paper"]["test"]
+    for case in tqdm(cases, desc=f"{store.manifest.dataset}, {name}", leave=False):
+        labelled = raw[case].labels
         if labelled is None:
             continue
-        image, truth = raw[name].image.read_image(), labelled.read_labels()
-        task = task_of(InputCase(name, raw[name].image, store.entry(name).subject), image)
+        image, truth = raw[case].image.read_image(), labelled.read_labels()
+        task = task_of(InputCase(case, raw[case].image, store.entry(case).subject), image)
         for shown in SHOWN:
             scan, labels = (image, truth) if shown == SHOWN[0] else cropped(image, truth, margin)
             for looks in (1, 2):
@@ -80,20 +95,45 @@ def rows_of(
                 dice = [each.dice for each in label_overlaps(found, labels.array, classes).values()]
                 yield {
                     "dataset": store.manifest.dataset,
-                    "draw": draw,
-                    "case": name,
+                    "task": name,
+                    "case": case,
                     "query": shown,
                     "looks": looks,
                     "dice": float(np.nanmean(dice)),
                 }
 
 
+def table_of(frame: pd.DataFrame, margin: int) -> Table:
+    """Means over the cases, a column a number of looks."""
+    keys = ["dataset", "task", "query"]
+    means = frame.groupby([*keys, "looks"], sort=False)["dice"].mean().unstack("looks").reset_index()
+    for looks in (1, 2):
+        means[looks] = means[looks].map("{:.3f}".format)
+    means = means.rename(columns={1: "--looks 1", 2: "--looks 2"}).rename_axis(columns=None)
+    return Table(
+        "cropped",
+        "Queries that show less of the body than their reference",
+        means,
+        (
+            "Dice: mean over the classes of a case, and over the test cases.",
+            f"cropped: the box of all classes and {margin} voxels more on each side.",
+        ),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("datasets", nargs="+", metavar="NAME", help="held-out datasets of the store")
-    parser.add_argument("--draws", nargs="+", type=not_negative, default=[0], metavar="N")
+    parser.add_argument("datasets", nargs="+", metavar="NAME", help="datasets of the store")
+    parser.add_argument(
+        "--draws",
+        nargs="+",
+        type=not_negative,
+        default=[0],
+        metavar="N",
+        help="of references, of held-out datasets (default: 0)",
+    )
     parser.add_argument(
         "--margin", type=not_negative, default=4, help="voxels round the structures (default: 4)"
     )
@@ -109,28 +149,15 @@ def main() -> None:
     loaded, _ = load_run(arguments, root, device, options.autocast)
     rows: list[dict[str, object]] = []
     for store in open_stores(root.preprocessed, arguments.datasets).values():
-        for draw in arguments.draws:
-            rows += rows_of(loaded, root, store, draw, arguments.margin, options)
+        raw = {case.id: case for case in raw_cases(root, store)}
+        for way in ways_of(loaded, store, raw, arguments.draws, options):
+            rows += rows_of(loaded, store, raw, way, arguments.margin, options)
     frame = pd.DataFrame(rows)
-    means = frame.groupby(["dataset", "draw", "query", "looks"])["dice"].mean().unstack("looks")
-    table = means.rename(columns=lambda looks: f"--looks {looks}").round(3).reset_index()
-    command = shlex.join(["python", *sys.argv])
-    lines = [
-        "# Queries that show less of the body than their reference",
-        "",
-        "One-shot Dice: mean over the classes of a case, and over the test cases.",
-        "",
-        "| " + " | ".join(map(str, table.columns)) + " |",
-        "|" + "---|" * len(table.columns),
-        *("| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)),
-        "",
-        f"Made by `{command}`.",
-        "",
-    ]
+    page = to_markdown(table_of(frame, arguments.margin), made_by("python", sys.argv), 1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     frame.round(4).to_csv(arguments.out / "cropped.csv", index=False)
-    write_text(arguments.out / "cropped.md", "\n".join(lines))
-    print(table.to_string(index=False))
+    write_text(arguments.out / "cropped.md", page)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import REVIEW_BELOW, Calibration, fit
 from iris_pipeline.disagreement import gather_signs
@@ -32,7 +33,6 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
     TaskOf,
-    bank_task,
     split_cases,
     stored_tasks,
     tasks_shown_otherwise,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
+from iris_pipeline.task import Deviation, Surroundings
 from iris_pipeline.trained_cases import TrainedCases, TrainedPart
 from preprocessing.errors import CheckpointError
 from preprocessing.files import sweep, write_bytes, write_text
@@ -31,6 +32,17 @@ from preprocessing.plan import Plan
 SCHEMA_VERSION = 1
 RUN_SCHEMA_VERSION = 1  # of the run.json beside a run's checkpoint
 STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class KnownSurroundings:
+    """What a dataset's scans have round its classes (`second_look.py`), over cases that trained the model.
+
+    classes: those of `TaskEmbedding.surroundings`, by name. usual: how far off most of these cases are.
+    """
+
+    classes: dict[str, Surroundings]
+    usual: Deviation
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class RunState:
     wide_datasets: tuple[str, ...] | None = None
     pieces: dict[str, dict[str, float]] | None = None
     """dataset -> class -> `TaskEmbedding.largest_pieces` over the cases that trained; told by `export_checkpoint`"""
+    surroundings: dict[str, KnownSurroundings] | None = None
+    """by dataset; told by `export_checkpoint`"""
 
 
 @dataclass(frozen=True)
@@ -140,12 +154,15 @@ def save_checkpoint(
 
 
 def export_checkpoint(
-    source: Path, folder: Path, pieces: Mapping[str, Mapping[str, float]] | None = None
+    source: Path,
+    folder: Path,
+    pieces: Mapping[str, Mapping[str, float]] | None = None,
+    surroundings: Mapping[str, KnownSurroundings] | None = None,
 ) -> str:
     """A run's model as float16 weights with its bank, to be shared: it predicts, and cannot be resumed.
 
     Its hash is its own, since rounding changes the weights: tasks are encoded with the one or with the other.
-    pieces: of its datasets, for the bank; those that it tells itself stay.
+    pieces, surroundings: of its datasets, for the bank; those that it tells itself stay.
 
     Returns the hash. CheckpointError as `load_model`, and where `folder` holds a checkpoint already.
     """
@@ -154,7 +171,8 @@ def export_checkpoint(
         raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
     model = loaded.model.half().float()  # what load_model will find
     known = {name: dict(found) for name, found in (pieces or {}).items()} | (loaded.state.pieces or {})
-    state = replace(loaded.state, pieces=known or None)
+    around = dict(surroundings or {}) | (loaded.state.surroundings or {})
+    state = replace(loaded.state, pieces=known or None, surroundings=around or None)
     save_checkpoint(folder, model, loaded.bank, state, plans=loaded.plans, specs=loaded.specs, half=True)
     return hash_weights(model)
 
@@ -201,7 +219,19 @@ def _read_run_state(content: dict[str, Any]) -> RunState:
     if trained is not None:
         trained = {name: tuple(TrainedPart(**part) for part in parts) for name, parts in trained.items()}
     wide = None if wide is None else tuple(wide)
-    return RunState(**content | {"trained": trained, "wide_datasets": wide})
+    around = content.get("surroundings")
+    if around is not None:
+        around = {name: _read_surroundings(each) for name, each in around.items()}
+    return RunState(**content | {"trained": trained, "wide_datasets": wide, "surroundings": around})
+
+
+def _read_surroundings(content: dict[str, Any]) -> KnownSurroundings:
+    def pair(values: Sequence[float]) -> tuple[float, float]:
+        first, second = values
+        return first, second
+
+    classes = {name: pair(values) for name, values in content["classes"].items()}
+    return KnownSurroundings(classes, pair(content["usual"]))
 
 
 def _read_plan(folder: Path, name: str, content: dict[str, Any]) -> Plan:

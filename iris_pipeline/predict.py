@@ -376,7 +376,9 @@ def digest(task: TaskEmbedding) -> str:
     classes are one piece.
     """
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
-    text += f" {task.one_piece()} {task.pose}" + (f" {task.surroundings}" if task.surroundings else "")
+    text += f" {task.one_piece()} {task.pose}" + (
+        f" {task.surroundings} {task.usual}" if task.surroundings else ""
+    )
     summed = hashlib.sha256(text.encode())
     added = [tensor for part in (task.head, task.grey) if part is not None for tensor in part.parts]
     for level in (*task.tokens, *task.wide_tokens, *added):

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.judging import train_ids
 from iris_pipeline.not_trained import check_not_trained
 from iris_pipeline.outputs import Outputs
-from iris_pipeline.pieces import largest_share
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import turned_plan
 from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
@@ -36,7 +35,7 @@ from iris_pipeline.references import (
 )
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED, SEARCHED, Showing, as_shown, settle_showing
-from iris_pipeline.strategies import PreparedReference, bank
+from iris_pipeline.strategies import PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
@@ -62,7 +61,8 @@ class Experiment:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
     showing: Showing = SEARCHED
-    """of a held-out dataset's references (`showing.py`); those of one that was trained on are as they were then"""
+    """of a held-out dataset's references (`showing.py`); those of one that was trained on are as they were then, and of
+    the bank it says how often a scan is looked at"""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -79,6 +79,8 @@ class Experiment:
         """For predict.json: what a result depends on."""
         said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
         said |= {"pose": self.showing.pose, "scale": self.showing.scale}
+        if self.strategy == "bank":
+            said["looks"] = self.showing.looks
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
         if self.strategy == BEST:
@@ -118,7 +120,7 @@ def predict_split(
     wanted = split_cases(loaded, store, split, part)
     raw = {case.id: case for case in cases}
     if experiment.strategy == "bank":
-        task = bank_task(loaded, store.manifest.dataset, store)
+        task = bank_task(loaded, store.manifest.dataset, store, experiment.showing.looks)
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
     else:
         ids, note = reference_ids(store, split), note_references(out)
@@ -158,26 +160,6 @@ def reference_ids(store: Store, split: str) -> list[str]:
     if store.manifest.role == "held-out":
         return [entry.id for entry in store.manifest.cases]
     return store.manifest.splits[split]["train"]
-
-
-def bank_task(loaded: LoadedModel, dataset: str, store: Store | None) -> TaskEmbedding:
-    """The bank's task; which classes are one piece the store says where the checkpoint does not."""
-    task = bank(loaded, dataset)
-    if store is None or dataset in (loaded.state.pieces or {}):
-        return task
-    found = stored_pieces(loaded, store)
-    return replace(task, largest_pieces=tuple(found.get(name, 0.0) for name in task.class_names))
-
-
-def stored_pieces(loaded: LoadedModel, store: Store) -> dict[str, float]:
-    """Class -> its `TaskEmbedding.largest_pieces` over the cases that trained the model; not of classes none shows."""
-    least: dict[str, float] = {}
-    for case_id in train_ids(loaded, store):
-        for name, found in store.entry(case_id).classes.items():
-            if found.voxels:
-                share = largest_share(store.labels(case_id, found.bbox), store.manifest.classes[name])
-                least[name] = min(least.get(name, 1.0), share)
-    return least
 
 
 def note_references(out: Path) -> Note:
@@ -251,7 +233,7 @@ def stored_tasks(
     Object-level retrieval starts from the memory bank where it holds the dataset.
     """
     try:
-        start = bank(loaded, store.manifest.dataset)
+        start = bank_task(loaded, store.manifest.dataset, None, looks=1)
     except TaskError:
         start = None
 

@@ -6,11 +6,14 @@ its arms and its air, and so has one of another field of view. What lies in the 
 any scan that shows it, though. Its mean and spread, as the references have them, are part of the task; the scan is
 segmented roughly, its grey values are brought to that mean and spread in the boxes of what was found, and it is
 segmented roughly again. What the network is surer of is segmented in earnest: where a reference is the odd one, its
-grey values are no help. Nothing is learned, and the paper has nothing like it: this is ours (LOG.md).
+grey values are no help. A memory bank knows what its dataset's scans have there, and how far most of them are off: a
+scan that is no farther off needs no second look. Nothing is learned, and the paper has nothing like it: this is ours
+(LOG.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +24,7 @@ from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded
 from iris_pipeline.sliding_window import InferenceOptions, Segmenter
 from iris_pipeline.strategies import PreparedReference, class_boxes
-from iris_pipeline.task import Surroundings, TaskEmbedding
+from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding
 
 MARGIN = 4
 """voxels beyond a class on each side that still are its surroundings"""
@@ -101,18 +104,32 @@ def look_twice(
 
 def matching(image: np.ndarray, labels: np.ndarray, task: TaskEmbedding) -> Matching:
     """What gives a prepared scan the mean and spread that the task's references have round its classes, as far as a
-    label map of it, uint8 [D,H,W], shows these.
+    label map of it, uint8 [D,H,W], shows these. Nothing where they are as the task calls usual.
     """
     scan = PreparedReference("scan", image, labels, task.classes)
     found = surroundings_of(scan, task.class_names) if task.surroundings else ()
-    pairs = [
-        pair for pair in zip(task.surroundings, found, strict=False) if all(each[1] > 0 for each in pair)
-    ]
-    if not pairs:
+    both = compared(task.surroundings, found)
+    if both is None or all(off <= most for off, most in zip(deviation(*both), task.usual, strict=True)):
         return AS_IT_IS
-    (mean, spread), (own_mean, own_spread) = np.mean(pairs, axis=0)
+    (mean, spread), (own_mean, own_spread) = both
     gain = float(np.clip(spread / own_spread, 1 / MOST_GAIN, MOST_GAIN))
-    return Matching(gain, float(mean - gain * own_mean))
+    return Matching(gain, mean - gain * own_mean)
+
+
+def compared(
+    known: Sequence[Surroundings], found: Sequence[Surroundings]
+) -> tuple[Surroundings, Surroundings] | None:
+    """What is known and what was found, each as a mean over the classes of which there is both; None if of none."""
+    pairs = [pair for pair in zip(known, found, strict=False) if all(spread > 0 for _, spread in pair)]
+    if not pairs:
+        return None
+    (mean, spread), (own_mean, own_spread) = np.mean(pairs, axis=0).tolist()
+    return (mean, spread), (own_mean, own_spread)
+
+
+def deviation(first: Surroundings, other: Surroundings) -> Deviation:
+    """How far two are apart; both spreads above 0."""
+    return abs(first[0] - other[0]), abs(math.log(first[1] / other[1]))
 
 
 def _look(

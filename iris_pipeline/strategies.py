@@ -16,7 +16,7 @@ import torch
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoint import KnownSurroundings, LoadedModel
 from iris_pipeline.halved import halve_image, halve_labels, window_edges
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
@@ -280,7 +280,7 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         )
     wide = [bank_key(dataset, name, wide=True) for name in seen]
     pieces = (loaded.state.pieces or {}).get(dataset, {})
-    return TaskEmbedding(
+    task = TaskEmbedding(
         class_names=tuple(seen),
         tokens=tuple(loaded.bank.get(bank_key(dataset, name) for name in seen)),
         wide_tokens=tuple(loaded.bank.get(wide)) if all(key in loaded.bank for key in wide) else (),
@@ -296,6 +296,15 @@ def bank(loaded: LoadedModel, dataset: str) -> TaskEmbedding:
         class_values=tuple(seen.values()),
         largest_pieces=tuple(pieces.get(name, 0.0) for name in seen),
     )
+    return surrounded(task, (loaded.state.surroundings or {}).get(dataset))
+
+
+def surrounded(task: TaskEmbedding, known: KnownSurroundings | None) -> TaskEmbedding:
+    """A bank's task with what its dataset's scans have round its classes, where that is known."""
+    if known is None:
+        return task
+    around = tuple(known.classes.get(name, (0.0, 0.0)) for name in task.class_names)
+    return replace(task, surroundings=around, usual=known.usual)
 
 
 def plan_like(task: TaskEmbedding) -> Plan:

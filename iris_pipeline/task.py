@@ -26,6 +26,8 @@ from preprocessing.orientation import RAS, Pose
 View = Literal["whole resolution", "half the resolution"]
 Surroundings = tuple[float, float]
 """mean and spread of the grey values in the box round a class; spread 0 where they are not known"""
+Deviation = tuple[float, float]
+"""how far two surroundings are apart: their means, and the logarithms of their spreads"""
 
 
 class Tuned(BaseModel):
@@ -70,6 +72,8 @@ class TaskEmbedding:
     grey: what the references' grey values add to logits (`grey.py`); None where they count for nothing.
     surroundings: per class, over its references, what a scan's grey values are matched to before it is segmented a
     second time (`second_look.py`); () where it is segmented once.
+    usual: a scan whose surroundings are no farther off is segmented as it is. Of a memory bank: what most of the cases
+    that trained it have; (0, 0) of references, with which every scan is compared.
     class_values: value of each class in the references' label maps and so in the results (1..255); () means
     1..K.
     """
@@ -95,6 +99,7 @@ class TaskEmbedding:
     head: VoxelHead | None = None
     grey: GreyEvidence | None = None
     surroundings: tuple[Surroundings, ...] = ()
+    usual: Deviation = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -264,16 +269,18 @@ def shares_of(name: str, tasks: Sequence[TaskEmbedding], counts: Sequence[int]) 
 
 
 def added_parts(shares: Mapping[str, Sequence[ShareOfTask]]) -> dict[str, Any]:
-    """`head`, `grey` and `surroundings` of a task whose classes are means of other tasks'; shares: by class, in its
-    order.
+    """`head`, `grey`, `surroundings` and what of these is `usual`, of a task whose classes are means of other tasks';
+    shares: by class, in its order.
     """
     heads = [[(task.head, row, part) for task, row, part in each] for each in shares.values()]
     greys = [[(task.grey, row, part) for task, row, part in each] for each in shares.values()]
     around = tuple(_mean_surroundings(each) for each in shares.values())
+    usual = [task.usual for each in shares.values() for task, _, _ in each if task.surroundings]
     return {
         "head": mix(heads),
         "grey": mix_evidence(greys),
         "surroundings": around if any(spread for _, spread in around) else (),
+        "usual": tuple(map(min, zip(*usual, strict=True))) if usual else (0.0, 0.0),
     }
 
 

@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from iris_pipeline.grey import GreyEvidence
-from iris_pipeline.task import Surroundings, TaskEmbedding, Tuned
+from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding, Tuned
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
 from preprocessing.files import write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads;
-6: grey evidence; 7: surroundings"""
+6: grey evidence; 7: surroundings; 8: what of these is usual"""
 _METADATA_KEY = (
     "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
 )
@@ -54,6 +54,7 @@ class _Metadata(BaseModel):
     tuned: tuple[Tuned, ...]
     largest_pieces: tuple[float, ...]
     surroundings: tuple[Surroundings, ...]
+    usual: Deviation
 
 
 _COUNTED = ("schema_version", "levels", "wide_levels", "has_head", "has_grey")

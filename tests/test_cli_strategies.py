@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_predictions_of_the_packages_model_lie_under_results(
     assert evaluate_main(["-p", "ours", *place]) == 0
     rows = root / "results" / "ours" / "evaluation" / "tiny__bank.csv"
     assert f"\nours,tiny,paper/test,bank,{case}," in rows.read_text(encoding="utf-8")
+
+
+def test_the_number_of_looks_is_the_banks_too(root: Path, tiny_raw: Any, tiny_store: Store) -> None:
+    place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), "--overlap", "0"]
+    out = root / "results" / "run" / "predictions" / "tiny" / "bank" / "predict.json"
+    for looks in (2, 1):
+        more = ["--looks", str(looks), "--overwrite"]
+        assert predict_main([*place, "--split", "paper", *more]) == 0
+        assert json.loads(out.read_text(encoding="utf-8"))["made_from"]["looks"] == looks
+    assert strategies_main([*place, "--strategies", "bank", "--looks", "1"]) == 0
 
 
 @pytest.mark.parametrize("useless", [["--pose", "LIP"], ["--grey", "0"], ["--looks", "1"]])

@@ -231,18 +231,14 @@ USELESS += ["--grey", "2", "--looks", "1"]
     [
         (
             ["-d", "tiny", *USELESS],
-            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose, --grey, "
-            "--looks would change nothing; leave them out.",
+            "The memory bank takes no references: -k, --draw, --modality, --subject-pattern, --pose, --grey "
+            "would change nothing; leave them out.",
         ),
         (
             ["--strategy", "bank", "-k", "3", "--draw", "1", "--confidence"],  # whose witnesses are drawn
             "The memory bank takes no references: -k would change nothing; leave it out.",
         ),
         (["--scale", "1.6"], "The memory bank takes no references: --scale would change nothing"),
-        (
-            ["--looks", "1"],
-            "The memory bank takes no references: --looks would change nothing; leave it out.",
-        ),
         (
             ["-d", "tiny", "--strategy", "ensemble", *USELESS, "--reference-channel", "1"],
             "References of -d are taken as they are in the store: --modality, --reference-channel, --subject-pattern, "

@@ -128,6 +128,7 @@ ORDER = (
     "iris_pipeline.retrieval",
     "iris_pipeline.disagreement",
     "iris_pipeline.judging",
+    "iris_pipeline.bank_tasks",
     "iris_pipeline.tuning",
     "iris_pipeline.rivals",
     "iris_pipeline.query_tasks",

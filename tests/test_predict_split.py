@@ -17,11 +17,9 @@ from iris_pipeline import query_tasks
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.pieces import largest_share
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
-    bank_task,
     held_out_tasks,
     predict_split,
     split_cases,
@@ -165,19 +163,8 @@ def test_the_memory_bank_needs_no_reference(
     )
     assert {v.status for v in verdicts} == {"done"} and not loaded.model.masks
     check_results(tmp_path / "out", tiny_raw.dataset, [v.id for v in verdicts])
-    # Which classes are one piece: by the store's training cases, unless the checkpoint tells.
-    by_store = bank_task(loaded, "tiny", tiny_store)
-    expected = {
-        name: min(largest_share(tiny_store.labels(i), value) for i in train if value in tiny_store.labels(i))
-        for name, value in tiny_store.manifest.classes.items()
-    }
-    assert dict(zip(by_store.class_names, by_store.largest_pieces, strict=True)) == pytest.approx(expected)
-    assert set(bank_task(loaded, "tiny", None).largest_pieces) == {0.0}, "not known"
-    told = {"tiny": dict.fromkeys(expected, 0.75)}
-    telling = loaded_on(tiny_store, bank=memory)
-    telling.state = replace(telling.state, pieces=told)
-    for store in (tiny_store, None):
-        assert set(bank_task(telling, "tiny", store).largest_pieces) == {0.75}
+    said = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))
+    assert said["made_from"]["looks"] == 2
     with pytest.raises(TaskError, match="none of the classes of 'tiny'"):
         predict_split(
             loaded_on(tiny_store), tiny_store, cases, Experiment("bank"), out=tmp_path / "b", progress=False

@@ -121,6 +121,26 @@ def test_a_scan_stays_as_it_is_where_nothing_is_known_or_found() -> None:
     assert not model.images, "no look without surroundings"
 
 
+@pytest.mark.parametrize(
+    ("usual", "gain", "shift"),
+    [((0.51, 0.11), 1.0, 0.0), ((0.49, 0.11), 1.1, 0.5), ((0.51, 0.09), 1.1, 0.5), ((0.0, 0.0), 1.1, 0.5)],
+)
+def test_a_scan_that_is_no_farther_off_than_is_usual_stays_as_it_is(
+    usual: tuple[float, float], gain: float, shift: float
+) -> None:
+    """The logarithm of 1.1 is 0.095."""
+    shown = scene()
+    mean, spread = surroundings_of(shown, ["ball"])[0]
+    task = make_task([2.0], ("ball",), surroundings=((mean + 0.5, 1.1 * spread),), usual=usual)
+    found = matching(shown.image, shown.labels, task)
+    assert found.gain == pytest.approx(gain)
+    assert found.gain * mean + found.shift == pytest.approx(mean + shift)
+    model = GreyModel()
+    look_twice(model, shown.image, task, InferenceOptions())
+    windows = 4  # of a look at this scan
+    assert len(model.images) == (windows if shift == 0 else 2 * windows)
+
+
 class Sure(GreyModel):
     """Finds the ball in any scan, and is as sure of it (logit) as the scan's mean grey value there is bright."""
 
@@ -196,6 +216,16 @@ def test_a_task_of_several_references_has_their_mean_where_they_know() -> None:
     assert drawn(1.0).select(["b"]).surroundings == ()
 
 
+def test_with_tasks_of_references_every_scan_is_compared() -> None:
+    """What is usual is the least of what those that know surroundings say."""
+    one = replace(drawn(1.0, (2.0, 3.0), (5.0, 1.0)), usual=(0.5, 0.1), reference_hashes=("r1",))
+    two = replace(drawn(2.0, (4.0, 3.0), (5.0, 1.0)), usual=(0.3, 0.2), reference_hashes=("r2",))
+    assert ensemble([one, two, drawn(3.0)]).usual == (0.3, 0.1)
+    assert merge([one, replace(two, usual=(0.0, 0.0))]).usual == (0.0, 0.0)
+    assert ensemble([drawn(1.0), drawn(2.0)]).usual == (0.0, 0.0)
+    assert one.select(["b"]).usual == one.usual
+
+
 def test_retrieval_takes_them_from_the_references_it_chose() -> None:
     """Of a class nobody shows, and of one the query seems to lack, the start's stay."""
     pool = [
@@ -217,12 +247,17 @@ def test_a_task_knows_those_of_all_classes_or_of_none() -> None:
 
 
 def test_they_are_in_the_file_and_in_what_a_result_depends_on(tmp_path: Path) -> None:
-    task = drawn(1.0, (0.1, 1 / 3), (0.0, 0.0))
+    task = replace(drawn(1.0, (0.1, 1 / 3), (0.0, 0.0)), usual=(0.2, 2 / 3))
     save_task(tmp_path / "a.task", task)
     assert load_task(tmp_path / "a.task").surroundings == task.surroundings
-    assert describe(task)["surroundings"] == task.surroundings
-    others = [replace(task, surroundings=()), replace(task, surroundings=((0.1, 0.4), (0.0, 0.0)))]
-    assert len({digest(each) for each in [task, *others]}) == 3
+    assert load_task(tmp_path / "a.task").usual == task.usual
+    assert (describe(task)["surroundings"], describe(task)["usual"]) == (task.surroundings, task.usual)
+    others = [
+        replace(task, surroundings=()),
+        replace(task, usual=(0.2, 0.5)),
+        replace(task, surroundings=((0.1, 0.4), (0.0, 0.0))),
+    ]
+    assert len({digest(each) for each in [task, *others]}) == 4
 
 
 def test_references_are_read_once_more_for_it_unless_one_look_is_wanted() -> None:

@@ -108,8 +108,8 @@ def rewrite(path: Path, task: TaskEmbedding, **changes: object) -> None:
 
 
 def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) -> None:
-    rewrite(tmp_path / "x.task", task, schema_version=8, a_key_of_tomorrow=1)
-    with pytest.raises(TaskError, match=r"reads task files of schema 7; .*x\.task is of schema 8"):
+    rewrite(tmp_path / "x.task", task, schema_version=9, a_key_of_tomorrow=1)
+    with pytest.raises(TaskError, match=r"reads task files of schema 8; .*x\.task is of schema 9"):
         load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):

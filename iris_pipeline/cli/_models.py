@@ -247,7 +247,8 @@ def given_references(arguments: argparse.Namespace) -> GivenReferences:
 
 
 _OF_GRID = ("--pose", "--scale")
-_OF_SHOWING = (*_OF_GRID, "--grey", "--looks")
+_OF_REFERENCES = (*_OF_GRID, "--grey")
+_OF_SHOWING = (*_OF_REFERENCES, "--looks")
 _OF_FILES = ("--modality", "--reference-channel", "--subject-pattern")
 """tell of files of references, which -r alone takes"""
 
@@ -287,7 +288,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
     elif not arguments.r and strategy in (None, "bank"):
         # --confidence asks references of the store, which the seed draws
         drawn = ("-k",) if getattr(arguments, "confidence", False) else ("-k", "--draw")
-        _refuse(said, (*drawn, *_OF_FILES, *_OF_SHOWING), "The memory bank takes no references")
+        _refuse(said, (*drawn, *_OF_FILES, *_OF_REFERENCES), "The memory bank takes no references")
     elif not arguments.r:
         # of a split, a held-out dataset's references are shown in any pose and scale (`check_showing`)
         _refuse(
@@ -370,5 +371,6 @@ def summary(task: TaskEmbedding) -> str:
     pose = "" if task.pose.axes == UPRIGHT else f", pose {task.pose.axes}"
     weights = weights_of(task.grey, task.class_names)
     grey = ", grey values weighed " + ", ".join(f"{n} {w:g}" for n, w in weights.items()) if weights else ""
-    looks = ", two looks" if task.surroundings else ""
+    often = "a second look at unusual scans" if any(task.usual) else "two looks"
+    looks = f", {often}" if task.surroundings else ""
     return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{grey}{looks}"

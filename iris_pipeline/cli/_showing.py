@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
@@ -45,7 +46,8 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         default=SEARCHED.looks,
         help="of the same references: 2 looks at a scan roughly, matches its grey values to the references' round what "
         "was found, looks again, and takes what the model is surer of, so that what else is in the scan, or was "
-        "cropped away, says little; 1 leaves these two rough passes out (default: 2)",
+        "cropped away, says little; of the memory bank (-d): only where the scan is unlike most that trained the "
+        "model; 1 leaves these rough passes out (default: 2)",
     )
 
 
@@ -66,8 +68,12 @@ def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], 
     return value
 
 
-def check_showing(showing: Showing, stores: Iterable[Store]) -> None:
-    """PredictionError for a pose, scale or weight that none of the datasets' references would be shown in."""
+def check_showing(showing: Showing, stores: Iterable[Store], strategies: Iterable[str]) -> None:
+    """PredictionError for a pose, scale or weight that none of the datasets' references would be shown in; a number of
+    looks is the bank's, too.
+    """
+    if "bank" in strategies and replace(showing, looks=SEARCHED.looks) == SEARCHED:
+        return
     found = {store.manifest.dataset: store.manifest.role for store in stores}
     if showing != SEARCHED and "held-out" not in found.values():
         raise PredictionError(

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from iris_pipeline.bank_tasks import stored_pieces, stored_surroundings
 from iris_pipeline.checkpoint import export_checkpoint, load_model
 from iris_pipeline.cli._common import at_least_one, run
 from iris_pipeline.cli._models import find_run
 from iris_pipeline.judging import store_at_hand
 from iris_pipeline.nnunet_export import export_dataset
-from iris_pipeline.predict_split import stored_pieces
 from preprocessing.adapters import find_cases
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
@@ -72,10 +72,14 @@ def export_model_main(argv: list[str] | None = None) -> int:
         root = Root.resolve(arguments.root)
         source, out = find_run(root.results, arguments.run), Path(arguments.o).expanduser()
         loaded = load_model(source)
-        untold = loaded.plans.keys() - (loaded.state.pieces or {}).keys()
-        stores = {name: store_at_hand(loaded, root.preprocessed / name) for name in untold}
-        pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if store is not None}
-        model_hash = export_checkpoint(source, out, pieces)
+        at_hand = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
+        stores = {name: store for name, store in at_hand.items() if store is not None}
+        told, around = loaded.state.pieces or {}, loaded.state.surroundings or {}
+        pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if name not in told}
+        found = {name: stored_surroundings(loaded, stores[name]) for name in stores.keys() - around.keys()}
+        model_hash = export_checkpoint(
+            source, out, pieces, {name: each for name, each in found.items() if each is not None}
+        )
         size = sum(path.stat().st_size for path in out.iterdir())
         print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
         trained = loaded.state.trained or {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iris_pipeline import judging
+from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import (
@@ -42,7 +43,6 @@ from iris_pipeline.predict import (
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
-    bank_task,
     check_plan,
     note_references,
     predict_split,
@@ -189,7 +189,9 @@ def _predict_inputs(
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
-        task = bank_task(loaded, dataset, judging.store_at_hand(loaded, root.preprocessed / dataset))
+        task = bank_task(
+            loaded, dataset, judging.store_at_hand(loaded, root.preprocessed / dataset), arguments.looks
+        )
         print(f"Task: {summary(task)}.")
         judge = judge_of(
             arguments,
@@ -358,9 +360,9 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     loaded, folder = load_run(arguments, root, options.device, options.autocast)
     dataset = _dataset(arguments, loaded)
     store = open_stores(root.preprocessed, [dataset])[dataset]
-    check_showing(showing_of(arguments), [store])
-    cases, part = raw_cases(root, store), arguments.part or "test"
     experiment = _experiment(arguments, arguments.strategy or "bank")
+    check_showing(experiment.showing, [store], [experiment.strategy])
+    cases, part = raw_cases(root, store), arguments.part or "test"
     numbered = arguments.references is not None or arguments.seed is not None
     name = experiment_name(experiment, part, numbered)
     own = results_folder(folder, root) / "predictions" / dataset / name

@@ -120,7 +120,7 @@ def _command(arguments: argparse.Namespace) -> int:
     loaded, folder = load_run(arguments, root, device, options.autocast)
     folder = results_folder(folder, root)
     stores = open_stores(root.preprocessed, arguments.d)
-    check_showing(showing_of(arguments), stores.values())
+    check_showing(showing_of(arguments), stores.values(), arguments.strategies)
     jobs = plan_jobs(list(stores), arguments.strategies, arguments.k, arguments.draws, list(loaded.plans))
     cache = EmbeddingCache()
     problems = 0
