@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +207,23 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Loaded
         bank=bank,
         plans={name: _read_plan(folder, name, plan) for name, plan in content["plans"].items()},
         specs=content["specs"],
-        state=_read_run_state(content["state"]),
+        state=_read_run_state(folder, content),
         model_hash=found,
         version=content["version"],
     )
 
 
-def _read_run_state(content: dict[str, Any]) -> RunState:
-    """The state as it was: JSON's lists are tuples again; what an older version did not write is not known."""
+def _read_run_state(folder: Path, checkpoint: dict[str, Any]) -> RunState:
+    """The state as it was: JSON's lists are tuples again; what an older version did not write is not known.
+
+    CheckpointError for what a newer one wrote.
+    """
+    content = checkpoint["state"]
+    if unknown := content.keys() - {each.name for each in fields(RunState)}:
+        raise CheckpointError(
+            f"The checkpoint in {folder} tells {', '.join(sorted(unknown))}, which this version does not know: use "
+            f"iris-pipeline {checkpoint['version']} or newer."
+        )
     trained, wide = content.get("trained"), content.get("wide_datasets")
     if trained is not None:
         trained = {name: tuple(TrainedPart(**part) for part in parts) for name, parts in trained.items()}

@@ -18,7 +18,7 @@ import numpy as np
 from iris_pipeline.class_scores import MeasureOptions, class_measures
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
-from preprocessing.case import check_same_grid
+from preprocessing.case import check_same_grid, in_axes_of
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.parallel import parallel_map
@@ -155,9 +155,13 @@ def on_truth(
 ) -> np.ndarray:
     """The prediction's labels, uint8 [D,H,W], under the values that the truth has for the same names.
 
+    Its axes may lie in another order or direction than the truth's, as other tools write them; the voxels have to be
+    the same.
+
     Raises GridMismatchError if the grids differ by more than half a voxel anywhere, LabelValueError if a map
     holds a value that its classes do not name.
     """
+    prediction = in_axes_of(prediction, truth)
     try:
         check_same_grid(truth, prediction)
     except GridMismatchError:

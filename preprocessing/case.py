@@ -18,7 +18,7 @@ import numpy as np
 from preprocessing.errors import GridMismatchError, LabelValueError
 from preprocessing.geometry import GridTrace, Resampling
 from preprocessing.normalise import Normalisation, normalise
-from preprocessing.orientation import RAS, Pose
+from preprocessing.orientation import RAS, Pose, Reorientation
 from preprocessing.volume import CORNER_VOXELS, Volume, corner_shift
 
 EQUAL_MM = 1e-3  # headers hold float32: what is nearer than this is the same
@@ -59,6 +59,16 @@ def check_same_grid(image: Volume, labels: Volume) -> str | None:
     if millimetres <= EQUAL_MM:
         return None
     return f"the label's corners lie up to {millimetres:.2g} mm from the image's, whose geometry is used"
+
+
+def in_axes_of(volume: Volume, other: Volume) -> Volume:
+    """A volume with its axes in the order and the directions of another's: the same voxels, nothing is resampled."""
+    here, there = (Reorientation.to_ras(each.affine) for each in (volume, other))
+    if here == there:
+        return volume
+    array = there.undo(here.apply(volume.array))
+    upright = here.apply_affine(volume.affine, volume.shape)
+    return Volume(array, upright @ np.linalg.inv(there.apply_affine(np.eye(4), array.shape)))
 
 
 def preprocess_case(

@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from preprocessing import case as module
-from preprocessing.case import check_same_grid, preprocess_case
+from preprocessing.case import check_same_grid, in_axes_of, preprocess_case
 from preprocessing.errors import GridMismatchError, LabelValueError, RawDataError
 from preprocessing.geometry import Resampling
 from preprocessing.normalise import Normalisation, normalise
@@ -216,6 +216,22 @@ def test_another_shape_or_a_flipped_header_is_refused() -> None:
     image, labels = grids()
     with pytest.raises(GridMismatchError, match=r"lies 10\.0 voxels \(10\.0 mm\)"):
         check_same_grid(image, Volume(labels.array, labels.affine @ np.diag([-1, 1, 1, 1])))
+
+
+@pytest.mark.parametrize("axes", ["LPS", "SRA", "PIL"])
+def test_a_label_map_of_other_axes_comes_to_the_images_as_nibabel_brings_it(axes: str) -> None:
+    """Oblique, of three different edges and spacings; every world position keeps its value."""
+    image = Volume(np.zeros((4, 5, 6), np.float32), affine_of(3, (1.0, 2.0, 10.0)))
+    labels = Volume(np.arange(120, dtype=np.uint8).reshape(4, 5, 6), image.affine)
+    file = nib.Nifti1Image(labels.array.transpose(), labels.affine)
+    start, end = nib.io_orientation(file.affine), nib.orientations.axcodes2ornt(tuple(axes))
+    turned = file.as_reoriented(nib.orientations.ornt_transform(start, end))
+    moved = Volume(np.asarray(turned.dataobj).transpose(), turned.affine)
+    assert moved.shape != labels.shape or not np.array_equal(moved.array, labels.array)
+    found = in_axes_of(moved, image)
+    assert np.array_equal(found.array, labels.array)
+    np.testing.assert_allclose(found.affine, labels.affine, atol=1e-9)
+    assert in_axes_of(labels, image) is labels
 
 
 # Labels and grey values that cannot be used

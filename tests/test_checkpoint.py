@@ -91,6 +91,18 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
         restore_optimizer(tmp_path / "half", build_lamb(loaded.model, 1e-3, 1e-5))
 
 
+def test_what_a_newer_version_told_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "state.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["state"] |= {"tomorrow": 1}
+    path.write_text(json.dumps(content | {"version": "9.0"}), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"tells tomorrow, which this version does not know: use iris-pip.* 9\.0"
+    ):
+        load_model(tmp_path)
+
+
 def test_an_exported_model_tells_which_classes_are_one_piece(tmp_path: Path) -> None:
     write(tmp_path / "run" / "checkpoint")
     export_checkpoint(tmp_path / "run", tmp_path / "half", {"ct": {"liver": 0.97}})

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scans import save
@@ -92,6 +93,21 @@ def test_rows_by_hand(toy: Toy) -> None:
     assert (rows["b", "spleen"].dice, rows["b", "spleen"].truth_voxels) == (0.0, 0)  # mask only
     assert math.isnan(rows["c", "spleen"].dice)  # in neither
     assert (rows["c", "spleen"].truth_voxels, rows["c", "spleen"].predicted_voxels) == (0, 0)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "SRA"])
+def test_a_prediction_whose_axes_lie_otherwise_is_scored_as_it_was(toy: Toy, axes: str) -> None:
+    """As nibabel reorients it: the same voxels at the same places in the body."""
+    toy.add("a", label_map(liver=10, spleen=4), label_map(liver=6, spleen=4))
+    before = toy.rows()["a", "liver"]
+    path = toy.predicted / "a.nii.gz"
+    file = nib.load(path)
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(file.affine), nib.orientations.axcodes2ornt(tuple(axes))
+    )
+    nib.save(file.as_reoriented(turn), path)
+    assert not np.array_equal(nib.load(path).affine, AFFINE)
+    assert toy.rows()["a", "liver"] == before and before.dice == 0.75
 
 
 def test_a_partly_labelled_truth_does_not_judge_what_it_lacks(toy: Toy) -> None:
