@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from iris_pipeline.advisor import HELPS, HURTS, UNTOLD, Advice, Trial
 from iris_pipeline.rivals import MARGIN, Attempt, class_dice, comparison_text, mean_dice
-from preprocessing.files import write_text
+from preprocessing.files import replaced, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -155,10 +154,9 @@ def draw_advice(
         _draw_matrix(row[0], trials, ids, name)
         _draw_gains(row[1], advice, ids, name)
         _draw_sizes(row[2], advice, name)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def _draw_matrix(axes: Axes, trials: Sequence[Trial], ids: Sequence[str], class_name: str) -> None:

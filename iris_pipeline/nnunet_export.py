@@ -16,7 +16,6 @@ imagesTr, fold 0 trains and validates on them, and imagesTs holds the test cases
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ import numpy as np
 from preprocessing.adapters import Case
 from preprocessing.case import check_same_grid
 from preprocessing.errors import ExportError, RawDataError
-from preprocessing.files import discard, file_digest, temporary_name, text_digest, write_text
+from preprocessing.files import file_digest, replaced, text_digest, write_text
 from preprocessing.lock import FILE as LOCK
 from preprocessing.lock import only_run_in
 from preprocessing.parallel import parallel_map
@@ -317,13 +316,8 @@ def _is_plain_nifti(image: Source) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(target, ".part")
-    try:
+    with replaced(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        discard(temporary)
 
 
 def _write_json(path: Path, content: Any) -> None:

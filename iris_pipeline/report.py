@@ -8,7 +8,6 @@ The page holds everything itself (styles, script, figures, pictures) and asks no
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from iris_pipeline.report_parts import (
 from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_table, read_run
 from preprocessing.errors import EvaluationError, IrisError
-from preprocessing.files import write_text
+from preprocessing.files import replaced, write_text
 from preprocessing.paths import Root
 from preprocessing.store import MANIFEST
 
@@ -135,11 +134,9 @@ def write_picture(
     view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
     title = f"{spec.title}, test case {case}, {chosen}: mean Dice {told_score(scores.mean())}"
     figure = case_figure(view, title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".part.{out.name}")
-    figure.savefig(temporary, dpi=100, facecolor="black")
+    with replaced(out, out.suffix) as temporary:
+        figure.savefig(temporary, dpi=100, facecolor="black")
     plt.close(figure)
-    os.replace(temporary, out)
     return title
 
 

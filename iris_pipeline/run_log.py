@@ -15,6 +15,7 @@ import matplotlib
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, write_json
 from iris_pipeline.losses import LossParts
 from iris_pipeline.provenance import command_line, revision
+from preprocessing.files import replaced
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -149,7 +150,6 @@ def draw_curve(folder: Path) -> None:
     right.set(ylabel="validation Dice (one-shot, crops)", ylim=(0, 1))
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
-    temporary = folder / "curve.tmp.png"
-    figure.savefig(temporary, dpi=110)
+    with replaced(folder / "curve.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(folder / "curve.png")

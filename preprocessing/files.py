@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -27,22 +27,26 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """The same for bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
+    with replaced(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def replaced(path: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """A hidden name beside `path` to write to, of this process alone; it is renamed to `path` at the end, and removed
+    where writing failed. The folder is made. ending: of that name, for writers that choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+    try:
+        yield temporary
         os.replace(temporary, path)
     finally:
         discard(temporary)
 
 
-def temporary_name(path: Path, ending: str = ".tmp") -> Path:
-    """A hidden name beside `path` for what is being written; another process that writes the same has its own."""
-    return path.with_name(f".{path.name}.{os.getpid()}{ending}")
-
-
 def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what killed writers of files of these names (a pattern) left under `temporary_name`.
+    """Remove what killed writers of files of these names (a pattern) left of `replaced`.
 
     Only where nobody else writes now.
     """

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from preprocessing.files import write_text
 from preprocessing.phantom_anatomy import Anatomy, Organ, Triple, distance_mm, draw_anatomy
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume, write_volume
@@ -210,9 +210,7 @@ def _write_description(folder: Path, kind: Kind, ids: list[str], classes: dict[s
         "training": pairs,
         "test": [],
     }
-    temporary = folder / "dataset.json.tmp"
-    temporary.write_text(json.dumps(description, indent=1) + "\n")
-    os.replace(temporary, folder / "dataset.json")
+    write_text(folder / "dataset.json", json.dumps(description, indent=1) + "\n")
 
 
 def _number(kind: Kind) -> int:

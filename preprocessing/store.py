@@ -10,7 +10,6 @@ Arrays are [D,H,W] = (z,y,x) in RAS+; shapes, spacings (mm) and boxes have the s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import ndimage
 
 from preprocessing.errors import StoreError
-from preprocessing.files import load_json, save_json
+from preprocessing.files import load_json, replaced, save_json
 from preprocessing.fingerprint import Verdict
 from preprocessing.plan import MANIFEST, Plan, Shape, Triple
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
@@ -221,22 +220,20 @@ def describe_labels(labels: np.ndarray, spacing_mm: Triple, classes: dict[str, i
 
 
 def _write_array(path: Path, array: np.ndarray, patch: Shape) -> int:
-    """One compressed array under a temporary name, then renamed; returns the file's bytes."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
+    """One compressed array, written under a temporary name; returns the file's bytes."""
     chunks = tuple(min(edge, size) for edge, size in zip(patch, array.shape, strict=True))
     # Blocks are what is decompressed at least: a quarter of the patch's edge wastes little at a box's border.
     blocks = tuple(min(chunk, max(8, edge // 4)) for chunk, edge in zip(chunks, patch, strict=True))
     # The order of the blocks and a byte of the header depend on numbers of threads: one gives stable bytes.
     compression: dict[str, Any] = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1}
-    blosc2.asarray(
-        np.ascontiguousarray(array),
-        urlpath=str(temporary),
-        mode="w",
-        chunks=chunks,
-        blocks=blocks,
-        cparams=compression,
-        dparams={"nthreads": 1},
-    )
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunks,
+            blocks=blocks,
+            cparams=compression,
+            dparams={"nthreads": 1},
+        )
     return path.stat().st_size

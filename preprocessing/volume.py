@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import RawDataError
-from preprocessing.files import discard, temporary_name
+from preprocessing.files import replaced
 from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file
 
 # nibabel prints remarks on odd headers; what has to be said our one sentence says
@@ -154,13 +153,8 @@ def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None
     _place(image.header, volume.affine, volume.header)
     if scale is not None:
         image.header.set_slope_inter(scale, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path, f".part{ending}")
-    try:
+    with replaced(path, f".part{ending}") as temporary:
         nib.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        discard(temporary)
 
 
 def orientation_conflict(path: Path) -> str | None:

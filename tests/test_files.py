@@ -10,7 +10,7 @@ import pytest
 
 from preprocessing import files as module
 from preprocessing.errors import RawDataError
-from preprocessing.files import refusal, write_bytes, write_text
+from preprocessing.files import refusal, replaced, write_bytes, write_text
 
 
 def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,17 @@ def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pyte
     write_text(path, "ours")
     assert path.read_text(encoding="utf-8") == "ours"
     assert list(tmp_path.iterdir()) == [path] and met[0].name == f".a.json.{os.getpid()}.tmp"
+
+
+def test_a_writer_that_breaks_off_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "curve.png"
+    with replaced(path, ".png") as temporary:
+        assert temporary.name == f".curve.png.{os.getpid()}.png" and temporary.parent == path.parent
+        temporary.write_text("first")
+    with pytest.raises(ValueError, match="half way"), replaced(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("half way")
+    assert list(path.parent.iterdir()) == [path] and path.read_text() == "first"
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

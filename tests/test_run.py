@@ -147,7 +147,7 @@ def test_a_run_broken_off_resumes_to_the_same_bytes(
         prepare(tiny_raw, tiny_raw.root, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     assert not (folder / "manifest.json").exists()
-    (folder / "cases" / "s2_b.b2nd.tmp").write_bytes(b"half a case")
+    (folder / "cases" / ".s2_b.b2nd.77.tmp").write_bytes(b"half a case")
     (folder / "cases" / "s3_a.b2nd").write_bytes(b"an image without its labels and record")
     prepare(tiny_raw, tiny_raw.root, tmp_path / "out")
     assert begun == ["s1_a", "s2_a", "s2_b", "s2_b", "s3_a", "s4_a"]
