@@ -12,6 +12,7 @@ are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.native import FULL
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import SEARCH
+from iris_pipeline.predict import modality_warning
 from iris_pipeline.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
@@ -253,8 +255,8 @@ def segment(
     options: InferenceOptions | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """Label map uint8 [D,H,W] on the scan's own grid: the label map of `segment_all`, and its errors."""
-    return segment_all(loaded, task, scan, options, progress=progress).labels
+    """Label map uint8 [D,H,W] on the scan's own grid: the label map of `segment_all`, its errors and its warning."""
+    return _segment(loaded, task, scan, options, Wanted(), progress).labels
 
 
 def segment_all(
@@ -272,14 +274,29 @@ def segment_all(
     Classes have the tasks' own values where these differ, else 1, 2, 3, ... in their order (`scan.unite`); a voxel
     takes the most probable class of all. RawDataError for a scan that cannot be used (also values that are not finite
     or all one, a field of view that no body has), ReferenceCaseError if it is one of the tasks' references, TaskError
-    for tasks that are of another model or do not go together, or if there is none.
+    for tasks that are of another model or do not go together, or if there is none. A UserWarning where the scan's grey
+    values do not look like a task's modality.
     """
+    return _segment(loaded, tasks, scan, options, Wanted(masks, probabilities), progress)
+
+
+def _segment(
+    loaded: LoadedModel,
+    tasks: Tasks,
+    scan: Scan,
+    options: InferenceOptions | None,
+    wanted: Wanted,
+    progress: bool,
+) -> Segmentation:
     image = scan.volume
     check_grey_values(image.array, "The scan")
     check_field(image.shape, image.spacing_mm, "the scan")
     given = [tasks] if isinstance(tasks, TaskEmbedding) or callable(tasks) else list(tasks)
     united = unite([each if isinstance(each, TaskEmbedding) else each(image) for each in given])
-    found = segment_scan(loaded, united, image, options, Wanted(masks, probabilities), progress)
+    for warning in dict.fromkeys(modality_warning(each, image) for each in united):
+        if warning:
+            warnings.warn(f"The scan: {warning}", stacklevel=3)
+    found = segment_scan(loaded, united, image, options, wanted, progress)
     return Segmentation(
         found.labels,
         {name: value for each in united for name, value in each.classes.items()},

@@ -25,6 +25,7 @@ DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice'
 DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
 IMAGE_KINDS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")  # storage classes (DICOM PS3.4, B.5)
 HEAD = 1024  # bytes of a DICOM file that hold its storage class
+SHORT_OF_MEMORY = "Failed to allocate memory"  # as ITK says it
 UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
 
 
@@ -45,6 +46,17 @@ def damaged(path: Path, error: Exception) -> RawDataError:
     """The sentence for a file that a reader broke on."""
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return RawDataError(f"{path} cannot be read ({reason}): the file is damaged, copy it again.")
+
+
+def too_large(path: Path, wanted: str = "") -> RawDataError:
+    """Memory was short: mostly nothing is wrong with the file, but a damaged header may ask for anything.
+
+    wanted: how much its header asks for.
+    """
+    return RawDataError(
+        f"{path} needs more memory than is free{f' ({wanted})' if wanted else ''}: make some free or give fewer "
+        "--workers, then run again; if it should be smaller, copy it again."
+    )
 
 
 @contextmanager
@@ -153,7 +165,9 @@ def _from_itk(
 ) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = read()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or SHORT_OF_MEMORY in str(error):
+            raise too_large(path) from error
         raise damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())

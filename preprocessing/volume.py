@@ -26,7 +26,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import RawDataError
 from preprocessing.files import replaced
-from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file
+from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file, too_large
 
 # nibabel prints remarks on odd headers; what has to be said our one sentence says
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -309,13 +309,9 @@ def _one_frame(
 
 
 def _too_large(path: Path, image: nib.Nifti1Image) -> RawDataError:
-    """Memory was short: mostly nothing is wrong with the file, but a damaged header may ask for anything."""
     shape = " x ".join(map(str, image.shape))
     megabytes = np.prod(image.shape, dtype=float) * image.get_data_dtype().itemsize / 2**20
-    return RawDataError(
-        f"{path} needs more memory than is free ({megabytes:.0f} MiB for the {shape} voxels that its header tells): "
-        "make some free or give fewer --workers, then run again; if it should be smaller, copy it again."
-    )
+    return too_large(path, f"{megabytes:.0f} MiB for the {shape} voxels that its header tells")
 
 
 def _in_mm(header: nib.Nifti1Header) -> nib.Nifti1Header:

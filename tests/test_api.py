@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,21 @@ def test_the_memory_of_a_model_is_a_task() -> None:
     loaded = loaded_with(GreyModel(width=0.05), bank=memory, plans={"blobs": PLAN}, specs=specs)
     found = segment(loaded, bank(loaded, "blobs"), scan, OPTIONS)
     assert np.array_equal(found, np.array([0, 1, 4])[labels])
+
+
+def test_grey_values_of_another_modality_are_warned_of_where_the_call_stands() -> None:
+    scan, _, (ball, _) = two_blocks()
+    in_hu = replace(scan, image=scan.image - 900.0)
+    loaded, task = loaded_with(GreyModel(width=0.05)), make_task([ball], ("ball",))
+    for call in (segment, segment_all):
+        with pytest.warns(
+            UserWarning, match=r"The scan: the task is of MR, but values down to -9\d\d"
+        ) as told:
+            call(loaded, task, in_hu, OPTIONS)
+        assert [each.filename for each in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segment(loaded, task, scan, OPTIONS)
 
 
 def test_scans_that_iris_predict_refuses_are_refused() -> None:

@@ -305,3 +305,19 @@ def test_the_only_channel_is_number_0(tmp_path: Path) -> None:
         assert np.array_equal(read_volume(tmp_path / name, 0).array, numbers(4, 5, 6))
         with pytest.raises(RawDataError, match=rf"{name} has one channel, 0, but channel 1 was asked for"):
             read_volume(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("mha", b"DimSize = "), ("nrrd", b"sizes: ")])
+def test_a_header_that_asks_for_more_memory_than_there_is_does_not_make_a_file_damaged(
+    kind: str, told: bytes, tmp_path: Path
+) -> None:
+    """116 TiB, which no machine gives."""
+    path = tmp_path / f"huge.{kind}"
+    sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkInt16), str(path))
+    content = path.read_bytes()
+    assert content.count(told + b"4 4 4") == 1
+    path.write_bytes(content.replace(told + b"4 4 4", told + b"40000 40000 40000"))
+    with pytest.raises(
+        RawDataError, match=rf"huge\.{kind} needs more memory than is free: make some free or"
+    ):
+        read_volume(path)
