@@ -132,6 +132,7 @@ ORDER = (
     "iris_pipeline.tuning",
     "iris_pipeline.rivals",
     "iris_pipeline.query_tasks",
+    "iris_pipeline.kept_task",
     "iris_pipeline.api",
     "iris_pipeline.advisor",
     "iris_pipeline.advice_page",

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one, not_negative
-from iris_pipeline.cli._showing import add_showing_options
+from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.grey import weights_of
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.precision import choose_precision
@@ -321,6 +322,17 @@ def _refuse(said: Sequence[str], useless: Sequence[str], why: str) -> None:
         raise PredictionError(
             f"{why}: {', '.join(lost)} would change nothing; leave {'it' if len(lost) == 1 else 'them'} out."
         )
+
+
+def encoding_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say on how references become a task, for `encode_files` and its like."""
+    return {
+        "count": arguments.references,
+        "seed": arguments.seed or 0,
+        "modality": arguments.modality,
+        "showing": showing_of(arguments),
+        "tuning": tuning_settings(arguments),
+    }
 
 
 def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:

@@ -18,6 +18,7 @@ from iris_pipeline.cli._models import (
     add_reference_options,
     autocast_of,
     check_fit,
+    encoding_of,
     given_references,
     load_run,
     results_folder,
@@ -30,6 +31,7 @@ from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of,
 from iris_pipeline.cli._showing import check_showing, showing_of
 from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.kept_task import kept_task, request_name
 from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
@@ -224,42 +226,37 @@ def _predict_from_files(
     """-r with any strategy: one task for all scans, or one for each."""
     check_out(loaded, inputs, out, options, arguments.overwrite)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
-    seed, modality = arguments.seed or 0, arguments.modality
+    asked = encoding_of(arguments)
     judge = judge_of(
         arguments,
         loaded,
         folder,
         options,
-        witnesses=lambda: judging.file_witnesses(loaded, files, options, seed),
+        witnesses=lambda: judging.file_witnesses(loaded, files, options, asked["seed"]),
         volumes=lambda _: judging.file_volumes(files),
     )
     if strategy in ONE_TASK:
-        task = encode_files(
-            loaded,
-            files,
-            options,
-            strategy=strategy,
-            count=arguments.references,
-            seed=seed,
-            modality=modality,
-            showing=showing_of(arguments),
-            tuning=tuning_settings(arguments),
-            progress=True,
+        path = out / request_name(loaded.model_hash, files, options, strategy=strategy, **asked)
+        if arguments.overwrite:
+            path.unlink(missing_ok=True)
+        task, there = kept_task(
+            path, lambda: encode_files(loaded, files, options, strategy=strategy, progress=True, **asked)
         )
         tell_task(task, arguments, files.classes)
-        tell_better(strategy, files)
+        if there:
+            print(f"It was made before: {path}; --overwrite makes it anew.")
+        else:
+            print(f"Kept for further scans, also for -t: {path}.")
+            tell_better(strategy, files)
         return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
         loaded,
         files,
         options,
-        count=arguments.references,
-        seed=seed,
-        modality=modality,
-        showing=showing_of(arguments),
         retrieval=_retrieval_settings(arguments),
         progress=True,
+        **asked,
     )
     tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
     return predict_cases(

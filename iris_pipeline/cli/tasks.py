@@ -16,15 +16,14 @@ from iris_pipeline.cli._models import (
     add_reference_options,
     autocast_of,
     check_fit,
+    encoding_of,
     find_run,
     given_references,
     load_run,
     summary,
     tell_task,
     tuned_text,
-    tuning_settings,
 )
-from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import ONE_TASK, encode_files
@@ -71,13 +70,9 @@ def _encode_command(arguments: argparse.Namespace) -> int:
         files,
         InferenceOptions(device=device, autocast=autocast_of(arguments.precision, device)),
         strategy=arguments.strategy,
-        count=arguments.references,
-        seed=arguments.seed or 0,
-        modality=arguments.modality,
-        showing=showing_of(arguments),
         like=load_task(arguments.like, loaded.model_hash) if arguments.like else None,
-        tuning=tuning_settings(arguments),
         progress=True,
+        **encoding_of(arguments),
     )
     tell_task(task, arguments, files.classes)
     if arguments.dated:

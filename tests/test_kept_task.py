@@ -1,0 +1,110 @@
+"""The task that references became is kept beside the masks, and taken again only where nothing was asked otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_model import make_task
+from test_cli_predict import write_run
+from test_cli_tasks import COARSE, references
+
+import iris_pipeline.cli.predict as command
+from iris_pipeline.cli.predict import predict_main
+from iris_pipeline.kept_task import kept_task, request_name
+from iris_pipeline.predict import digest
+from iris_pipeline.query_tasks import encode_files
+from iris_pipeline.references import ReferenceFiles, find_references
+from iris_pipeline.showing import SEARCHED, Showing
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.task_file import load_task
+from preprocessing.store import Store
+
+OPTIONS = InferenceOptions(overlap=0.25)
+
+
+def name_of(files: ReferenceFiles, options: InferenceOptions = OPTIONS, **changes: Any) -> str:
+    asked = {"model_hash": "a", "strategy": "tuning", "seed": 0, "showing": SEARCHED} | changes
+    return request_name(asked.pop("model_hash"), files, options, **asked)
+
+
+def test_the_name_depends_on_all_that_the_task_depends_on(tiny_raw: Any, tmp_path: Path) -> None:
+    folder = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s4_a"])
+    files = find_references(folder)
+    first = name_of(files)
+    assert first == name_of(find_references(folder)) and len(first) == len("references-.task") + 12
+    machine = replace(OPTIONS, device="cuda", autocast=True, batch_size=8)
+    assert name_of(files, machine) == first, "where it runs has no say"
+    other_person = replace(files.cases[0], subject="somebody")
+    others = [
+        name_of(files, model_hash="b"),
+        name_of(files, strategy="refining"),
+        name_of(files, seed=1),
+        name_of(files, showing=Showing(looks=1)),
+        name_of(files, replace(OPTIONS, overlap=0.5)),
+        name_of(replace(files, classes={"left": 1})),
+        name_of(replace(files, cases=files.cases[:1])),
+        name_of(replace(files, cases=(other_person, *files.cases[1:]))),
+    ]
+    shutil.copy(folder / "labels" / "s1_a.nii.gz", folder / "labels" / "s4_a.nii.gz")  # drawn anew
+    others.append(name_of(find_references(folder)))
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_a_task_is_made_once_and_again_where_its_file_is_damaged(tmp_path: Path) -> None:
+    made, path = [], tmp_path / "out" / "references-0123.task"
+
+    def make() -> Any:
+        made.append(1)
+        return make_task([1 / 3])
+
+    first, there = kept_task(path, make)
+    assert not there and digest(first) == digest(make_task([1 / 3]))
+    again, there = kept_task(path, make)
+    assert there and digest(again) == digest(first) and len(made) == 1
+    whole = path.read_bytes()
+    path.unlink()  # what is loaded may lie in the file itself
+    path.write_bytes(whole[:-4])
+    mended, there = kept_task(path, make)
+    assert not there and digest(mended) == digest(first) and len(made) == 2
+    other = path.with_name("references-4567.task")
+    kept_task(other, make)
+    assert list(path.parent.iterdir()) == [other], "a folder holds results of one task"
+
+
+def test_further_scans_find_the_task_made(
+    tiny_raw: Any, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_run(tmp_path / "results" / "run", tiny_store, 0, "2026-01-01 10:00:00")
+    refs = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s4_a"])
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    shown = ["--pose", "upright", "--scale", "1", "--grey", "0", *COARSE]
+    predict = ["-i", str(scans), "-o", str(out), "-r", str(refs), "--root", str(tmp_path), *shown]
+    calls = []
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(more["strategy"])
+        return encode_files(*arguments, **more)
+
+    monkeypatch.setattr(command, "encode_files", counted)
+    shutil.copy(tiny_raw.dataset / "imagesTr" / "s2_a.nii.gz", scans)
+    assert predict_main(predict) == 0
+    said = capsys.readouterr().out
+    (kept,) = out.glob("*.task")
+    assert f"Kept for further scans, also for -t: {kept}." in said and "Where the masks disappoint" in said
+    shutil.copy(tiny_raw.dataset / "imagesTr" / "s3_a.nii.gz", scans)
+    assert predict_main(predict) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"It was made before: {kept}; --overwrite makes it anew." in said and "1 segmented, 1 skipped" in said
+    )
+    assert "Where the masks disappoint" not in said and calls == ["ensemble"]
+    assert predict_main([*predict, "--overwrite"]) == 0 and calls == ["ensemble"] * 2
+    assert load_task(kept).made_by == "ensemble"
+    with_file = ["-i", str(scans), "-o", str(tmp_path / "by_file"), "-t", str(kept), "--root", str(tmp_path)]
+    assert predict_main([*with_file, *COARSE]) == 0
+    assert (tmp_path / "by_file" / "s3_a.nii.gz").read_bytes() == (out / "s3_a.nii.gz").read_bytes()
