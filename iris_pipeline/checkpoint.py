@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def save_checkpoint(
 
 
 def export_checkpoint(
-    source: Path,
+    loaded: LoadedModel,
     folder: Path,
     pieces: Mapping[str, Mapping[str, float]] | None = None,
     surroundings: Mapping[str, KnownSurroundings] | None = None,
@@ -164,12 +165,11 @@ def export_checkpoint(
     Its hash is its own, since rounding changes the weights: tasks are encoded with the one or with the other.
     pieces, surroundings: of its datasets, for the bank; those that it tells itself stay.
 
-    Returns the hash. CheckpointError as `load_model`, and where `folder` holds a checkpoint already.
+    Returns the hash. CheckpointError where `folder` holds a checkpoint already.
     """
-    loaded = load_model(source)
     if (folder / STATE_FILE).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
-    model = loaded.model.half().float()  # what load_model will find
+    model = deepcopy(loaded.model).half().float()  # what load_model will find
     known = {name: dict(found) for name, found in (pieces or {}).items()} | (loaded.state.pieces or {})
     around = dict(surroundings or {}) | (loaded.state.surroundings or {})
     state = replace(loaded.state, pieces=known or None, surroundings=around or None)

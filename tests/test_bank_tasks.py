@@ -127,9 +127,11 @@ def test_an_exported_model_tells_it(tiny_store: Store, tmp_path: Path) -> None:
     assert export_model_main(["run", "-o", str(tmp_path / "out"), "--root", str(tmp_path)]) == 0
     told = load_model(tmp_path / "out").state.surroundings
     assert told == {"tiny": stored_surroundings(stub, tiny_store)}
-    export_checkpoint(tmp_path / "out", tmp_path / "again", surroundings={"tiny": TOLD, "other": TOLD})
+    export_checkpoint(
+        load_model(tmp_path / "out"), tmp_path / "again", surroundings={"tiny": TOLD, "other": TOLD}
+    )
     kept = load_model(tmp_path / "again").state.surroundings
     assert kept == {**told, "other": TOLD}, "what it tells itself stays"
-    export_checkpoint(run, tmp_path / "untold")
+    export_checkpoint(load_model(run), tmp_path / "untold")
     assert load_model(tmp_path / "untold").state.surroundings is None
     assert replace(load_model(tmp_path / "out").state, surroundings=None, pieces=None) == stub.state

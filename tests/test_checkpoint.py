@@ -68,7 +68,7 @@ def write(folder: Path, seed: int = 0, iteration: int = 2) -> tuple[Iris, torch.
 
 def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path) -> None:
     model, _, bank = write(tmp_path / "run" / "checkpoint")
-    exported = export_checkpoint(tmp_path / "run", tmp_path / "half")
+    exported = export_checkpoint(load_model(tmp_path / "run"), tmp_path / "half")
     loaded = load_model(tmp_path / "half")
     assert loaded.model_hash == exported != hash_weights(model)
     for name, tensor in model.state_dict().items():
@@ -86,7 +86,7 @@ def test_an_exported_model_is_the_rounded_one_and_keeps_the_bank(tmp_path: Path)
     with pytest.raises(
         CheckpointError, match=r"half holds a checkpoint already: give another -o, or remove it"
     ):
-        export_checkpoint(tmp_path / "run", tmp_path / "half")
+        export_checkpoint(load_model(tmp_path / "run"), tmp_path / "half")
     with pytest.raises(CheckpointError, match="it can predict but not be resumed"):
         restore_optimizer(tmp_path / "half", build_lamb(loaded.model, 1e-3, 1e-5))
 
@@ -105,12 +105,14 @@ def test_what_a_newer_version_told_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_exported_model_tells_which_classes_are_one_piece(tmp_path: Path) -> None:
     write(tmp_path / "run" / "checkpoint")
-    export_checkpoint(tmp_path / "run", tmp_path / "half", {"ct": {"liver": 0.97}})
+    export_checkpoint(load_model(tmp_path / "run"), tmp_path / "half", {"ct": {"liver": 0.97}})
     assert load_model(tmp_path / "half").state.pieces == {"ct": {"liver": 0.97}}
-    export_checkpoint(tmp_path / "half", tmp_path / "again", {"ct": {"liver": 0.5}, "mr": {"spleen": 1.0}})
+    export_checkpoint(
+        load_model(tmp_path / "half"), tmp_path / "again", {"ct": {"liver": 0.5}, "mr": {"spleen": 1.0}}
+    )
     known = load_model(tmp_path / "again").state.pieces
     assert known == {"ct": {"liver": 0.97}, "mr": {"spleen": 1.0}}, "what it tells itself stays"
-    export_checkpoint(tmp_path / "run", tmp_path / "untold")
+    export_checkpoint(load_model(tmp_path / "run"), tmp_path / "untold")
     assert load_model(tmp_path / "untold").state.pieces is None
 
 

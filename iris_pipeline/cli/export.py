@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from iris_pipeline.averaged import averaged
 from iris_pipeline.bank_tasks import stored_pieces, stored_surroundings
 from iris_pipeline.checkpoint import export_checkpoint, load_model
 from iris_pipeline.cli._common import at_least_one, run
@@ -56,44 +57,42 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
 
 
 def export_model_main(argv: list[str] | None = None) -> int:
-    """`iris_export_model RUN -o FOLDER`; returns the exit status."""
+    """`iris_export_model RUN... -o FOLDER`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="iris_export_model",
-        description="A run's model as float16 weights with its memory bank: half as large; it cannot be resumed.",
+        description="A run's model as float16 weights with its memory bank: half as large; it cannot be resumed. Of "
+        "several runs that started from the same weights, their mean.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs under results/, or their folders")
     parser.add_argument(
         "-o", required=True, metavar="FOLDER", help="the new model's folder, for iris_predict -m"
     )
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
     arguments = parser.parse_args(argv)
+    return run(lambda: _export_model_command(arguments))
 
-    def command() -> int:
-        root = Root.resolve(arguments.root)
-        source, out = find_run(root.results, arguments.run), Path(arguments.o).expanduser()
-        loaded = load_model(source)
-        at_hand = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
-        stores = {name: store for name, store in at_hand.items() if store is not None}
-        told, around = loaded.state.pieces or {}, loaded.state.surroundings or {}
-        pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if name not in told}
-        found = {name: stored_surroundings(loaded, stores[name]) for name in stores.keys() - around.keys()}
-        model_hash = export_checkpoint(
-            source, out, pieces, {name: each for name, each in found.items() if each is not None}
+
+def _export_model_command(arguments: argparse.Namespace) -> int:
+    root, out = Root.resolve(arguments.root), Path(arguments.o).expanduser()
+    loaded = averaged([load_model(find_run(root.results, name)) for name in arguments.runs])
+    at_hand = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
+    stores = {name: store for name, store in at_hand.items() if store is not None}
+    told, around = loaded.state.pieces or {}, loaded.state.surroundings or {}
+    pieces = {name: stored_pieces(loaded, store) for name, store in stores.items() if name not in told}
+    found = {name: stored_surroundings(loaded, stores[name]) for name in stores.keys() - around.keys()}
+    surroundings = {name: each for name, each in found.items() if each is not None}
+    model_hash = export_checkpoint(loaded, out, pieces, surroundings)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    whose = f", the mean of {len(arguments.runs)} runs" if len(arguments.runs) > 1 else ""
+    print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}{whose}; use it with -m {out}.")
+    trained = loaded.state.trained or {}
+    cases = {(name, each) for name, parts in trained.items() for part in parts for each in part.cases or ()}
+    if cases:
+        print(
+            f"Its state.json names the {len(cases)} cases that it has learnt from, and their subjects: see whether "
+            "they may be known before you give it away."
         )
-        size = sum(path.stat().st_size for path in out.iterdir())
-        print(f"Written: {out} ({size / 1e6:.1f} MB), model {model_hash}; use it with -m {out}.")
-        trained = loaded.state.trained or {}
-        cases = {
-            (name, each) for name, parts in trained.items() for part in parts for each in part.cases or ()
-        }
-        if cases:
-            print(
-                f"Its state.json names the {len(cases)} cases that it has learnt from, and their subjects: see whether "
-                "they may be known before you give it away."
-            )
-        return 0
-
-    return run(command)
+    return 0
 
 
 def _export_command(arguments: argparse.Namespace) -> int:
