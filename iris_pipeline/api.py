@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.native import FULL
 from iris_pipeline.pool import EmbeddingCache
@@ -30,7 +31,6 @@ from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.scan import Wanted, segment_scan, unite
 from iris_pipeline.showing import Showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import bank
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
@@ -39,6 +39,7 @@ from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseErr
 from preprocessing.findings import check_field, check_grey_values
 from preprocessing.source import Source
 from preprocessing.spec import Modality
+from preprocessing.store import Store
 from preprocessing.volume import SINGULAR, Volume
 
 __all__ = [
@@ -246,6 +247,20 @@ def strategy_of(
         tuning=tuning,
         progress=progress,
     )[0]
+
+
+def bank(
+    loaded: LoadedModel, dataset: str, *, store: Path | str | None = None, looks: int = 2
+) -> TaskEmbedding:
+    """The task of a dataset that the model was trained on, from its memory: no reference is needed.
+
+    store: the folder of the dataset's store (preprocessed/NAME), which tells what an exported model tells itself and a
+    run's own checkpoint does not: which classes are one piece, and what scans have round them. looks: as in `encode`,
+    here only at scans that are unlike most that trained it. TaskError if the model has no memory of the dataset,
+    StoreError for a folder that is no store, PredictionError for another number of looks.
+    """
+    stored = None if store is None else Store.open(Path(store))
+    return bank_task(loaded, dataset, stored, Showing.of(SEARCH, SEARCH, looks=looks).looks)
 
 
 def segment(

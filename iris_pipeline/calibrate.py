@@ -69,8 +69,10 @@ class _Job:
     def name(self) -> str:
         """Of the row's file."""
         strategy = f"{self.experiment.strategy}_k{self.experiment.count}_draw{self.experiment.seed}"
-        if not self.familiar:
-            showing = self.experiment.showing
+        showing = self.experiment.showing
+        if self.experiment.strategy == "bank":
+            strategy += f"_looks_{showing.looks}"
+        elif not self.familiar:
             strategy += f"_{showing.pose}_{showing.scale}_grey_{showing.grey}_looks_{showing.looks}"
         return f"{self.data.store.manifest.dataset}__{strategy}__{self.case}.json"
 

@@ -8,7 +8,7 @@ for -t.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,35 +18,35 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.task_file import load_task, save_task
 from preprocessing.errors import TaskError
-from preprocessing.files import file_digest
+from preprocessing.fingerprint import case_digest
+
+KEPT = re.compile(r"references-[0-9a-f]{12}\.task")
 
 
 def request_name(model_hash: str, files: ReferenceFiles, options: InferenceOptions, **asked: object) -> str:
     """references-<12 hex digits>.task: over the content of the references and all that a task depends on.
 
-    asked: how they become one, the arguments of `encode_files`. Device and precision have no say: "auto" may choose
-    others tomorrow, and the results would be called made otherwise.
+    asked: how they become one, the arguments of `encode_files`. Where the references lie has no say, and neither have
+    device and precision: "auto" may choose others tomorrow, and the results would be called made otherwise.
     """
     machine = InferenceOptions()
     same = replace(options, device=machine.device, autocast=machine.autocast, batch_size=machine.batch_size)
     said: list[object] = [__version__, model_hash, sorted(asked.items()), same, list(files.classes.items())]
-    for case in files.cases:
-        said += [case.id, case.subject, str(case.image), str(case.labels)]
-        said += [file_digest(source.files) for source in (case.image, case.labels) if source is not None]
+    said += [(case.id, case.subject, case_digest(case)) for case in files.cases]
     return f"references-{hashlib.sha256(repr(said).encode()).hexdigest()[:12]}.task"
 
 
-def kept_task(path: Path, make: Callable[[], TaskEmbedding]) -> tuple[TaskEmbedding, bool]:
-    """The task that is kept at `path`, or the one that `make` makes, which is kept there in the place of others; and
-    whether it was there. A file that cannot be read is made anew.
-    """
-    if path.is_file():
-        try:
-            return load_task(path), True
-        except TaskError:
-            pass
-    save_task(path, make())
-    for other in path.parent.glob("references-*.task"):
-        if other.name != path.name:
-            other.unlink()
-    return load_task(path), False
+def kept_task(path: Path) -> TaskEmbedding | None:
+    """The task that is kept at `path`; None where there is none, or one that cannot be read."""
+    try:
+        return load_task(path) if path.is_file() else None
+    except TaskError:
+        return None
+
+
+def keep_task(path: Path, task: TaskEmbedding) -> None:
+    """Keep it at `path`, in the place of those that were kept beside it. Only where the folder is this run's."""
+    save_task(path, task)
+    for other in path.parent.iterdir():
+        if KEPT.fullmatch(other.name) and other.name != path.name:
+            other.unlink(missing_ok=True)

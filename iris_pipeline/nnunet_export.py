@@ -243,7 +243,7 @@ def _source(case: Case) -> str:
     """A digest of the raw files and of what is made of them."""
     assert case.labels is not None
     recipe = f"{case.image.recipe}|{case.labels.recipe}"
-    return text_digest(file_digest([*case.image.files, *case.labels.files]) + recipe)
+    return text_digest(file_digest([*case.image.contents, *case.labels.contents]) + recipe)
 
 
 def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:

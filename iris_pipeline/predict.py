@@ -98,6 +98,7 @@ def predict_folder(
     outputs: Outputs | None = None,
     judge: Judge | None = None,
     overwrite: bool = False,
+    begun: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> list[Verdict]:
     """Segment every input with one task, or with several at once; see `predict_cases` and `scan.unite`.
@@ -121,6 +122,7 @@ def predict_folder(
         outputs=outputs,
         judge=judge,
         overwrite=overwrite,
+        begun=begun,
         progress=progress,
     )
 
@@ -138,6 +140,7 @@ def predict_cases(
     outputs: Outputs | None = None,
     judge: Judge | None = None,
     overwrite: bool = False,
+    begun: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> list[Verdict]:
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
@@ -148,7 +151,7 @@ def predict_cases(
     as the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
     PredictionError if they were made from something else than model, options and `made_from` of this call (with
     `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input. LockError while
-    another run writes there.
+    another run writes there. begun: is called once OUT is this call's, before the first case.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -158,6 +161,8 @@ def predict_cases(
     with only_run_in(out, "wait until it has ended, or give another -o"):
         _make_way(out, identity, inputs, overwrite)
         out.mkdir(parents=True, exist_ok=True)
+        if begun is not None:
+            begun()
         write_json(out / CLASSES, dict(classes))
         all_there = not overwrite and all(_is_there(out, case, wishes) for case in inputs)
         precisions = _precisions(out, options, all_there)

@@ -79,8 +79,6 @@ class Experiment:
         """For predict.json: what a result depends on."""
         said: dict[str, Any] = {"strategy": self.strategy, "references": self.count, "seed": self.seed}
         said |= {"pose": self.showing.pose, "scale": self.showing.scale}
-        if self.strategy == "bank":
-            said["looks"] = self.showing.looks
         if self.strategy == "object-retrieval":
             said["settings"] = asdict(self.retrieval)
         if self.strategy == BEST:
@@ -117,11 +115,12 @@ def predict_split(
     plan is not the model's, or if the model was trained on cases that are to be segmented.
     """
     options, experiment = options or InferenceOptions(), experiment or Experiment()
-    wanted = split_cases(loaded, store, split, part)
+    wanted, looks = split_cases(loaded, store, split, part), dict[str, int]()
     raw = {case.id: case for case in cases}
     if experiment.strategy == "bank":
         task = bank_task(loaded, store.manifest.dataset, store, experiment.showing.looks)
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
+        looks = {"looks": 2} if task.surroundings else {}
     else:
         ids, note = reference_ids(store, split), note_references(out)
         if store.manifest.role == "held-out":
@@ -138,6 +137,7 @@ def predict_split(
         made_from={"dataset": store.manifest.dataset, "split": split, "part": part}
         | _own_plan(loaded, store)
         | (experiment.showing.describe() if store.manifest.role == "held-out" else {})
+        | looks
         | experiment.describe(),
         outputs=outputs,
         judge=judge,

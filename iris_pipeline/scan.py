@@ -1,6 +1,7 @@
 """One scan and one or more tasks -> label map, masks and probabilities on the scan's own grid, in bounded memory.
 
-Arrays are [D,H,W] = (z,y,x). Beside the scan itself and its prepared copy, one label map (8 bits a voxel) is held;
+Arrays are [D,H,W] = (z,y,x). Beside the scan itself and its prepared copy, one label map (8 bits a voxel) is held, and
+while a scan is looked at twice three more arrays of the prepared grid, 9 bytes a voxel;
 probabilities of all classes exist for one window's depth of the prepared grid only, and where that would be more than
 `SLAB_BYTES` for one tile of its rows. Masks and probabilities that are asked for are held compressed.
 """

@@ -33,7 +33,7 @@ LEAST_VOXELS = 20
 MOST_GAIN = 2.0
 """grey values are stretched or squeezed by no more than this"""
 ROUGH_OVERLAP = 0.25
-"""of the windows of both looks, whose seams do no harm"""
+"""of the windows of both looks, at most: their seams do no harm"""
 UNSURE = 0.5
 """how sure the network is of a class that the other look alone found: as little as can be"""
 
@@ -137,7 +137,8 @@ def _look(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """A rough label map, and of each class in it the mean probability there."""
     highest = np.zeros(image.shape, np.float32)
-    labels = label_volume(model, image, task, replace(options, overlap=ROUGH_OVERLAP), highest, progress)
+    rough = replace(options, overlap=min(options.overlap, ROUGH_OVERLAP))
+    labels = label_volume(model, image, task, rough, highest, progress)
     keep_largest(labels, [task.classes[name] for name in task.one_piece()])
     certainty = certainty_of(labels, highest, task.classes)
     return labels, {name: sure for name, sure in certainty.items() if not np.isnan(sure)}
@@ -162,5 +163,8 @@ def _in_box(
     if box is None or np.count_nonzero(labels[tuple(slice(*edge) for edge in box)] == value) < LEAST_VOXELS:
         return 0.0, 0.0
     wide = tuple(slice(max(0, low - MARGIN), high + MARGIN) for low, high in box)
-    grey = image[wide].astype(np.float64)
-    return float(grey.mean()), float(grey.std())
+    grey = image[wide]
+    mean = float(grey.mean(dtype=np.float64))
+    # plane by plane: no float64 copy of a box that may be nearly the whole scan
+    squares = sum(float(np.square(plane - np.float64(mean)).sum()) for plane in grey)
+    return mean, float(np.sqrt(squares / grey.size))

@@ -195,7 +195,7 @@ def measure_case(
 
 def case_digest(case: Case) -> str:
     """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty."""
-    digest = file_digest([*case.image.files, *(case.labels.files if case.labels else [None])])
+    digest = file_digest([*case.image.contents, *(case.labels.contents if case.labels else [None])])
     recipe = "|".join(source.recipe for source in (case.image, case.labels) if source and source.recipe)
     return text_digest(f"{digest} {recipe}") if recipe else digest
 

@@ -25,6 +25,8 @@ DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice'
 DICOM_MAGIC = b"DICM"  # behind a preamble of 128 bytes
 IMAGE_KINDS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")  # storage classes (DICOM PS3.4, B.5)
 HEAD = 1024  # bytes of a DICOM file that hold its storage class
+HEADERS = {".mhd": r"ElementDataFile\s*=", ".nhdr": r"data ?file:"}
+LONGEST_HEADER = 2**20  # bytes; a list of slices has a line each
 SHORT_OF_MEMORY = "Failed to allocate memory"  # as ITK says it
 UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missing slice doubles one
 
@@ -40,6 +42,20 @@ def choose_channel(path: Path, channels: int, wanted: int | None) -> int:
         there = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"
         raise RawDataError(f"{path} has {there}, but channel {wanted} was asked for: name one that it has.")
     return wanted or 0
+
+
+def data_files(header: Path) -> list[Path]:
+    """Where the voxels of an mhd or nhdr header lie; nothing for other files, and where it holds them itself."""
+    said = HEADERS.get(header.suffix.lower())
+    if said is None or not header.is_file():
+        return []
+    text = header.read_bytes()[:LONGEST_HEADER].decode("utf-8", "replace")
+    found = re.search(rf"^{said}(.*)$", text, re.IGNORECASE | re.MULTILINE)
+    if found is None or found[1].strip().upper() == "LOCAL":
+        return []
+    listed = found[1].strip().upper().startswith("LIST")
+    names = text[found.end() :].splitlines() if listed else [found[1]]
+    return [header.parent / name.strip() for name in names if name.strip()]
 
 
 def damaged(path: Path, error: Exception) -> RawDataError:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.errors import RawDataError
+from preprocessing.itk_files import data_files
 from preprocessing.volume import CORNER_VOXELS, Volume, as_image, as_labels, corner_shift, read_raw
 
 
@@ -24,7 +25,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
-        """Every file (or DICOM folder) whose bytes decide the voxels; the first one stands for the source."""
+        """Every file (or DICOM folder) that is read by its name; the first one stands for the source."""
+
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """`files`, and those that their headers point to: all whose bytes decide the voxels."""
+        return tuple(each for path in self.files for each in (path, *data_files(path)))
 
     @property
     def name(self) -> str:

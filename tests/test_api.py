@@ -231,6 +231,8 @@ def test_the_memory_of_a_model_is_a_task() -> None:
     loaded = loaded_with(GreyModel(width=0.05), bank=memory, plans={"blobs": PLAN}, specs=specs)
     found = segment(loaded, bank(loaded, "blobs"), scan, OPTIONS)
     assert np.array_equal(found, np.array([0, 1, 4])[labels])
+    with pytest.raises(PredictionError, match="A scan is given 1 look or 2; got 3"):
+        bank(loaded, "blobs", looks=3)
 
 
 def test_grey_values_of_another_modality_are_warned_of_where_the_call_stands() -> None:

@@ -12,6 +12,7 @@ import torch
 from stub_model import GreyModel, loaded_with
 
 import iris_pipeline.bank_tasks as bank_tasks
+from iris_pipeline.api import bank
 from iris_pipeline.bank_tasks import bank_task, stored_surroundings
 from iris_pipeline.checkpoint import (
     KnownSurroundings,
@@ -24,6 +25,7 @@ from iris_pipeline.cli.export import export_model_main
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
 from iris_pipeline.pieces import largest_share
+from iris_pipeline.predict import digest
 from iris_pipeline.references import stored_reference
 from iris_pipeline.second_look import surroundings_of
 from preprocessing.store import Store
@@ -84,6 +86,9 @@ def test_surroundings_are_means_over_the_training_cases_and_four_fifths_of_them_
     task = bank_task(loaded_on(tiny_store), "tiny", tiny_store)
     assert task.surroundings == tuple(found.classes[name] for name in task.class_names)
     assert task.usual == found.usual
+    by_api = bank(loaded_on(tiny_store), "tiny", store=tiny_store.folder)
+    assert digest(by_api) == digest(task)
+    assert bank(loaded_on(tiny_store), "tiny", store=tiny_store.folder, looks=1).surroundings == ()
     once = bank_task(loaded_on(tiny_store), "tiny", tiny_store, looks=1)
     assert (once.surroundings, once.usual) == ((), (0.0, 0.0))
     assert bank_task(loaded_on(tiny_store), "tiny", None).surroundings == ()

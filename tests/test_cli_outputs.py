@@ -148,7 +148,7 @@ def test_confidence_from_calibration_to_agreement(
     error = capsys.readouterr().err
     assert re.search(r"on 8 or more masks of at least two people's validation cases; got \d of 1", error)
     (made,) = (root / "results" / "run" / ROWS).rglob("*.json")
-    assert made.name == "tiny__bank_k0_draw0__s1_a.json"
+    assert made.name == "tiny__bank_k0_draw0_looks_2__s1_a.json"
     for values in json.loads(made.read_text(encoding="utf-8"))["classes"].values():
         assert 0 <= values["dice"] <= 1 and {"windows", "cycle", "volume", "references"} <= set(
             values["signs"]

@@ -98,14 +98,24 @@ def test_predictions_of_the_packages_model_lie_under_results(
     assert f"\nours,tiny,paper/test,bank,{case}," in rows.read_text(encoding="utf-8")
 
 
-def test_the_number_of_looks_is_the_banks_too(root: Path, tiny_raw: Any, tiny_store: Store) -> None:
+def test_the_number_of_looks_is_the_banks_too(root: Path, tiny_raw: Any, capsys: Any) -> None:
     place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), "--overlap", "0"]
     out = root / "results" / "run" / "predictions" / "tiny" / "bank" / "predict.json"
     for looks in (2, 1):
         more = ["--looks", str(looks), "--overwrite"]
         assert predict_main([*place, "--split", "paper", *more]) == 0
-        assert json.loads(out.read_text(encoding="utf-8"))["made_from"]["looks"] == looks
-    assert strategies_main([*place, "--strategies", "bank", "--looks", "1"]) == 0
+        made = json.loads(out.read_text(encoding="utf-8"))["made_from"]
+        assert made.get("looks", 1) == looks
+    row = [*place, "--strategies", "bank", "--looks", "1"]
+    assert strategies_main([*row, "--overlap", "0.25"]) == 1
+    assert "made otherwise" in capsys.readouterr().out
+    assert strategies_main([*row, "--overlap", "0.25", "--overwrite"]) == 0
+    both = [*place, "--strategies", "bank", "one-shot", "--looks", "1", "--grey", "0"]
+    assert strategies_main(both) == 1
+    assert (
+        "Error: --grey: of files (-r) and of held-out datasets only; references of tiny"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("useless", [["--pose", "LIP"], ["--grey", "0"], ["--looks", "1"]])
@@ -114,8 +124,8 @@ def test_what_no_reference_would_be_shown_in_is_refused(
 ) -> None:
     place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), *useless]
     says = (
-        "--pose, --scale, --grey and --looks are of files (-r) and of held-out datasets; references of tiny are taken "
-        "as they are in the store: leave them out."
+        f"{useless[0]}: of files (-r) and of held-out datasets only; references of tiny are taken as they are "
+        "in the store: leave it out."
     )
     assert strategies_main([*place, "--strategies", "one-shot"]) == 1
     assert says in capsys.readouterr().err

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scans import save
+from scipy.spatial.transform import Rotation
 
 from iris_pipeline.class_scores import MeasureOptions
 from iris_pipeline.evaluate import (
@@ -25,6 +26,7 @@ from iris_pipeline.evaluate import (
     with_values,
 )
 from iris_pipeline.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
+from preprocessing.case import in_axes_of
 from preprocessing.errors import EvaluationError, GridMismatchError, LabelValueError, SpecError
 from preprocessing.source import FileSource
 from preprocessing.spec import load_spec
@@ -108,6 +110,20 @@ def test_a_prediction_whose_axes_lie_otherwise_is_scored_as_it_was(toy: Toy, axe
     nib.save(file.as_reoriented(turn), path)
     assert not np.array_equal(nib.load(path).affine, AFFINE)
     assert toy.rows()["a", "liver"] == before and before.dice == 0.75
+
+
+def test_one_grid_is_one_grid_half_way_between_two_axes() -> None:
+    """Turned by 45 degrees and by a hair less: the nearest axes of the body are others, the voxels are the same."""
+
+    def turned(degrees: float) -> np.ndarray:
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+        return affine
+
+    labels = label_map(liver=10)
+    truth, prediction = Volume(labels, turned(45.01)), Volume(labels, turned(44.99))
+    assert in_axes_of(prediction, truth) is not prediction
+    assert compare(prediction, truth, CLASSES, CLASSES)["liver"].dice == 1.0
 
 
 def test_a_partly_labelled_truth_does_not_judge_what_it_lacks(toy: Toy) -> None:

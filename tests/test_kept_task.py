@@ -14,13 +14,14 @@ from test_cli_tasks import COARSE, references
 
 import iris_pipeline.cli.predict as command
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.kept_task import kept_task, request_name
+from iris_pipeline.kept_task import keep_task, kept_task, request_name
 from iris_pipeline.predict import digest
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import ReferenceFiles, find_references
 from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task_file import load_task
+from preprocessing.source import FileSource
 from preprocessing.store import Store
 
 OPTIONS = InferenceOptions(overlap=0.25)
@@ -49,30 +50,41 @@ def test_the_name_depends_on_all_that_the_task_depends_on(tiny_raw: Any, tmp_pat
         name_of(replace(files, cases=files.cases[:1])),
         name_of(replace(files, cases=(other_person, *files.cases[1:]))),
     ]
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(folder, elsewhere)
+    assert name_of(find_references(elsewhere)) == first, "where they lie has no say"
+    source = files.cases[0].image
+    assert isinstance(source, FileSource)
+    others += [
+        name_of(
+            replace(
+                files, cases=(replace(files.cases[0], image=replace(source, channel=n)), *files.cases[1:])
+            )
+        )
+        for n in (0, 1)
+    ]
     shutil.copy(folder / "labels" / "s1_a.nii.gz", folder / "labels" / "s4_a.nii.gz")  # drawn anew
     others.append(name_of(find_references(folder)))
     assert len({first, *others}) == 1 + len(others)
 
 
-def test_a_task_is_made_once_and_again_where_its_file_is_damaged(tmp_path: Path) -> None:
-    made, path = [], tmp_path / "out" / "references-0123.task"
-
-    def make() -> Any:
-        made.append(1)
-        return make_task([1 / 3])
-
-    first, there = kept_task(path, make)
-    assert not there and digest(first) == digest(make_task([1 / 3]))
-    again, there = kept_task(path, make)
-    assert there and digest(again) == digest(first) and len(made) == 1
+def test_a_kept_task_is_the_same_and_a_damaged_one_none(tmp_path: Path) -> None:
+    path, task = tmp_path / "out" / "references-0123456789ab.task", make_task([1 / 3])
+    assert kept_task(path) is None
+    keep_task(path, task)
+    found = kept_task(path)
+    assert found is not None and digest(found) == digest(task)
+    others = [path.with_name(name) for name in ("references-ba9876543210.task", "references-mine.task")]
+    for other in others:
+        shutil.copy(path, other)
+    keep_task(path, task)
+    assert sorted(path.parent.iterdir()) == [path, others[1]], (
+        "a folder holds results of one task; theirs stays"
+    )
     whole = path.read_bytes()
     path.unlink()  # what is loaded may lie in the file itself
     path.write_bytes(whole[:-4])
-    mended, there = kept_task(path, make)
-    assert not there and digest(mended) == digest(first) and len(made) == 2
-    other = path.with_name("references-4567.task")
-    kept_task(other, make)
-    assert list(path.parent.iterdir()) == [other], "a folder holds results of one task"
+    assert kept_task(path) is None
 
 
 def test_further_scans_find_the_task_made(
@@ -105,6 +117,10 @@ def test_further_scans_find_the_task_made(
     assert "Where the masks disappoint" not in said and calls == ["ensemble"]
     assert predict_main([*predict, "--overwrite"]) == 0 and calls == ["ensemble"] * 2
     assert load_task(kept).made_by == "ensemble"
+    before = {path: path.read_bytes() for path in out.iterdir() if path.name != "predict.log"}
+    assert predict_main([*predict, "-k", "1"]) == 1, "results of another task"
+    assert "were made otherwise" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before and len(list(out.glob("*.task"))) == 1
     with_file = ["-i", str(scans), "-o", str(tmp_path / "by_file"), "-t", str(kept), "--root", str(tmp_path)]
     assert predict_main([*with_file, *COARSE]) == 0
     assert (tmp_path / "by_file" / "s3_a.nii.gz").read_bytes() == (out / "s3_a.nii.gz").read_bytes()

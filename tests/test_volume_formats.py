@@ -19,6 +19,9 @@ from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, RLELossless
 from scans import affine_of, save
 
 from preprocessing.errors import RawDataError
+from preprocessing.files import file_digest
+from preprocessing.itk_files import data_files
+from preprocessing.source import FileSource
 from preprocessing.volume import Volume, is_image_path, read_labels, read_volume, write_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -321,3 +324,23 @@ def test_a_header_that_asks_for_more_memory_than_there_is_does_not_make_a_file_d
         RawDataError, match=rf"huge\.{kind} needs more memory than is free: make some free or"
     ):
         read_volume(path)
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr"])
+def test_the_data_beside_a_header_belongs_to_a_sources_contents(ending: str, tmp_path: Path) -> None:
+    """A mask that is corrected there is another mask; files that hold their voxels themselves stand alone."""
+    path = tmp_path / f"mask.{ending}"
+    sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkUInt8), str(path))
+    header, data = FileSource(path).contents
+    assert header == path and {header, data} == set(tmp_path.iterdir())
+    before = file_digest(FileSource(path).contents)
+    data.write_bytes(data.read_bytes()[:-1] + b"\1")
+    assert file_digest(FileSource(path).contents) != before
+    alone = tmp_path / "mask.mha"
+    sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkUInt8), str(alone))
+    inside = tmp_path / "inside.mhd"
+    inside.write_bytes(alone.read_bytes())  # ElementDataFile = LOCAL
+    assert data_files(alone) == data_files(inside) == data_files(tmp_path / "gone.mhd") == []
+    listed = tmp_path / "listed.mhd"
+    listed.write_text("NDims = 3\nElementDataFile = LIST\na.raw\nb.raw\n", encoding="utf-8")
+    assert data_files(listed) == [tmp_path / "a.raw", tmp_path / "b.raw"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields
 
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
@@ -72,11 +72,15 @@ def check_showing(showing: Showing, stores: Iterable[Store], strategies: Iterabl
     """PredictionError for a pose, scale or weight that none of the datasets' references would be shown in; a number of
     looks is the bank's, too.
     """
-    if "bank" in strategies and replace(showing, looks=SEARCHED.looks) == SEARCHED:
-        return
+    of_bank = ("looks",) if "bank" in strategies else ()
+    useless = [
+        f"--{each.name}"
+        for each in fields(showing)
+        if each.name not in of_bank and getattr(showing, each.name) != getattr(SEARCHED, each.name)
+    ]
     found = {store.manifest.dataset: store.manifest.role for store in stores}
-    if showing != SEARCHED and "held-out" not in found.values():
+    if useless and "held-out" not in found.values():
         raise PredictionError(
-            "--pose, --scale, --grey and --looks are of files (-r) and of held-out datasets; references of "
-            f"{', '.join(found)} are taken as they are in the store: leave them out."
+            f"{', '.join(useless)}: of files (-r) and of held-out datasets only; references of {', '.join(found)} are "
+            f"taken as they are in the store: leave {'it' if len(useless) == 1 else 'them'} out."
         )

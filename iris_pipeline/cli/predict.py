@@ -31,7 +31,7 @@ from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of,
 from iris_pipeline.cli._showing import check_showing, showing_of
 from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.kept_task import kept_task, request_name
+from iris_pipeline.kept_task import keep_task, kept_task, request_name
 from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
@@ -237,18 +237,19 @@ def _predict_from_files(
     )
     if strategy in ONE_TASK:
         path = out / request_name(loaded.model_hash, files, options, strategy=strategy, **asked)
-        if arguments.overwrite:
-            path.unlink(missing_ok=True)
-        task, there = kept_task(
-            path, lambda: encode_files(loaded, files, options, strategy=strategy, progress=True, **asked)
-        )
+        known = None if arguments.overwrite else kept_task(path)
+        task = known or encode_files(loaded, files, options, strategy=strategy, progress=True, **asked)
         tell_task(task, arguments, files.classes)
-        if there:
+        if known is not None:
             print(f"It was made before: {path}; --overwrite makes it anew.")
-        else:
+            return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+        tell_better(strategy, files)
+
+        def keep() -> None:
+            keep_task(path, task)
             print(f"Kept for further scans, also for -t: {path}.")
-            tell_better(strategy, files)
-        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+
+        return predict_folder(loaded, task, inputs, out, options, begun=keep, **_wishes(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
         loaded,

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=["test", "validation"], default="test")
     parser.add_argument("--skip-air", action="store_true", help="as in iris_predict")
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
+    parser.add_argument("--overwrite", action="store_true", help="make rows anew that are there already")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
     add_showing_options(parser)
@@ -170,6 +171,7 @@ def _run_job(
         out=out,
         options=options,
         cache=cache,
+        overwrite=arguments.overwrite,
         progress=False,
     )
     for verdict in verdicts:
