@@ -51,10 +51,17 @@ class TuningSettings:
     check_every: int = 10
     patience: int = 2
     judges: int = 8
+    gain_alone: float = 0.15
+    """the share of the judged loss that has to be gained where references are judged by augmented copies of themselves,
+    which flatter what was learned by heart; nothing is learned where it is not (LOG.md)"""
     seed: int = 0
 
     def __post_init__(self) -> None:
         counts = (self.most_steps, self.crops, self.check_every, self.patience, self.judges)
+        if not 0 <= self.gain_alone < 1:
+            raise TaskError(
+                f"The gain that tuning needs is a share of the loss, 0 or more and under 1; got {self.gain_alone}."
+            )
         if min(counts) < 1 or not min(self.learning_rate, self.head_rate) > 0:
             raise TaskError(
                 "Tuning takes counts of 1 or more and learning rates above 0; got steps, crops, check_every, "
@@ -145,6 +152,8 @@ class _Tutor:
         if judge is None:
             judges = self.judging(references, augmented=True)
             kept, steps, before, after = self.descend(whole, self.task, references, judges, steps, progress)
+            if after > (1 - self.settings.gain_alone) * before:
+                kept, steps, after = _copy(whole), 0, before
         else:
             others = [i for i, r in enumerate(references) if r.person != judge]
             held = [r for r in references if r.person == judge]

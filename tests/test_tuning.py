@@ -23,7 +23,7 @@ from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, held_out_subject, tune
 from preprocessing.errors import TaskError
 
-QUICK = TuningSettings(steps=8, learning_rate=0.05, check_every=4, judges=2)
+QUICK = TuningSettings(steps=8, learning_rate=0.05, check_every=4, judges=2, gain_alone=0.0)
 
 
 def tasks_of(loaded, references: list[PreparedReference]) -> list[TaskEmbedding]:
@@ -161,6 +161,28 @@ def test_tuning_that_does_not_help_leaves_the_mean(monkeypatch: pytest.MonkeyPat
     assert (task.tuned[0].steps, task.tuned[0].loss_before, task.tuned[0].loss) == (0, 0.5, 0.5)
     untuned = ensemble(tasks)
     assert all(torch.equal(a, b) for a, b in zip(task.tokens, untuned.tokens, strict=True))
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0.86, False), (0.84, True)])
+def test_one_reference_has_to_gain_more_as_its_own_copies_flatter(
+    monkeypatch: pytest.MonkeyPatch, least: float, kept: bool
+) -> None:
+    """15 per cent of the loss; two people judge each other, and there any gain counts."""
+    loaded, reference = tiny_model(), blob_reference(1)
+    tasks = tasks_of(loaded, [reference])
+    settings = TuningSettings(steps=2, check_every=1, judges=2)
+    with_losses(monkeypatch, [1.0, 0.95, least])
+    task = tune(loaded, [reference], tasks, settings=settings)
+    assert (task.tuned[0].steps, task.tuned[0].loss) == ((2, least) if kept else (0, 1.0))
+    same = all(torch.equal(a, b) for a, b in zip(task.tokens, tasks[0].tokens, strict=True))
+    assert same != kept and task.made_by == "tuning"
+    with_losses(monkeypatch, [1.0, 0.95, least])
+    assert tune(loaded, [reference], tasks, settings=replace(settings, gain_alone=0.0)).tuned[0].steps == 2
+    pair = [reference, blob_reference(2)]
+    with_losses(monkeypatch, [1.0, 0.95, least, float("nan")])
+    assert tune(loaded, pair, tasks_of(loaded, pair), settings=settings).tuned[0].steps == 2
+    with pytest.raises(TaskError, match=r"a share of the loss, 0 or more and under 1; got 1\.5"):
+        TuningSettings(gain_alone=1.5)
 
 
 def test_tuning_stops_and_goes_back_when_the_judged_loss_falls_no_more(

@@ -363,6 +363,9 @@ def tell_better(strategy: str, files: ReferenceFiles) -> None:
 
 
 def tuned_text(record: Tuned) -> str:
+    if record.steps == 0:
+        judged = f"loss {record.loss_before:.3f} on the {record.judged_by}"
+        return f"at {record.view}, not at all, too little would be gained ({judged})"
     return (
         f"at {record.view}, {record.steps} steps of {record.learning_rate:g}, loss {record.loss_before:.3f} -> "
         f"{record.loss:.3f} on the {record.judged_by}"
