@@ -30,10 +30,22 @@ REVIEW_BELOW = 0.7
 COLUMNS = ("case", "class", "predicted_dice", "review", *SIGNS)
 
 
+class JudgedMask(BaseModel):
+    """Of one mask the Dice that was predicted, the true one, and whether it was marked for review."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    predicted: float
+    true: float
+    marked: bool
+
+
 class Agreement(BaseModel):
     """Predicted against true Dice: Pearson's and Spearman's correlation (None: not to be told), mean error.
 
-    poor: masks whose true Dice is below `review_below`; flagged: those that are marked for review.
+    poor: masks whose true Dice is below `review_below`; flagged: those that are marked for review. each: the masks
+    themselves, where they are to be looked at with those of other datasets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +60,7 @@ class Agreement(BaseModel):
     poor_flagged: int
     flagged: int
     review_below: float = REVIEW_BELOW
+    each: tuple[JudgedMask, ...] = ()
 
     def sentence(self) -> str:
         """For people."""
@@ -199,13 +212,26 @@ def compare_with_truth(judgements: Sequence[Judgement], dice: Mapping[tuple[str,
     PredictionError without a mask that has both.
     """
     pairs = [(j, dice.get((j.case, j.class_name), math.nan)) for j in judgements]
-    known = [(j, true) for j, true in pairs if not math.isnan(true)]
-    return agreement(
-        [j.predicted_dice for j, _ in known],
-        [true for _, true in known],
-        [j.case for j, _ in known],
-        marked=[j.review for j, _ in known],
+    return agreement_of(
+        [
+            JudgedMask(
+                case=j.case, predicted=round(j.predicted_dice, 6), true=round(true, 6), marked=j.review
+            )
+            for j, true in pairs
+            if not math.isnan(true)
+        ]
     )
+
+
+def agreement_of(masks: Sequence[JudgedMask]) -> Agreement:
+    """Of these masks, which it keeps. PredictionError without one."""
+    found = agreement(
+        [mask.predicted for mask in masks],
+        [mask.true for mask in masks],
+        [mask.case for mask in masks],
+        marked=[mask.marked for mask in masks],
+    )
+    return found.model_copy(update={"each": tuple(masks)})
 
 
 def calibration_path(run: Path) -> Path:
