@@ -55,7 +55,7 @@ def stored_pieces(loaded: LoadedModel, store: Store) -> dict[str, float]:
     return least
 
 
-def stored_surroundings(loaded: LoadedModel, store: Store, progress: bool = True) -> KnownSurroundings | None:
+def stored_surroundings(loaded: LoadedModel, store: Store) -> KnownSurroundings | None:
     """What scans have round the classes of a dataset, over up to `MOST_CASES` of the cases that trained the model; None
     where grey values are not to be matched.
 
@@ -66,7 +66,7 @@ def stored_surroundings(loaded: LoadedModel, store: Store, progress: bool = True
         return None
     ids, names = train_ids(loaded, store), list(store.manifest.classes)
     chosen = [ids[round(i)] for i in np.linspace(0, len(ids) - 1, min(MOST_CASES, len(ids)))]
-    bar = tqdm(chosen, desc=f"Surroundings in {store.manifest.dataset}", leave=False, disable=not progress)
+    bar = tqdm(chosen, desc=f"Surroundings in {store.manifest.dataset}", leave=False)
     measured = [surroundings_of(stored_reference(store, case_id), names) for case_id in bar]
     known: dict[str, Surroundings] = {}
     for row, name in enumerate(names):

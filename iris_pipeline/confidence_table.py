@@ -14,8 +14,8 @@ from preprocessing.errors import EvaluationError
 from preprocessing.files import load_json
 
 ENDING = "__confidence.json"
-Found = dict[str, Agreement]
-"""By dataset"""
+Found = dict[tuple[str, str], Agreement]
+"""By dataset and strategy, with its number of references and its draw"""
 
 
 def agreement_path(rows: Path) -> Path:
@@ -39,7 +39,7 @@ def confidence_table(
         lines.append(_line(run, dataset, strategy, found))
         if trained is not None and run in trained:
             known = dataset in trained[run]
-            pools.setdefault((run, strategy.partition("_")[0], known), {})[f"{dataset} {strategy}"] = found
+            pools.setdefault((run, strategy.partition("_")[0], known), {})[dataset, strategy] = found
     if not lines:
         return None
     pooled = [_pooled(*key, found) for key, found in sorted(pools.items()) if _can_be_pooled(found)]
@@ -58,13 +58,14 @@ def confidence_table(
 
 def _can_be_pooled(found: Found) -> bool:
     """Of several datasets, with all of their masks."""
-    return len(found) > 1 and all(len(each.each) == each.masks for each in found.values())
+    datasets = {dataset for dataset, _ in found}
+    return len(datasets) > 1 and all(len(each.each) == each.masks for each in found.values())
 
 
 def _pooled(run: str, strategy: str, known: bool, found: Found) -> dict[str, object]:
     masks = [
-        mask.model_copy(update={"case": f"{name} {mask.case}"})
-        for name, agreed in found.items()
+        mask.model_copy(update={"case": f"{dataset} {mask.case}"})
+        for (dataset, _), agreed in found.items()
         for mask in agreed.each
     ]
     return _line(run, "all seen" if known else "all held out", strategy, agreement_of(masks))

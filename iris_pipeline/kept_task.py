@@ -7,7 +7,6 @@ for -t.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.task_file import load_task, save_task
 from preprocessing.errors import TaskError
+from preprocessing.files import text_digest
 from preprocessing.fingerprint import case_digest
 
 KEPT = re.compile(r"references-[0-9a-f]{12}\.task")
@@ -33,7 +33,7 @@ def request_name(model_hash: str, files: ReferenceFiles, options: InferenceOptio
     same = replace(options, device=machine.device, autocast=machine.autocast, batch_size=machine.batch_size)
     said: list[object] = [__version__, model_hash, sorted(asked.items()), same, list(files.classes.items())]
     said += [(case.id, case.subject, case_digest(case)) for case in files.cases]
-    return f"references-{hashlib.sha256(repr(said).encode()).hexdigest()[:12]}.task"
+    return f"references-{text_digest(repr(said))[:12]}.task"
 
 
 def kept_task(path: Path) -> TaskEmbedding | None:

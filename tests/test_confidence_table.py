@@ -75,5 +75,10 @@ def test_masks_of_several_datasets_are_looked_at_together(tmp_path: Path) -> Non
     assert table is not None
     held_out = table.frame[table.frame["dataset"] == "all held out"]
     assert held_out["strategy"].tolist() == ["ensemble"] and held_out["masks"].tolist() == [3]
+    save_json(folder / "lung__one-shot_k1_draw1__confidence.json", agreement_of([judged[0]]))
+    again = confidence_table(tmp_path, ["run"], {"run": ["liver_ct", "heart"]})
+    assert again is not None
+    alone = again.frame[(again.frame["dataset"] == "all held out") & (again.frame["strategy"] == "one-shot")]
+    assert alone.empty, "two draws of one dataset are no several datasets"
     plain = confidence_table(tmp_path, ["run"])
     assert plain is not None and not plain.frame["dataset"].str.startswith("all").any()
