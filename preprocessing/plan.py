@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from preprocessing.choose import choose_specs
 from preprocessing.errors import PlanError
 from preprocessing.files import append_log, load_json, save_json, text_digest
-from preprocessing.fingerprint import LOG, CasePrint, Fingerprint, load_fingerprint
+from preprocessing.fingerprint import LOG, WAIT, CasePrint, Fingerprint, load_fingerprint
+from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.orientation import RAS, Pose
@@ -287,8 +288,12 @@ def _run(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     for spec in choose_specs(arguments.datasets, root.raw):
         folder = root.preprocessed / spec.name
-        plan = make_plan(load_fingerprint(folder), spec, arguments.policy, tuple(arguments.crop))
-        settle_plan(folder, plan, arguments.overwrite)
+        found = load_fingerprint(
+            folder
+        )  # before the lock, which would make the folder of a dataset that has none
+        plan = make_plan(found, spec, arguments.policy, tuple(arguments.crop))
+        with only_run_in(folder, WAIT):
+            settle_plan(folder, plan, arguments.overwrite)
         print("\n  ".join([f"{spec.name}:", *plan.reasons]))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from conftest import TinyRaw
 
 from preprocessing.errors import PlanError
 from preprocessing.fingerprint import CasePrint, ClassPrint, Fingerprint, fingerprint_dataset
-from preprocessing.plan import FILE, Plan, load_plan, make_plan, settle_plan
+from preprocessing.lock import only_run_in
+from preprocessing.plan import FILE, Plan, load_plan, main, make_plan, settle_plan
 from preprocessing.spec import DatasetSpec, load_spec
 
 Triple = tuple[float, float, float]
@@ -214,6 +216,23 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
 def test_the_tiny_dataset_goes_to_its_in_plane_edge(tiny_raw: TinyRaw) -> None:
     made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, workers=1, progress=False)
     assert make_plan(made, tiny_raw.spec).spacing_mm == (1.2, 1.2, 1.2)
+
+
+def test_the_step_alone_waits_for_other_runs_and_writes_the_plan(
+    tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-d", str(tiny_raw.spec_path), "--root", str(tmp_path), "--raw", str(tiny_raw.root)]
+    folder = tmp_path / "preprocessed" / tiny_raw.spec.name
+    assert main(command) == 1 and not folder.exists(), "no fingerprint: nothing is made"
+    capsys.readouterr()
+    fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, folder, workers=1, progress=False)
+    with only_run_in(folder, "wait"):
+        assert main(command) == 1
+    assert re.search(
+        r"^Error: Another run works in .*: wait until it has ended, then run", capsys.readouterr().err
+    )
+    assert not (folder / FILE).exists()
+    assert main(command) == 0 and load_plan(folder).spacing_mm == (1.2, 1.2, 1.2)
 
 
 def test_hippocampus_keeps_1_mm_on_the_real_scans(shared_data: Path) -> None:

@@ -101,6 +101,29 @@ def test_draws_of_one_strategy_are_one_figure_at_the_top() -> None:
     ]
 
 
+def test_draws_that_gave_the_same_masks_count_once_at_the_top() -> None:
+    first = rows()[lambda frame: frame["strategy"] == "one-shot"]
+    other = first["dataset"] == "b"
+    drawn = [
+        first.assign(
+            strategy=f"ensemble_k3_draw{draw}",
+            base="ensemble",
+            references=3.0,
+            draw=float(draw),
+            dice=first["dice"] + up * other,
+        )
+        for draw, up in ((0, 0.0), (1, 0.1), (2, 0.2))
+    ]
+    # a has one draw three times, 0.525; b has 0.725, 0.825 and 0.925.
+    assert headline(pd.concat(drawn))[3:] == [("0.675", "mean Dice, ensemble, k = 3, 1 to 3 draws")]
+    assert headline(pd.concat([drawn[0], drawn[2][other]]))[3:] == [
+        (
+            "0.675",
+            "mean Dice, ensemble, k = 3, 1 to 2 draws",
+        )  # 0.525; 0.725 and 0.925: both datasets have some
+    ]
+
+
 def test_order_of_strategies() -> None:
     frame = pd.DataFrame({"strategy": ["mine", "bank", "one-shot"]})
     assert ordered_strategies(frame) == ["one-shot", "bank", "mine"]
