@@ -8,7 +8,7 @@ kept under a content hash of model, image, labels and grid: k references and m q
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -46,14 +46,14 @@ def people_of(pool: Sequence[Embedded]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Embeddings of this process by content hash, pose and scale of sets of references (`showing.py`), the weights of
-    their grey values (`grey_weights.py`), and what each reference was as it was tried (`turned`); the same content
-    under another name is found again.
+    """Embeddings of this process by content hash, pose and scale of sets of references (`showing.py`; a mapping that
+    outlives the process is `kept_showings.py`), the weights of their grey values (`grey_weights.py`), and what each
+    reference was as it was tried (`turned`); the same content under another name is found again.
     """
 
     tasks: dict[str, TaskEmbedding] = field(default_factory=dict)
     image_vectors: dict[str, Tensor] = field(default_factory=dict)
-    showings: dict[str, tuple[str, float]] = field(default_factory=dict)
+    showings: MutableMapping[str, tuple[str, float]] = field(default_factory=dict)
     turned: dict[str, TaskEmbedding] = field(default_factory=dict)
     grey_weights: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -59,6 +59,9 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
+SEARCH_RULES = 1
+"""another number where what a search finds may change by more than its settings: what was kept is not used then"""
+
 SEARCHED = Showing()
 AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0, 1)
 
@@ -225,7 +228,10 @@ def settle_showing(
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
     who = who_is_who(references)
-    key = content_key(loaded.model_hash, options.autocast, plan, wanted.pose, wanted.scale, who, *content)
+    rules = (SEARCH_RULES, SearchSettings())
+    key = content_key(
+        loaded.model_hash, options.autocast, rules, plan, wanted.pose, wanted.scale, who, *content
+    )
     if key not in cache.showings:
 
         def shown_at(times: float) -> Shown:

@@ -117,6 +117,7 @@ ORDER = (
     "iris_pipeline.grey_weights",
     "iris_pipeline.second_look",
     "iris_pipeline.showing",
+    "iris_pipeline.kept_showings",
     "iris_pipeline.inputs",
     "iris_pipeline.references",
     "iris_pipeline.screening",

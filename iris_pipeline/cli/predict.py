@@ -31,7 +31,9 @@ from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of,
 from iris_pipeline.cli._showing import check_showing, showing_of
 from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.kept_task import keep_task, kept_task, request_name
+from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
@@ -363,8 +365,8 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     cases, part = raw_cases(root, store), arguments.part or "test"
     numbered = arguments.references is not None or arguments.seed is not None
     name = experiment_name(experiment, part, numbered)
-    own = results_folder(folder, root) / "predictions" / dataset / name
-    out = Path(arguments.o) if arguments.o else own
+    results = results_folder(folder, root)
+    out = Path(arguments.o) if arguments.o else results / "predictions" / dataset / name
     print(f"{dataset}, {part} part of split '{arguments.split}', {experiment.strategy}, to {out}.")
     held_out = store.manifest.role == "held-out"
     ids = store.manifest.splits.get(arguments.split, {}).get(part if held_out else "train", [])
@@ -388,6 +390,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         part=part,
         out=out,
         options=options,
+        cache=EmbeddingCache(showings=kept_showings(results, arguments.overwrite)),
         **_wishes(arguments, judge),
     )
     if arguments.confidence:

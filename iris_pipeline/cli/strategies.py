@@ -20,6 +20,7 @@ from iris_pipeline.cli._models import (
 )
 from iris_pipeline.cli._showing import add_showing_options, check_showing, showing_of
 from iris_pipeline.cli._splits import experiment_name, raw_cases
+from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
@@ -123,7 +124,7 @@ def _command(arguments: argparse.Namespace) -> int:
     stores = open_stores(root.preprocessed, arguments.d)
     check_showing(showing_of(arguments), stores.values(), arguments.strategies)
     jobs = plan_jobs(list(stores), arguments.strategies, arguments.k, arguments.draws, list(loaded.plans))
-    cache = EmbeddingCache()
+    cache = EmbeddingCache(showings=kept_showings(folder, arguments.overwrite))
     problems = 0
     with tqdm(jobs, unit="row", dynamic_ncols=True) as bar:
         for job in bar:

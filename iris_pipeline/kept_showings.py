@@ -1,0 +1,53 @@
+"""Poses and scales that were found, kept beside a run: the next row of the same references needs no search.
+
+A search takes minutes a set of references, and strategies, confidence and a command that was broken off ask for the
+same sets. Keys are content hashes (`showing.py`), so that another model, plan or reference is another entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import UserDict
+from pathlib import Path
+
+from iris_pipeline.checkpoint import write_json
+from iris_pipeline.pose import POSES
+
+FILE = "showings.json"
+Found = tuple[str, float]
+
+
+class KeptShowings(UserDict[str, Found]):
+    """Key -> (pose, scale), as `EmbeddingCache.showings`; each new one is written to the file at once.
+
+    fresh: what the file has is not used, and stays there until it is found anew. A file that cannot be read says
+    nothing, and one that cannot be written costs the next search and no result.
+    """
+
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        self.path = path
+        super().__init__({} if fresh else _read(path))
+
+    def __setitem__(self, key: str, found: Found) -> None:
+        super().__setitem__(key, found)
+        if self.path.parent.is_dir() and _read(self.path).get(key) != found:
+            # What another process has found meanwhile is kept.
+            kept = {**_read(self.path), **self.data}
+            try:
+                write_json(self.path, {name: list(each) for name, each in sorted(kept.items())})
+            except OSError:
+                return
+
+
+def kept_showings(run: Path, fresh: bool = False) -> KeptShowings:
+    """Those of a run's folder."""
+    return KeptShowings(run / FILE, fresh)
+
+
+def _read(path: Path) -> dict[str, Found]:
+    """The entries of the file that make sense; none where there is no such file."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {str(key): (pose, float(scale)) for key, (pose, scale) in said.items() if pose in POSES}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
