@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
-from preprocessing.itk_files import DICOM_MAGIC
+from preprocessing.scan_paths import holds_dicom
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -51,7 +51,7 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     number = _channel_number(path, channel)
-    if _is_dicom_series(path):
+    if holds_dicom(path):
         return [InputCase(path.resolve().name, FileSource(path, number))], []
     files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
     found, notes = _files_of(files, number)
@@ -136,7 +136,7 @@ def _series_below(folder: Path) -> list[tuple[str, Path]]:
     for walked, inner, _ in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         here = Path(walked)
-        if here != folder and _is_dicom_series(here):
+        if here != folder and holds_dicom(here):
             found.setdefault(here.relative_to(folder).parts[0], []).append(here)
             inner.clear()
     named = []
@@ -145,13 +145,3 @@ def _series_below(folder: Path) -> list[tuple[str, Path]]:
             parts = place.relative_to(folder).parts
             named.append((name if len(places) == 1 else "_".join(parts), place))
     return named
-
-
-def _is_dicom_series(folder: Path) -> bool:
-    """Whether a file in it is DICOM."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and not is_image_path(path):
-            with path.open("rb") as file:
-                if file.read(132)[128:] == DICOM_MAGIC:
-                    return True
-    return False

@@ -7,7 +7,6 @@ patterns that pair most cases win. Words such as "seg" or "images" only say whic
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
-from preprocessing.volume import ITK, NIFTI, is_image_path
+from preprocessing.scan_paths import scan_paths
+from preprocessing.volume import ITK, NIFTI
 
 _LABELS = (
     "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva lbl lab "
@@ -32,7 +32,6 @@ PARTS_OF_A_SET = frozenset(_PARTS.split())
 CLASS = "{class}"
 ENDINGS = NIFTI + ITK
 FIELD = re.compile(r"\{[a-z]+\}|\*")
-JUNK = re.compile(r"[*?\[\]{}]|(^|/)(\.|__MACOSX)")  # what patterns cannot say, what hides, what macOS packs
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
 ENOUGH_PATHS = 4000  # patterns that hold for so many files hold for the rest
@@ -156,27 +155,6 @@ def discover_pairs(folder: Path) -> Found:
         classes=best.classes,
         others=_other_images(best, pairs),
     )
-
-
-def scan_paths(folder: Path) -> list[str]:
-    """Files that can be read, as sorted paths inside `folder`, and DICOM folders with a "/" behind."""
-    found: set[str] = set()
-    walked: set[Path] = set()
-    for place, inside, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        if here.resolve() in walked:  # a link that leads back to where it lies
-            inside.clear()
-            continue
-        walked.add(here.resolve())
-        for path in (here / name for name in names):
-            inner = path.relative_to(folder)
-            if JUNK.search(inner.as_posix()):
-                continue
-            if is_image_path(path):
-                found.add(inner.as_posix())
-            elif path.suffix.lower() == ".dcm" and len(inner.parts) > 1:
-                found.add(inner.parent.as_posix() + "/")
-    return sorted(found)
 
 
 def _sample(paths: list[str]) -> list[str]:

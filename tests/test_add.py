@@ -121,6 +121,8 @@ def test_dicom_series_with_a_mask_file(tmp_path: Path, capsys: pytest.CaptureFix
             folder / case / "T1", array, np.diag([2.0, 2.0, 3.0, 1.0]), [f"IM-{z}" for z in range(1, 13)]
         )
         save(folder / case / "tumour.nii.gz", box(slice(3, 9)))
+    for path in folder.glob("P2/T1/*.dcm"):  # as archives and CDs name them
+        path.rename(path.with_name(path.stem.replace("-", "00")))
     assert add_main([str(folder), "--root", str(tmp_path / "root"), "--yes", *FEW]) == 0
     told = capsys.readouterr().out.splitlines()
     assert "  images    {case}/T1" in told and "  masks     {case}/tumour.nii.gz" in told

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from preprocessing import discover
-from preprocessing.discover import Found, discover_pairs, scan_paths
+from preprocessing.discover import Found, discover_pairs
 from preprocessing.errors import RawDataError
+from preprocessing.scan_paths import holds_dicom, scan_paths
 
 E = ".nii.gz"
 P = range(1, 6)
@@ -175,6 +176,17 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "far")
     assert len(scan_paths(tmp_path / "near")) == 10
+
+
+def test_dicom_is_known_by_its_ending_or_its_first_bytes(tmp_path: Path) -> None:
+    slices = b"\0" * 128 + b"DICM" + b"\0" * 8
+    for file in ("P1/CT/IM0001", "P2/CT/1.2.840.7", "P2/DICOMDIR", "top", ".git/IM1"):
+        write(tmp_path, [file])
+        (tmp_path / file).write_bytes(slices)
+    write(tmp_path, ["P3/CT/a.dcm", "P4/notes/readme", f"P4/mask{E}", "P5/CT/.IM1", "P5[a]/x.dcm"])
+    (tmp_path / "P4" / "notes" / "readme").write_bytes(b"\0" * 129 + b"DICM")
+    assert scan_paths(tmp_path) == ["P1/CT/", "P2/CT/", "P3/CT/", f"P4/mask{E}"]
+    assert holds_dicom(tmp_path) and not holds_dicom(tmp_path / "P2"), "a DICOMDIR is no slice"
 
 
 def test_of_very_many_files_whole_cases_are_looked_at(

@@ -33,6 +33,7 @@ ORDER = (
     "preprocessing.splits",
     "preprocessing.itk_files",
     "preprocessing.volume",
+    "preprocessing.scan_paths",
     "preprocessing.source",
     "preprocessing.class_names",
     "preprocessing.source_kinds",
