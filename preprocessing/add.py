@@ -11,52 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from preprocessing.adapters import Case, find_cases
-from preprocessing.class_names import read_class_names
-from preprocessing.discover import CLASS, LABEL_WORDS, discover_pairs, names_a_class
-from preprocessing.errors import IrisError, RawDataError, SpecError
+from preprocessing.errors import SpecError
 from preprocessing.files import write_text
 from preprocessing.guess import (
-    GreyValues,
     guess_modality,
     guess_name,
     guess_offset,
     guess_sides,
     guess_subject_pattern,
     modality_text,
-    read_dataset_json,
 )
-from preprocessing.parallel import parallel_map
-from preprocessing.patterns import PLACEHOLDER, find
+from preprocessing.name_words import LABEL_WORDS
+from preprocessing.patterns import PLACEHOLDER
 from preprocessing.spec import DatasetSpec, Modality, Role, list_specs, parse_spec
+from preprocessing.survey import Survey, plain_files
 
-SCANS_READ = 8  # for the guess of the modality
-MOST_VALUES = 64  # a label map with more values than this is an image
 HEADING = "# Written by iris_add; every key is described in dataset_specs/README.md.\n"
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What was read of a folder, once.
-
-    files: the key of the specification; ids, subjects: of the pairs; values: of all label maps. names: class ->
-    value, by dataset.json or classes.json; masks: names of mask files; remarks: for the user.
-    """
-
-    folder: Path
-    files: Mapping[str, Any]
-    ids: tuple[str, ...]
-    subjects: tuple[str, ...]
-    values: tuple[int, ...]
-    names: Mapping[str, int]
-    masks: tuple[str, ...]
-    some_masks_missing: bool
-    scans: tuple[GreyValues, ...]
-    told: Mapping[str, Any]
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,63 +49,6 @@ class Proposal:
     spec: DatasetSpec
     text: str
     reasons: Mapping[str, str]
-
-
-def survey_folder(
-    folder: Path,
-    images: str | None = None,
-    labels: str | None = None,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Survey:
-    """Find the pairs (by the two patterns, where given) and read all label maps and some of the scans.
-
-    RawDataError where nothing pairs up or can be read; SpecError for patterns that do not go together.
-    """
-    if not folder.is_dir():
-        raise RawDataError(f"{folder} is no folder: give the one that holds the scans and their masks.")
-    if (images is None) != (labels is None):
-        raise SpecError("--images and --labels are two patterns that go together: give both or none.")
-    remarks: list[str] = []
-    if images is None or labels is None:
-        found = discover_pairs(folder)
-        files = _files(found.images, found.labels)
-        if found.others:
-            remarks.append(
-                f"Other images pair up with the same masks ({', '.join(found.others)}): one of them is chosen with "
-                "--images and --labels."
-            )
-    else:
-        files = _files((images,), (labels,))
-    masks = _mask_names(folder, files)
-    cases = find_cases(folder, _provisional(files, masks))
-    pairs = [case for case in cases if case.labels is not None and case.image.files]
-    if not pairs:
-        raise RawDataError(
-            f"No image {images} of {folder} has a mask {labels}: correct the two patterns, in which {{case}} stands "
-            "for the case's name."
-        )
-    alone = [case.id for case in cases if case not in pairs]
-    if alone:
-        remarks.append(
-            f"{len(alone)} of {len(cases)} cases lack the image or the mask and will be refused: "
-            f"{', '.join(alone[:5])}{' ...' * (len(alone) > 5)}."
-        )
-    mask_files = [len(case.labels.files) for case in pairs if case.labels is not None and case.labels.files]
-    return Survey(
-        folder=folder,
-        files=files,
-        ids=tuple(case.id for case in pairs),
-        subjects=tuple(case.subject for case in pairs),
-        values=() if masks else _label_values(pairs, workers, progress, remarks),
-        names={} if masks else _told_names(folder, remarks),
-        masks=masks,
-        some_masks_missing=bool(masks) and min(mask_files, default=0) < len(masks),
-        scans=_some_scans(pairs, workers, progress),
-        told=read_dataset_json(folder),
-        remarks=tuple(remarks),
-    )
 
 
 def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
@@ -164,7 +79,7 @@ def propose(survey: Survey, wishes: Wishes, raw_root: Path) -> Proposal:
         if (raw_root / name).absolute() == survey.folder.absolute()
         else str(survey.folder.absolute()),
         "layout": "files",
-        "files": _plain(survey.files),
+        "files": plain_files(survey.files),
         "classes": dict(classes),
         "sides": {side: list(names) for side, names in sides.items()} or None,
         "subject_pattern": pattern,
@@ -194,103 +109,6 @@ def write_spec(proposal: Proposal, folder: Path, raw_root: Path, overwrite: bool
         raise SpecError(f"{path} exists already: give another --name, or --overwrite to replace it.")
     write_text(path, proposal.text)
     return path
-
-
-def _files(images: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
-    """The key `files`: the patterns and, where the case's name has several parts, how they are joined."""
-    parts = [name for name in dict.fromkeys(PLACEHOLDER.findall(images[0])) if name != "class"]
-    files: dict[str, Any] = {"image": images, "labels": labels}
-    if parts != ["case"]:
-        files["case"] = "_".join(f"{{{name}}}" for name in parts)
-    return files | ({"subject": "{subject}"} if "subject" in parts and len(parts) > 1 else {})
-
-
-def _mask_names(folder: Path, files: Mapping[str, Any]) -> tuple[str, ...]:
-    """What {class} stands for in the paths that fit `labels` and are no image, sorted; none without {class}."""
-    if CLASS not in files["labels"][0]:
-        return ()
-    pictures = {match.path for match in find(folder, files["image"])}
-    masks = [match for match in find(folder, files["labels"]) if match.path not in pictures]
-    names = {match.names["class"] for match in masks if names_a_class(match.names["class"])}
-    if not names:
-        raise RawDataError(
-            f"No file of {folder} fits {files['labels'][0]} with a name for {CLASS}: correct the pattern."
-        )
-    return tuple(sorted(names))
-
-
-def _provisional(files: Mapping[str, Any], masks: tuple[str, ...]) -> DatasetSpec:
-    """Enough of a specification to list the cases. SpecError where the patterns do not go together."""
-    content = {
-        **{"name": "survey", "title": "", "source": "", "licence": "", "modality": "MR", "role": "held-out"},
-        **{"layout": "files", "files": _plain(files)},
-        "classes": {name: value for value, name in enumerate(masks, 1)} or {"any": 1},
-    }
-    return parse_spec(yaml.safe_dump(content, allow_unicode=True), "The pair of patterns")
-
-
-def _plain(files: Mapping[str, Any]) -> dict[str, Any]:
-    """As YAML has it: one pattern as a text, several as a list."""
-    return {
-        key: (value[0] if len(value) == 1 else list(value)) if isinstance(value, tuple) else value
-        for key, value in files.items()
-    }
-
-
-def _told_names(folder: Path, remarks: list[str]) -> Mapping[str, int]:
-    try:
-        return read_class_names(folder) or {}
-    except RawDataError as error:
-        remarks.append(str(error))
-        return {}
-
-
-def _label_values(
-    pairs: list[Case], workers: int | None, progress: bool, remarks: list[str]
-) -> tuple[int, ...]:
-    """All values of all label maps; those that cannot be read are left to the check."""
-    values: set[int] = set()
-    unread = 0
-    for found in parallel_map(_values_of, pairs, workers, "Reading label values", progress):
-        unread += found is None
-        values |= found or set()
-    if unread:
-        remarks.append(f"{unread} label maps could not be read; the check says why.")
-    if len(values) > MOST_VALUES:
-        raise RawDataError(
-            f"The files that were taken for masks, such as {pairs[0].labels}, hold {len(values)} different values, "
-            "as images do: say which are the masks with --images and --labels."
-        )
-    if not values - {0}:
-        raise RawDataError(
-            f"Every label map that could be read is empty, from {pairs[0].labels} on: nothing can be learnt from them."
-        )
-    return tuple(sorted(values - {0}))
-
-
-def _values_of(case: Case) -> set[int] | None:
-    assert case.labels is not None
-    try:
-        return {int(value) for value in np.unique(case.labels.read_labels().array)}
-    except IrisError:
-        return None
-
-
-def _some_scans(pairs: list[Case], workers: int | None, progress: bool) -> tuple[GreyValues, ...]:
-    some = [pairs[int(index)] for index in np.linspace(0, len(pairs) - 1, min(SCANS_READ, len(pairs)))]
-    read = [found for found in parallel_map(_scan_of, some, workers, "Reading scans", progress) if found]
-    if not read:
-        raise RawDataError(
-            f"No scan can be read, for instance {some[0].image}: run iris_check for the reasons."
-        )
-    return tuple(read)
-
-
-def _scan_of(case: Case) -> GreyValues | None:
-    try:
-        return GreyValues.of(case.image.read_image())
-    except IrisError:
-        return None
 
 
 def _guess_classes(survey: Survey) -> tuple[dict[str, int], str]:

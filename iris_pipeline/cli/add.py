@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import get_args
 
 from iris_pipeline.cli._common import run
-from preprocessing.add import Proposal, Survey, Wishes, propose, survey_folder, write_spec
+from preprocessing.add import Proposal, Wishes, propose, write_spec
 from preprocessing.check import check_dataset
 from preprocessing.errors import SpecError
 from preprocessing.options import add_speed_options
 from preprocessing.paths import Root
 from preprocessing.spec import Modality, Role
+from preprocessing.survey import Survey, survey_folder
 
 MODALITIES = get_args(Modality)
 
