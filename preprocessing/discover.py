@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
-from preprocessing.generalise import CLASS, FIELD, Key, PathPattern, path_patterns, without_ending
-from preprocessing.name_words import IMAGE_WORDS, LABEL_WORDS, names_a_class, words
+from preprocessing.generalise import Key, PathPattern, path_patterns, without_ending
+from preprocessing.name_words import CLASS, FIELD, IMAGE_WORDS, LABEL_WORDS, fixed_words, may_be_class, words
 from preprocessing.scan_paths import scan_paths
 
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
@@ -67,7 +67,7 @@ class _Pair:
 
     def score(self) -> tuple[float, ...]:
         """Compared from the left: more cases, more masks, nothing left over, then the plainer pattern."""
-        told = words(FIELD.sub(" ", self.image.text))
+        told = fixed_words(self.image.text)
         named = min((IMAGE_WORDS.index(word) for word in told if word in IMAGE_WORDS), default=99)
         text = self.image.text + self.label.text
         return (
@@ -160,7 +160,9 @@ def _pair(image: PathPattern, label: PathPattern) -> _Pair | None:
         name for key in shared for name, path in label.files[key].items() if path != image.files[key][""]
     )
     fewest = max(min(2, len(shared)), FEW_CASES * len(shared))
-    classes = sorted(name for name, count in counts.items() if count >= fewest and names_a_class(name))
+    beside = any(label.fits(image.files[key][""]) for key in shared)
+    often = sorted(name for name, count in counts.items() if count >= fewest)
+    classes = [name for name in often if may_be_class(name, label.text, beside)]
     shared = {key for key in shared if set(classes) & set(label.files[key])}
     pair = _Pair(image, label, frozenset(shared), tuple(classes))
     # With one file a case the text names something else, such as the hospital.

@@ -6,13 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from preprocessing.name_words import LABEL_WORDS, PARTS_OF_A_SET, words
+from preprocessing.name_words import CLASS, LABEL_WORDS, PARTS_OF_A_SET, words
+from preprocessing.patterns import as_regex
 from preprocessing.volume import ITK, NIFTI
 
-CLASS = "{class}"
 ENDINGS = NIFTI + ITK
-FIELD = re.compile(r"\{[a-z]+\}|\*")
 MOST = 80  # patterns of a role that are compared; all good ones fit nearly all files
 
 Key = frozenset[tuple[str, str]]
@@ -31,6 +31,15 @@ class PathPattern:
     @property
     def size(self) -> int:
         return sum(len(found) for found in self.files.values())
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return as_regex(self.text)
+
+    def fits(self, path: str) -> bool:
+        """Whether the layout's search would find this path by the pattern, whatever it was generalised from."""
+        stem = without_ending(path)
+        return path[len(stem) :] in self.endings and self._expression.fullmatch(stem) is not None
 
     def add(self, values: dict[str, str], path: str) -> None:
         named = values.get("class", "")

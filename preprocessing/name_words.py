@@ -16,6 +16,8 @@ _IMAGES = (
 _PARTS = "train training tr val valid validation va test testing ts batch fold part"
 LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
 PARTS_OF_A_SET = frozenset(_PARTS.split())
+CLASS = "{class}"
+FIELD = re.compile(r"\{[a-z]+\}|\*")
 
 
 def words(text: str) -> set[str]:
@@ -26,7 +28,32 @@ def words(text: str) -> set[str]:
     return {token.lower() for token in tokens}
 
 
+def fixed_words(pattern: str) -> set[str]:
+    """The words of a pattern beside its fields."""
+    return words(FIELD.sub(" ", pattern))
+
+
 def names_a_class(name: str) -> bool:
-    """Whether what stands for {class} may be one: no number, and no word that means an image, a mask or a part."""
-    plain = {name.lower(), name.lower().rstrip("0123456789")}
-    return not plain & (LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET) and not name.isdecimal()
+    """Whether a name among images and masks may be a class: more than words of image, mask or part, and numbers."""
+    return not _only(name, LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET)
+
+
+def may_be_class(name: str, pattern: str, beside_images: bool) -> bool:
+    """Whether what stands for {class} in a pattern may be one. beside_images: the images fit the pattern, too.
+
+    Where only masks lie, T1 is a vertebra and 12 a rib; beside images T1 is a sequence. A file called "mask" among
+    the masks of classes is taken for all of them in one.
+    """
+    told = fixed_words(pattern)
+    if not told & LABEL_WORDS and (beside_images or told & set(IMAGE_WORDS)):
+        return names_a_class(name)
+    if name.lower() in LABEL_WORDS:
+        return False
+    whole_name = pattern.rpartition("/")[2].partition(".")[0] == CLASS
+    return whole_name or not _only(name, PARTS_OF_A_SET)
+
+
+def _only(name: str, known: frozenset[str]) -> bool:
+    """Whether all words of a name are known, or numbers; a known word may have a number behind it."""
+    tokens = re.findall(r"[A-Za-z0-9]+", name.lower())
+    return all(token.isdecimal() or token in known or token.rstrip("0123456789") in known for token in tokens)

@@ -80,6 +80,15 @@ def settle_top(folder: Path, tops: Sequence[str], patterns: Sequence[str], where
     return folder
 
 
+def as_regex(pattern: str) -> re.Pattern[str]:
+    """The pattern of a whole path as a regular expression.
+
+    >>> as_regex("images{part}/{case}").fullmatch("imagesTr/c1").groupdict()
+    {'part': 'Tr', 'case': 'c1'}
+    """
+    return _regex(pattern, (), ())
+
+
 def _descend(
     folder: Path, parts: tuple[str, ...], names: dict[str, str], rules: tuple[tuple[str, str], ...]
 ) -> Iterator[Match]:
@@ -114,7 +123,7 @@ def _entries(folder: Path) -> list[Path]:
 def _regex(
     part: str, known: tuple[tuple[str, str], ...], rules: tuple[tuple[str, str], ...]
 ) -> re.Pattern[str]:
-    """One part of a pattern as a regular expression; names that are known already stand for themselves."""
+    """A pattern or one part of it as a regular expression; names that are known already stand for themselves."""
     names, where, pieces, end, opened = dict(known), dict(rules), [], 0, set()
     for found in PLACEHOLDER.finditer(part):
         pieces.append(_shell(part[end : found.start()]))

@@ -5,6 +5,7 @@ Nothing in the folder is changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ import numpy as np
 import yaml
 
 from preprocessing.adapters import Case, find_cases
+from preprocessing.adapters.files import one_role_each
 from preprocessing.class_names import read_class_names
 from preprocessing.discover import discover_pairs
 from preprocessing.errors import IrisError, RawDataError, SpecError
-from preprocessing.generalise import CLASS
 from preprocessing.guess import GreyValues, read_dataset_json
-from preprocessing.name_words import names_a_class
+from preprocessing.name_words import CLASS, may_be_class
 from preprocessing.parallel import parallel_map
-from preprocessing.patterns import PLACEHOLDER, find
+from preprocessing.patterns import PLACEHOLDER, find, placeholders
 from preprocessing.spec import DatasetSpec, parse_spec
 
 SCANS_READ = 8  # for the guess of the modality
@@ -74,9 +75,14 @@ def survey_folder(
                 f"Other images pair up with the same masks ({', '.join(found.others)}): one of them is chosen with "
                 "--images and --labels."
             )
+        masks = _guessed_masks(folder, files, found.classes, remarks)
     else:
         files = _files((images,), (labels,))
-    masks = _mask_names(folder, files)
+        masks = tuple(sorted(_named_masks(folder, files)))
+    if CLASS in files["labels"][0] and not masks:
+        raise RawDataError(
+            f"No file of {folder} fits {files['labels'][0]} with a name for {CLASS}: correct the pattern."
+        )
     cases = find_cases(folder, _provisional(files, masks))
     pairs = [case for case in cases if case.labels is not None and case.image.files]
     if not pairs:
@@ -115,18 +121,36 @@ def _files(images: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
     return files | ({"subject": "{subject}"} if "subject" in parts and len(parts) > 1 else {})
 
 
-def _mask_names(folder: Path, files: Mapping[str, Any]) -> tuple[str, ...]:
-    """What {class} stands for in the paths that fit `labels` and are no image, sorted; none without {class}."""
-    if CLASS not in files["labels"][0]:
-        return ()
-    pictures = {match.path for match in find(folder, files["image"])}
-    masks = [match for match in find(folder, files["labels"]) if match.path not in pictures]
-    names = {match.names["class"] for match in masks if names_a_class(match.names["class"])}
-    if not names:
-        raise RawDataError(
-            f"No file of {folder} fits {files['labels'][0]} with a name for {CLASS}: correct the pattern."
+def _guessed_masks(
+    folder: Path, files: Mapping[str, Any], classes: tuple[str, ...], remarks: list[str]
+) -> tuple[str, ...]:
+    """What {class} stands for in discovered patterns, sorted; a remark on names that are taken for something else.
+
+    classes: those that were found often. Rare ones count as well where {class} is a whole name, so that nothing
+    else is in doubt.
+    """
+    pattern = files["labels"][0]
+    whole_name = any(placeholders(part) == {"class"} for part in pattern.split("/"))
+    named = _named_masks(folder, files, () if whole_name else classes)
+    beside = {match.path for match in find(folder, files["image"])} & {
+        match.path for match in find(folder, files["labels"])
+    }
+    masks = sorted(name for name in named if may_be_class(name, pattern, bool(beside)))
+    if left_out := sorted(named - set(masks)):
+        remarks.append(
+            f"Also named as {pattern} says, but left out, since images or whole sets of masks are called so: "
+            f"{', '.join(left_out)}. Where they are classes, too, give both patterns with --images and --labels."
         )
-    return tuple(sorted(names))
+    return tuple(masks)
+
+
+def _named_masks(folder: Path, files: Mapping[str, Any], classes: tuple[str, ...] = ()) -> set[str]:
+    """What {class} stands for in the paths that fit `labels` and are no image; classes: it may be no other."""
+    if CLASS not in files["labels"][0]:
+        return set()
+    where = {"class": "|".join(map(re.escape, classes))} if classes else {}
+    _, masks = one_role_each(list(find(folder, files["image"])), list(find(folder, files["labels"], where)))
+    return {match.names["class"] for match in masks}
 
 
 def _provisional(files: Mapping[str, Any], masks: tuple[str, ...]) -> DatasetSpec:

@@ -191,6 +191,37 @@ def test_one_value_takes_the_name_of_its_files(tmp_path: Path) -> None:
     assert proposal.spec.classes == {"lung_tumour": 255}
 
 
+def test_no_mask_is_left_out_without_a_word(tmp_path: Path) -> None:
+    names = ("C7", "T1", "T2", "T3")
+    for case in ("a", "b"):
+        for place in ("apart", "beside"):
+            save(tmp_path / place / case / "ct.nii.gz", grey(ord(case)))
+        for index, name in enumerate(names):
+            mask = box(slice(4 * index, 4 * index + 3))
+            for place in (f"apart/{case}/spine", f"beside/{case}"):
+                save(tmp_path / place / f"{name}.nii.gz", mask)
+    apart = survey_folder(tmp_path / "apart", workers=1, progress=False)
+    assert apart.masks == names and not [told for told in apart.remarks if "left out" in told]
+    beside = survey_folder(tmp_path / "beside", workers=1, progress=False)
+    assert beside.masks == ("C7", "T3")
+    assert (
+        "Also named as {case}/{class}.nii.gz says, but left out, since images or whole sets of masks are called so: "
+        "T1, T2. Where they are classes, too, give both patterns with --images and --labels."
+    ) in beside.remarks
+    told = ("{case}/ct.nii.gz", "{case}/{class}.nii.gz")
+    assert survey_folder(tmp_path / "beside", *told, workers=1, progress=False).masks == names
+
+
+def test_classes_in_flat_names(tmp_path: Path) -> None:
+    for case in ("case_1", "case_2"):
+        save(tmp_path / f"{case}.nii.gz", grey(int(case[-1])))
+        for name, x in (("left_lung", slice(2, 6)), ("liver", slice(9, 12))):
+            save(tmp_path / f"{case}_{name}.nii.gz", box(x))
+    survey = survey_folder(tmp_path, workers=1, progress=False)
+    assert survey.files["labels"] == ("{case}_{class}.nii.gz",)
+    assert (survey.ids, survey.masks) == (("case_1", "case_2"), ("left_lung", "liver"))
+
+
 def test_patterns_of_the_users_own(tmp_path: Path) -> None:
     for case in ("1", "2"):
         save(tmp_path / "a" / f"x{case}.nii.gz", grey(int(case)))

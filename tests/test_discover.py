@@ -61,6 +61,19 @@ TREES: dict[str, tuple[list[str], str, str, int, tuple[str, ...]]] = {
         + [f"s{i}/segmentations/{o}{E}" for i in P for o in ("liver", "kidney_left")],
         *(f"{{case}}/ct{E}", f"{{case}}/segmentations/{{class}}{E}", 5, ("kidney_left", "liver")),
     ),
+    "vertebrae are no sequences": (
+        [f"p{i}/ct{E}" for i in P] + [f"p{i}/segmentations/{o}{E}" for i in P for o in ("C7", "T1", "T2")],
+        *(f"{{case}}/ct{E}", f"{{case}}/segmentations/{{class}}{E}", 5, ("C7", "T1", "T2")),
+    ),
+    "masks by numbers and odd names": (
+        [f"p{i}/ct{E}" for i in P]
+        + [f"p{i}/masks/{o}{E}" for i in P for o in ("1", "12", "ROI1", "TS", "phase", "mask")],
+        *(f"{{case}}/ct{E}", f"{{case}}/masks/{{class}}{E}", 5, ("1", "12", "ROI1", "TS", "phase")),
+    ),
+    "a folder a class, called as sequences are": (
+        [f"scans/p{i}{E}" for i in P] + [f"masks/{o}/p{i}{E}" for i in P for o in ("T1", "T2")],
+        *(f"scans/{{case}}{E}", f"masks/{{class}}/{{case}}{E}", 5, ("T1", "T2")),
+    ),
     "masks beside the image": (
         [f"P{i}/{word}{E}" for i in P for word in ("image", "liver", "spleen")],
         *(f"{{case}}/image{E}", f"{{case}}/{{class}}{E}", 5, ("liver", "spleen")),

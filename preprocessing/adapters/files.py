@@ -34,7 +34,7 @@ def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     images = list(find(folder, form.image, form.where))
     of_class = {"class": "|".join(re.escape(name) for name in spec.classes)}
     labels = list(find(folder, form.labels, of_class | form.where))
-    images, labels = _one_role_each(images, labels)
+    images, labels = one_role_each(images, labels)
     if form.numbered:
         numbers = _numbers([*images, *labels], form.numbered)
         images, labels = (_numbered(each, form.numbered, numbers) for each in (images, labels))
@@ -53,7 +53,7 @@ def find_file_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     return [replace(case, subject=people[case.id]) for case in cases]
 
 
-def _one_role_each(images: list[Match], labels: list[Match]) -> tuple[list[Match], list[Match]]:
+def one_role_each(images: list[Match], labels: list[Match]) -> tuple[list[Match], list[Match]]:
     """`{case}` fits x_seg.nii.gz as well as `{case}_seg` does: a file that fits both goes to the more exact."""
     as_image = {match.path: match.exactness for match in images}
     as_labels = {match.path: match.exactness for match in labels}
