@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.generalise import Key, PathPattern, path_patterns, without_ending
 from preprocessing.name_words import CLASS, FIELD, IMAGE_WORDS, LABEL_WORDS, fixed_words, may_be_class, words
+from preprocessing.patterns import exactness
 from preprocessing.scan_paths import scan_paths
 
 FEW_CASES = 0.2  # a class has a mask file in this share of the cases at least
@@ -28,7 +29,8 @@ class Found:
     """Patterns (one for each file ending) and what they pair. `classes`: names of mask files, if of one class each.
 
     cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half, of a sample where
-    there are very many files; others: patterns of other images that pair up with the same masks.
+    there are very many files; others: patterns of other images that pair up with the same masks. parts: what {part}
+    stands for; ids_restart: cases of several parts have one name.
     """
 
     images: tuple[str, ...]
@@ -38,6 +40,8 @@ class Found:
     labels_alone: int = 0
     classes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    ids_restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,31 @@ class _Pair:
     label: PathPattern
     shared: frozenset[Key]
     classes: tuple[str, ...]
+    strays: int = 0
+
+    @property
+    def parts(self) -> set[str]:
+        return {value for key in self.shared for name, value in key if name == "part"}
 
     @property
     def mask_files(self) -> int:
-        return sum(len(self._masks(key)) for key in self.shared)
+        return sum(len(self.masks(key)) for key in self.shared)
 
-    def _masks(self, key: Key) -> dict[str, str]:
+    def masks(self, key: Key) -> dict[str, str]:
         found = self.label.files[key]
         return {name: path for name, path in found.items() if not self.classes or name in self.classes}
 
     def alone(self) -> tuple[int, int]:
         masks = {path for found in self.label.files.values() for path in found.values()}
         pictures = {path for found in self.image.files.values() for path in found.values()}
-        rest = [key for key in self.image.files if key not in self.shared]
-        labels = [key for key in self.label.files if key not in self.shared]
+        rest, labels = (
+            [
+                key
+                for key in files
+                if key not in self.shared and dict(key).get("part", "") in (self.parts or {""})
+            ]
+            for files in (self.image.files, self.label.files)
+        )
         return (
             sum(self.image.files[key][""] not in masks for key in rest),
             0 if self.classes else sum(self.label.files[key][""] not in pictures for key in labels),
@@ -73,26 +88,31 @@ class _Pair:
         return (
             len(self.shared),
             self.mask_files,
-            -self.alone()[0],
-            -text.count("*") - 3 * _unlikely_subjects(self.shared),
+            -self.alone()[0] - self.strays,
+            -text.count("*") - 2 * text.count("{part}") - 3 * _unlikely_subjects(self.shared),
             -len(FIELD.findall(text)),
             -named,
             -len(text),
         )
 
 
-def discover_pairs(folder: Path) -> Found:
-    """The patterns that pair most images with their masks. RawDataError where nothing pairs up."""
-    paths = scan_paths(folder)
+def discover_pairs(folder: Path, paths: list[str] | None = None) -> Found:
+    """The patterns that pair most images with their masks. RawDataError where nothing pairs up.
+
+    paths: what `scan_paths` finds there, where it is known.
+    """
+    paths = scan_paths(folder) if paths is None else paths
     if not paths:
         raise RawDataError(
             f"{folder} holds no scan: give a folder of NIfTI, mha, mhd or nrrd files, or of folders of DICOM series."
         )
-    images, labels, unknown = _by_role(_sample(paths))
-    image_patterns = path_patterns(images or unknown, with_classes=False)
-    label_patterns = path_patterns(labels or unknown or images, with_classes=True)
+    sample = _sample(paths)
+    images, labels, unknown = _by_role(sample)
+    image_patterns = path_patterns(images or unknown, sample, with_classes=False)
+    label_patterns = path_patterns(labels or unknown or images, sample, with_classes=True)
+    sides = (set(images or unknown), set(labels or unknown)) if images or labels else (set[str](), set[str]())
     pairs = [
-        pair
+        replace(pair, strays=_strays(pair, *sides))
         for image in image_patterns
         for label in label_patterns
         if (pair := _pair(image, label)) is not None
@@ -113,6 +133,9 @@ def discover_pairs(folder: Path) -> Found:
         labels_alone=alone[1],
         classes=best.classes,
         others=_other_images(best, pairs),
+        parts=tuple(sorted(best.parts)),
+        ids_restart=len({frozenset(each for each in key if each[0] != "part") for key in best.shared})
+        < len(best.shared),
     )
 
 
@@ -124,7 +147,8 @@ def _sample(paths: list[str]) -> list[str]:
     for path in paths:
         groups[max(re.findall(r"[0-9]+", path), key=len, default="")].append(path)
     kept: list[str] = []
-    for number in sorted(groups):
+    numbers, step = sorted(groups), -(-len(paths) // ENOUGH_PATHS)
+    for number in (each for start in range(step) for each in numbers[start::step]):  # from all parts of a set
         if kept and len(kept) + len(groups[number]) > ENOUGH_PATHS:
             break
         kept += groups[number]
@@ -155,18 +179,36 @@ def _pair(image: PathPattern, label: PathPattern) -> _Pair | None:
     if not shared:
         return None
     if CLASS not in label.text:
-        return _Pair(image, label, frozenset(shared), ())
+        pair = _Pair(image, label, frozenset(shared), ())
+        return None if _mixed_up(pair) else pair
     counts = Counter(
         name for key in shared for name, path in label.files[key].items() if path != image.files[key][""]
     )
     fewest = max(min(2, len(shared)), FEW_CASES * len(shared))
-    beside = any(label.fits(image.files[key][""]) for key in shared)
+    beside = any(image.files[key][""] in label.reach for key in shared)
     often = sorted(name for name, count in counts.items() if count >= fewest)
     classes = [name for name in often if may_be_class(name, label.text, beside)]
     shared = {key for key in shared if set(classes) & set(label.files[key])}
     pair = _Pair(image, label, frozenset(shared), tuple(classes))
     # With one file a case the text names something else, such as the hospital.
-    return pair if pair.mask_files > len(shared) else None
+    return pair if pair.mask_files > len(shared) and not _mixed_up(pair) else None
+
+
+def _mixed_up(pair: _Pair) -> bool:
+    """Whether the layout's search would take masks for images, or the reverse.
+
+    Of two patterns that fit one file the more exact has it, of equals the image's.
+    """
+    if exactness(pair.image.text) >= exactness(pair.label.text):
+        return any(path in pair.image.reach for key in pair.shared for path in pair.masks(key).values())
+    return not pair.classes and any(pair.image.files[key][""] in pair.label.reach for key in pair.shared)
+
+
+def _strays(pair: _Pair, images: set[str], labels: set[str]) -> int:
+    """The number of files of the other role that a pattern fits although they are none of its own."""
+    return len(pair.image.reach & labels - pair.label.reach) + (
+        0 if pair.classes else len(pair.label.reach & images)
+    )
 
 
 def _unlikely_subjects(cases: Iterable[Key]) -> bool:

@@ -6,9 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
-from preprocessing.name_words import CLASS, LABEL_WORDS, PARTS_OF_A_SET, words
+from preprocessing.name_words import CLASS, FIELD, LABEL_WORDS, part_of
 from preprocessing.patterns import as_regex
 from preprocessing.volume import ITK, NIFTI
 
@@ -21,25 +20,30 @@ Variant = tuple[str, dict[str, str]]  # a pattern's text and the values of its f
 
 @dataclass
 class PathPattern:
-    """files: case -> class ('' for one file with all) -> path. endings: of all files that fit."""
+    """files: case -> class ('' for one file with all) -> path. endings: of all files that fit.
+
+    reach: all files, of whatever role, that the layout's search would find by it.
+    """
 
     text: str
     files: dict[Key, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     endings: set[str] = field(default_factory=set)
     ambiguous: bool = False
+    reach: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
         return sum(len(found) for found in self.files.values())
 
-    @cached_property
-    def _expression(self) -> re.Pattern[str]:
-        return as_regex(self.text)
-
-    def fits(self, path: str) -> bool:
-        """Whether the layout's search would find this path by the pattern, whatever it was generalised from."""
-        stem = without_ending(path)
-        return path[len(stem) :] in self.endings and self._expression.fullmatch(stem) is not None
+    def look(self, paths: Iterable[str]) -> None:
+        """Fill `reach`."""
+        expression = as_regex(self.text)
+        stems = {path: without_ending(path) for path in paths}
+        self.reach = frozenset(
+            path
+            for path, stem in stems.items()
+            if path[len(stem) :] in self.endings and expression.fullmatch(stem)
+        )
 
     def add(self, values: dict[str, str], path: str) -> None:
         named = values.get("class", "")
@@ -56,24 +60,42 @@ def without_ending(path: str) -> str:
     return path[: len(path) - len(ending)]
 
 
-def path_patterns(paths: Iterable[str], with_classes: bool) -> list[PathPattern]:
-    """All generalisations, those that fit most files first."""
+def path_patterns(paths: Iterable[str], everything: Iterable[str], with_classes: bool) -> list[PathPattern]:
+    """All generalisations of the paths of a role, those that fit most files first. everything: of all roles."""
     patterns: dict[str, PathPattern] = {}
     for path in paths:
         for text, values in _variants(without_ending(path), with_classes):
             patterns.setdefault(text, PathPattern(text)).add(values, path)
     sound = [pattern for pattern in patterns.values() if not pattern.ambiguous]
-    return sorted(sound, key=lambda pattern: (-pattern.size, len(pattern.text)))[:MOST]
+    most = sorted(sound, key=lambda pattern: (-pattern.size, len(pattern.text)))[:MOST]
+    for pattern in most:
+        pattern.look(everything)
+    return most
 
 
 def _variants(path: str, with_classes: bool) -> Iterator[Variant]:
     """Patterns that fit one path (without its ending), each with the values of its fields."""
     tail = "/" if path.endswith("/") else ""
     *folders, stem = path.rstrip("/").split("/")
-    for text, values in _inside(folders, stem):
-        yield text + tail, values
-    if not with_classes or tail:
-        return
+    for places, part in _parted(folders):
+        for text, values in _inside(places, stem):
+            yield text + tail, values | part
+        if with_classes and not tail:
+            for text, values in _with_class(places, stem):
+                yield text, values | part
+
+
+def _parted(folders: list[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """The folders as they are, and with one that names a part of the set, as "train" and "imagesTr" do, generalised."""
+    yield folders, {}
+    told = [part_of(folder) for folder in folders]
+    for index, part in enumerate(told):
+        if part is not None:
+            yield [*folders[:index], part[0], *folders[index + 1 :]], {"part": part[1]}
+
+
+def _with_class(folders: list[str], stem: str) -> Iterator[Variant]:
+    """The class in the file's name, or in a folder's."""
     for text, values in _inside(folders, "{class}"):
         if text.endswith("/{class}"):
             yield text, values | {"class": stem}
@@ -83,6 +105,8 @@ def _variants(path: str, with_classes: bool) -> Iterator[Variant]:
             if values["case"] == folder:
                 yield "/".join([*folders[:index], "{case}", *folders[index + 1 :], stem_text]), values
     for index, folder in enumerate(folders):
+        if FIELD.search(folder):
+            continue
         rest = [*folders[:index], CLASS, *folders[index + 1 :]]
         for stem_text, case in _stems(stem):
             yield "/".join([*rest, stem_text]), {"case": case, "class": folder}
@@ -94,14 +118,18 @@ def _inside(folders: list[str], stem: str) -> Iterator[Variant]:
     for text, case in stems:
         yield "/".join([*folders, text]), {"case": case}
     for index, folder in enumerate(folders):
+        if FIELD.search(folder):
+            continue
         before, behind = folders[:index], folders[index + 1 :]
         for text, case in stems:
             yield "/".join([*before, "*", *behind, text]), {"case": case}
-            if not words(folder) & PARTS_OF_A_SET:
+            if part_of(folder) is None:
                 yield "/".join([*before, "{subject}", *behind, text]), {"subject": folder, "case": case}
         rest = [_replaced(part, folder, "{case}") for part in [*behind, stem]]
         yield "/".join([*before, "{case}", *rest]), {"case": folder}
-        for other in range(index + 1, len(folders)):
+        for other in range(index + 1, len(folders)) if part_of(folder) is None else ():
+            if FIELD.search(folders[other]):
+                continue
             names = {"subject": folder, "visit": folders[other]}
             parts = [*before, "{subject}", *folders[index + 1 : other], "{visit}", *folders[other + 1 :]]
             named = _replaced(_replaced(stem, folder, "{subject}"), folders[other], "{visit}")

@@ -16,6 +16,10 @@ _IMAGES = (
 _PARTS = "train training tr val valid validation va test testing ts batch fold part"
 LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
 PARTS_OF_A_SET = frozenset(_PARTS.split())
+_OF_PARTS = PARTS_OF_A_SET | {"set", "data", "split", "cases"}  # "training set"
+_LONG_PARTS = frozenset(
+    part for part in PARTS_OF_A_SET if len(part) > 3
+)  # train 1 is a part, TS_001 a patient
 CLASS = "{class}"
 FIELD = re.compile(r"\{[a-z]+\}|\*")
 
@@ -51,6 +55,24 @@ def may_be_class(name: str, pattern: str, beside_images: bool) -> bool:
         return False
     whole_name = pattern.rpartition("/")[2].partition(".")[0] == CLASS
     return whole_name or not _only(name, PARTS_OF_A_SET)
+
+
+def part_of(folder: str) -> tuple[str, str] | None:
+    """A folder's name that says which part of a set it holds, as pattern and part; None for any other.
+
+    >>> part_of("val"), part_of("imagesTr"), part_of("test-masks"), part_of("TS_001")
+    (('{part}', 'val'), ('images{part}', 'Tr'), ('{part}-masks', 'test'), None)
+    """
+    pieces = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^A-Za-z0-9]+", folder)
+    told = {piece.lower() for piece in pieces if piece.isalpha()}
+    spots = [index for index, piece in enumerate(pieces) if piece.lower() in PARTS_OF_A_SET]
+    if spots and told <= _OF_PARTS:
+        numbered = any(piece.isdecimal() for piece in pieces)
+        return ("{part}", folder) if not numbered or told & _LONG_PARTS else None
+    if len(spots) != 1 or not told & (LABEL_WORDS | set(IMAGE_WORDS)):
+        return None
+    spot = spots[0]
+    return "".join([*pieces[:spot], "{part}", *pieces[spot + 1 :]]), pieces[spot]
 
 
 def _only(name: str, known: frozenset[str]) -> bool:

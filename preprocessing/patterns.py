@@ -30,7 +30,7 @@ class Match:
     @property
     def exactness(self) -> int:
         """How much of the pattern is told: of two that fit one file the more exact one means it."""
-        return len(_SHELL.sub("", PLACEHOLDER.sub("", self.pattern)))
+        return exactness(self.pattern)
 
 
 def placeholders(pattern: str) -> set[str]:
@@ -40,6 +40,15 @@ def placeholders(pattern: str) -> set[str]:
     ['case', 'part']
     """
     return set(PLACEHOLDER.findall(pattern))
+
+
+def exactness(pattern: str) -> int:
+    """The number of characters that are told.
+
+    >>> exactness("labels{part}/{case}*")
+    7
+    """
+    return len(_SHELL.sub("", PLACEHOLDER.sub("", pattern)))
 
 
 def fill(template: str, names: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ Nothing in the folder is changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from preprocessing.guess import GreyValues, read_dataset_json
 from preprocessing.name_words import CLASS, may_be_class
 from preprocessing.parallel import parallel_map
 from preprocessing.patterns import PLACEHOLDER, find, placeholders
+from preprocessing.scan_paths import scan_paths
 from preprocessing.spec import DatasetSpec, parse_spec
 
 SCANS_READ = 8  # for the guess of the modality
@@ -67,18 +68,13 @@ def survey_folder(
     if (images is None) != (labels is None):
         raise SpecError("--images and --labels are two patterns that go together: give both or none.")
     remarks: list[str] = []
+    paths = scan_paths(folder)
     if images is None or labels is None:
-        found = discover_pairs(folder)
-        files = _files(found.images, found.labels)
-        if found.others:
-            remarks.append(
-                f"Other images pair up with the same masks ({', '.join(found.others)}): one of them is chosen with "
-                "--images and --labels."
-            )
-        masks = _guessed_masks(folder, files, found.classes, remarks)
+        files, masks = _discovered(folder, paths, remarks)
     else:
         files = _files((images,), (labels,))
         masks = tuple(sorted(_named_masks(folder, files)))
+        _tell_left_over(folder, paths, _matches(folder, files, masks), remarks)
     if CLASS in files["labels"][0] and not masks:
         raise RawDataError(
             f"No file of {folder} fits {files['labels'][0]} with a name for {CLASS}: correct the pattern."
@@ -87,8 +83,8 @@ def survey_folder(
     pairs = [case for case in cases if case.labels is not None and case.image.files]
     if not pairs:
         raise RawDataError(
-            f"No image {images} of {folder} has a mask {labels}: correct the two patterns, in which {{case}} stands "
-            "for the case's name."
+            f"No image {' or '.join(files['image'])} of {folder} has a mask {' or '.join(files['labels'])}: say with "
+            "--images and --labels where they are, two patterns in which {case} stands for the case's name."
         )
     alone = [case.id for case in cases if case not in pairs]
     if alone:
@@ -112,45 +108,98 @@ def survey_folder(
     )
 
 
-def _files(images: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
-    """The key `files`: the patterns and, where the case's name has several parts, how they are joined."""
-    parts = [name for name in dict.fromkeys(PLACEHOLDER.findall(images[0])) if name != "class"]
-    files: dict[str, Any] = {"image": images, "labels": labels}
-    if parts != ["case"]:
-        files["case"] = "_".join(f"{{{name}}}" for name in parts)
-    return files | ({"subject": "{subject}"} if "subject" in parts and len(parts) > 1 else {})
-
-
-def _guessed_masks(
-    folder: Path, files: Mapping[str, Any], classes: tuple[str, ...], remarks: list[str]
-) -> tuple[str, ...]:
-    """What {class} stands for in discovered patterns, sorted; a remark on names that are taken for something else.
-
-    classes: those that were found often. Rare ones count as well where {class} is a whole name, so that nothing
-    else is in doubt.
-    """
+def _discovered(folder: Path, paths: list[str], remarks: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The key `files` and the names of masks as they are found, with remarks on all that was not taken."""
+    found = discover_pairs(folder, paths)
+    files = _files(found.images, found.labels, found.parts, found.ids_restart)
+    named, beside = _named_masks(folder, files, found.classes), _images_fit_labels(folder, files)
     pattern = files["labels"][0]
-    whole_name = any(placeholders(part) == {"class"} for part in pattern.split("/"))
-    named = _named_masks(folder, files, () if whole_name else classes)
-    beside = {match.path for match in find(folder, files["image"])} & {
-        match.path for match in find(folder, files["labels"])
-    }
-    masks = sorted(name for name in named if may_be_class(name, pattern, bool(beside)))
-    if left_out := sorted(named - set(masks)):
+    masks = tuple(sorted(name for name in named if may_be_class(name, pattern, beside)))
+    left_out = sorted(named - set(masks))
+    if left_out:
         remarks.append(
             f"Also named as {pattern} says, but left out, since images or whole sets of masks are called so: "
             f"{', '.join(left_out)}. Where they are classes, too, give both patterns with --images and --labels."
         )
-    return tuple(masks)
+    taken = _matches(folder, files, masks)
+    others = [each for each in found.others if not taken & _paths(folder, (each,), files)]
+    if others:
+        remarks.append(
+            f"Other images pair up with the same masks ({', '.join(others)}): one of them is chosen with "
+            "--images and --labels."
+        )
+    if found.parts:
+        remarks.append(
+            f"The folder is divided into parts ({', '.join(found.parts)}), which are one dataset here: who trains and "
+            "who tests is drawn anew, by subject, unless the specification lists it."
+        )
+    told = taken | _matches(folder, files, (*masks, *left_out)) | _paths(folder, others, files)
+    _tell_left_over(folder, paths, told, remarks)
+    return files, masks
+
+
+def _files(
+    images: tuple[str, ...],
+    labels: tuple[str, ...],
+    parts: tuple[str, ...] = (),
+    ids_restart: bool = True,
+) -> dict[str, Any]:
+    """The key `files`: the patterns and, where the case's name has several parts, how they are joined.
+
+    parts: of the set, what {part} may stand for; it is in the case's name only where ids restart in each.
+    """
+    named = [name for name in dict.fromkeys(PLACEHOLDER.findall(images[0])) if name != "class"]
+    if parts and not ids_restart:
+        named.remove("part")
+    files: dict[str, Any] = {"image": images, "labels": labels}
+    if named != ["case"]:
+        files["case"] = "_".join(f"{{{name}}}" for name in named)
+    if "subject" in named and len(named) > 1:
+        files["subject"] = "{subject}"
+    return files | ({"where": {"part": "|".join(map(re.escape, parts))}} if parts else {})
 
 
 def _named_masks(folder: Path, files: Mapping[str, Any], classes: tuple[str, ...] = ()) -> set[str]:
-    """What {class} stands for in the paths that fit `labels` and are no image; classes: it may be no other."""
-    if CLASS not in files["labels"][0]:
+    """What {class} stands for in the paths that fit `labels` and are no image.
+
+    classes: those that were found often, where the patterns are guesses. Rare ones count as well where {class} is a
+    whole name, so that it is not in doubt where a class begins.
+    """
+    pattern, where = files["labels"][0], dict(files.get("where", {}))
+    if CLASS not in pattern:
         return set()
-    where = {"class": "|".join(map(re.escape, classes))} if classes else {}
-    _, masks = one_role_each(list(find(folder, files["image"])), list(find(folder, files["labels"], where)))
-    return {match.names["class"] for match in masks}
+    if classes and not any(placeholders(part) == {"class"} for part in pattern.split("/")):
+        where["class"] = "|".join(map(re.escape, classes))
+    images, labels = list(find(folder, files["image"], where)), list(find(folder, files["labels"], where))
+    return {match.names["class"] for match in one_role_each(images, labels)[1]}
+
+
+def _images_fit_labels(folder: Path, files: Mapping[str, Any]) -> bool:
+    """Whether images lie among the masks and are named alike."""
+    return bool(_paths(folder, files["image"], files) & _paths(folder, files["labels"], files))
+
+
+def _matches(folder: Path, files: Mapping[str, Any], masks: tuple[str, ...]) -> set[Path]:
+    """All paths that fit one of the two patterns."""
+    of_class = {"class": "|".join(map(re.escape, masks))} if masks else {}
+    return _paths(folder, files["image"], files) | _paths(folder, files["labels"], files, of_class)
+
+
+def _paths(
+    folder: Path, patterns: Sequence[str], files: Mapping[str, Any], more: Mapping[str, str] | None = None
+) -> set[Path]:
+    where = {**files.get("where", {}), **(more or {})}
+    return {match.path for match in find(folder, patterns, where)}
+
+
+def _tell_left_over(folder: Path, paths: list[str], told: set[Path], remarks: list[str]) -> None:
+    """A remark on scans that no pattern fits, so that no part of a folder is lost without a word."""
+    left = [path for path in paths if folder / path not in told]
+    if left:
+        remarks.append(
+            f"{len(left)} of {len(paths)} scans and masks fit neither pattern and are left out: "
+            f"{', '.join(left[:3])}{' ...' * (len(left) > 3)}."
+        )
 
 
 def _provisional(files: Mapping[str, Any], masks: tuple[str, ...]) -> DatasetSpec:

@@ -17,7 +17,7 @@ from iris_pipeline.cli.add import add_main
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
 from preprocessing.add import Wishes, propose
 from preprocessing.choose import choose_specs
-from preprocessing.errors import RawDataError, SpecError
+from preprocessing.errors import SpecError
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.survey import survey_folder
@@ -189,67 +189,6 @@ def test_one_value_takes_the_name_of_its_files(tmp_path: Path) -> None:
         save(tmp_path / case / "lung_tumour_mask.nii.gz", box(slice(2, 5), 255))
     proposal = propose(survey_folder(tmp_path, workers=1, progress=False), Wishes(), tmp_path / "raw")
     assert proposal.spec.classes == {"lung_tumour": 255}
-
-
-def test_no_mask_is_left_out_without_a_word(tmp_path: Path) -> None:
-    names = ("C7", "T1", "T2", "T3")
-    for case in ("a", "b"):
-        for place in ("apart", "beside"):
-            save(tmp_path / place / case / "ct.nii.gz", grey(ord(case)))
-        for index, name in enumerate(names):
-            mask = box(slice(4 * index, 4 * index + 3))
-            for place in (f"apart/{case}/spine", f"beside/{case}"):
-                save(tmp_path / place / f"{name}.nii.gz", mask)
-    apart = survey_folder(tmp_path / "apart", workers=1, progress=False)
-    assert apart.masks == names and not [told for told in apart.remarks if "left out" in told]
-    beside = survey_folder(tmp_path / "beside", workers=1, progress=False)
-    assert beside.masks == ("C7", "T3")
-    assert (
-        "Also named as {case}/{class}.nii.gz says, but left out, since images or whole sets of masks are called so: "
-        "T1, T2. Where they are classes, too, give both patterns with --images and --labels."
-    ) in beside.remarks
-    told = ("{case}/ct.nii.gz", "{case}/{class}.nii.gz")
-    assert survey_folder(tmp_path / "beside", *told, workers=1, progress=False).masks == names
-
-
-def test_classes_in_flat_names(tmp_path: Path) -> None:
-    for case in ("case_1", "case_2"):
-        save(tmp_path / f"{case}.nii.gz", grey(int(case[-1])))
-        for name, x in (("left_lung", slice(2, 6)), ("liver", slice(9, 12))):
-            save(tmp_path / f"{case}_{name}.nii.gz", box(x))
-    survey = survey_folder(tmp_path, workers=1, progress=False)
-    assert survey.files["labels"] == ("{case}_{class}.nii.gz",)
-    assert (survey.ids, survey.masks) == (("case_1", "case_2"), ("left_lung", "liver"))
-
-
-def test_patterns_of_the_users_own(tmp_path: Path) -> None:
-    for case in ("1", "2"):
-        save(tmp_path / "a" / f"x{case}.nii.gz", grey(int(case)))
-        save(tmp_path / "b" / f"y{case}-{'liver'}.nii.gz", box(slice(2, 5)))
-    survey = survey_folder(
-        tmp_path, "a/x{case}.nii.gz", "b/y{case}-{class}.nii.gz", workers=1, progress=False
-    )
-    assert survey.ids == ("1", "2") and survey.masks == ("liver",)
-    with pytest.raises(SpecError, match="two patterns that go together"):
-        survey_folder(tmp_path, "a/x{case}.nii.gz", None, workers=1, progress=False)
-    with pytest.raises(RawDataError, match=r"No file of \S+ fits b/z\{case\}\{class\} with a name for"):
-        survey_folder(tmp_path, "a/x{case}.nii.gz", "b/z{case}{class}", workers=1, progress=False)
-    with pytest.raises(SpecError, match=r"'b/y\*' must hold \{case\}"):
-        survey_folder(tmp_path, "a/x{case}.nii.gz", "b/y*", workers=1, progress=False)
-
-
-def test_what_cannot_be_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(RawDataError, match="gone is no folder"):
-        survey_folder(tmp_path / "gone")
-    for case in ("a", "b"):
-        save(tmp_path / "grey" / f"{case}.nii.gz", grey(1))
-        save(tmp_path / "grey" / f"{case}_seg.nii.gz", np.abs(grey(2)))
-        save(tmp_path / "bare" / f"{case}.nii.gz", grey(1))
-        save(tmp_path / "bare" / f"{case}_seg.nii.gz", np.zeros(SHAPE, np.uint8))
-    with pytest.raises(RawDataError, match=r"hold \d+ different values, as images do"):
-        survey_folder(tmp_path / "grey", workers=1, progress=False)
-    with pytest.raises(RawDataError, match="Every label map that could be read is empty"):
-        survey_folder(tmp_path / "bare", workers=1, progress=False)
 
 
 def test_nothing_is_overwritten_or_mixed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

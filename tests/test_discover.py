@@ -124,6 +124,47 @@ TREES: dict[str, tuple[list[str], str, str, int, tuple[str, ...]]] = {
         ],
         *(f"images/*/{{case}}{E}", f"labels/*/{{case}}{E}", 10, ()),
     ),
+    "parts of a split in the folders' names": (
+        [
+            f"{word}{part}/c{i}{j}{E}"
+            for i, part in enumerate(("Tr", "Va"))
+            for j in P
+            for word in ("images", "labels")
+        ]
+        + [f"imagesTs/t{i}{E}" for i in P],
+        *(f"images{{part}}/{{case}}{E}", f"labels{{part}}/{{case}}{E}", 10, ()),
+    ),
+    "parts of a split before the folders' names": (
+        [
+            f"{part}_{word}/{part}{i}{E}"
+            for part in ("train", "test")
+            for i in P
+            for word in ("images", "masks")
+        ],
+        *(f"{{part}}_images/{{case}}{E}", f"{{part}}_masks/{{case}}{E}", 10, ()),
+    ),
+    "cases are counted anew in each part": (
+        [f"{part}/{word}/x{i}{E}" for part in ("train", "val") for i in P for word in ("images", "labels")],
+        *(f"{{part}}/images/{{case}}{E}", f"{{part}}/labels/{{case}}{E}", 10, ()),
+    ),
+    "a folder a case in each part": (
+        [f"{part}/{part[0]}{i}/{word}{E}" for part in ("train", "val") for i in P for word in ("ct", "seg")],
+        *(f"{{part}}/{{case}}/ct{E}", f"{{part}}/{{case}}/seg{E}", 10, ()),
+    ),
+    "a part without masks": (
+        [
+            f"{word}/{part}/{part}{i}{E}"
+            for part in ("train", "val")
+            for i in P
+            for word in ("images", "labels")
+        ]
+        + [f"images/test/t{i}{E}" for i in P],
+        *(f"images/{{part}}/{{case}}{E}", f"labels/{{part}}/{{case}}{E}", 10, ()),
+    ),
+    "people called like parts": (
+        [f"TS_{i}/v{j}/{word}{E}" for i in P for j in (1, 2) for word in ("ct", "seg")],
+        *(f"{{subject}}/{{visit}}/ct{E}", f"{{subject}}/{{visit}}/seg{E}", 10, ()),
+    ),
     "DICOM series": (
         [f"P{i}/DICOM/IM{j}.dcm" for i in P for j in (1, 2)] + [f"P{i}/mask{E}" for i in P],
         *("{case}/DICOM", f"{{case}}/mask{E}", 5, ()),
@@ -161,6 +202,20 @@ def test_a_copy_of_another_format_is_no_other_case(tmp_path: Path) -> None:
     assert found.images == ("images/{case}.nii", f"images/{{case}}{E}")
     assert found.labels == ("labels/{case}.mha", f"labels/{{case}}{E}")
     assert (found.cases, found.images_alone, found.labels_alone) == (3, 0, 0)
+
+
+def test_which_parts_and_whether_ids_restart(tmp_path: Path) -> None:
+    write(
+        tmp_path / "restart",
+        [f"{p}/{w}/x{i}{E}" for p in ("train", "val") for i in P for w in ("images", "labels")],
+    )
+    write(
+        tmp_path / "on", [f"{w}{p}/{p}{i}{E}" for p in ("Tr", "Va") for i in P for w in ("images", "labels")]
+    )
+    write(tmp_path / "on", [f"imagesTs/t{i}{E}" for i in P])
+    restart, on = discover_pairs(tmp_path / "restart"), discover_pairs(tmp_path / "on")
+    assert (restart.parts, restart.ids_restart) == (("train", "val"), True)
+    assert (on.parts, on.ids_restart, on.images_alone) == (("Tr", "Va"), False, 0)
 
 
 def test_other_images_of_the_same_masks_are_told(tmp_path: Path) -> None:
