@@ -23,7 +23,7 @@ from preprocessing.guess import (
     guess_subject_pattern,
     modality_text,
 )
-from preprocessing.name_words import LABEL_WORDS
+from preprocessing.name_words import says_mask
 from preprocessing.patterns import PLACEHOLDER
 from preprocessing.spec import DatasetSpec, Modality, Role, list_specs, parse_spec
 from preprocessing.survey import Survey, plain_files
@@ -118,7 +118,7 @@ def _guess_classes(survey: Survey) -> tuple[dict[str, int], str]:
     if survey.names:
         told = "as the JSON file beside the scans names them"
         return {**survey.names, **unnamed}, told + (", and values it does not name" if unnamed else "")
-    words = [word for word in _fixed_texts(survey.files["labels"][0])[-1:] if word.lower() not in LABEL_WORDS]
+    words = [word for word in _fixed_texts(survey.files["labels"][0])[-1:] if not says_mask(word)]
     if len(survey.values) == 1 and words:
         return {words[0]: survey.values[0]}, "the name of the mask files"
     return unnamed, "the values in the label maps; no file names them"
@@ -131,7 +131,7 @@ def _fixed_texts(pattern: str) -> list[str]:
     return [
         kept
         for text in texts
-        if (kept := "_".join(word for word in re.split("[_ ]", text) if word.lower() not in LABEL_WORDS))
+        if (kept := "_".join(word for word in re.split("[_ ]", text) if not says_mask(word)))
     ]
 
 

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.generalise import Key, PathPattern, path_patterns, without_ending
-from preprocessing.name_words import CLASS, FIELD, IMAGE_WORDS, LABEL_WORDS, fixed_words, may_be_class, words
+from preprocessing.name_words import (
+    CLASS,
+    FIELD,
+    IMAGE_WORDS,
+    LABEL_WORDS,
+    RATERS,
+    VERSIONS,
+    fixed_words,
+    may_be_class,
+    words,
+)
 from preprocessing.patterns import exactness
 from preprocessing.scan_paths import scan_paths
 
@@ -29,8 +39,8 @@ class Found:
     """Patterns (one for each file ending) and what they pair. `classes`: names of mask files, if of one class each.
 
     cases, images_alone, labels_alone: numbers of pairs, and of files that have no other half, of a sample where
-    there are very many files; others: patterns of other images that pair up with the same masks. parts: what {part}
-    stands for; ids_restart: cases of several parts have one name.
+    there are very many files; others: patterns of other images that pair up with the same masks; rivals: of other
+    masks of the same images. parts: what {part} stands for; ids_restart: cases of several parts have one name.
     """
 
     images: tuple[str, ...]
@@ -40,6 +50,7 @@ class Found:
     labels_alone: int = 0
     classes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     ids_restart: bool = False
 
@@ -91,6 +102,7 @@ class _Pair:
             -self.alone()[0] - self.strays,
             -text.count("*") - 2 * text.count("{part}") - 3 * _unlikely_subjects(self.shared),
             -len(FIELD.findall(text)),
+            -len(fixed_words(self.label.text) & VERSIONS),
             -named,
             -len(text),
         )
@@ -133,6 +145,7 @@ def discover_pairs(folder: Path, paths: list[str] | None = None) -> Found:
         labels_alone=alone[1],
         classes=best.classes,
         others=_other_images(best, pairs),
+        rivals=_other_masks(best, pairs),
         parts=tuple(sorted(best.parts)),
         ids_restart=len({frozenset(each for each in key if each[0] != "part") for key in best.shared})
         < len(best.shared),
@@ -165,7 +178,7 @@ def _by_role(paths: list[str]) -> tuple[list[str], list[str], list[str]]:
         told = {
             word for part in without_ending(path).split("/") if part not in shared for word in words(part)
         }
-        role = labels if told & LABEL_WORDS else images if told & set(IMAGE_WORDS) else unknown
+        role = labels if told & (LABEL_WORDS | RATERS) else images if told & set(IMAGE_WORDS) else unknown
         role.append(path)
     return images, labels, unknown
 
@@ -226,6 +239,19 @@ def _other_images(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
         if not theirs & used:
             others.setdefault(theirs, _with_endings(pair.image)[0])
     return tuple(sorted(others.values()))
+
+
+def _other_masks(best: _Pair, pairs: Iterable[_Pair]) -> tuple[str, ...]:
+    """Patterns of masks of the same images, in half of the cases at least, that have no file in common."""
+    told = {path for key in best.shared for path in best.masks(key).values()}
+    rivals = [pair for pair in pairs if pair.image is best.image and 2 * len(pair.shared) >= len(best.shared)]
+    others = []
+    for pair in sorted(rivals, key=_Pair.score, reverse=True):
+        theirs = {path for key in pair.shared for path in pair.masks(key).values()}
+        if not theirs & told:
+            others.append(_with_endings(pair.label)[0])
+            told |= theirs
+    return tuple(sorted(others))
 
 
 def _with_endings(pattern: PathPattern) -> tuple[str, ...]:

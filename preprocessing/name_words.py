@@ -14,8 +14,12 @@ _IMAGES = (
     "data raw t1 t1w t2 t2w t1c t1ce t1gd flair adc dwi lge cine cbct ctres phase"
 )
 _PARTS = "train training tr val valid validation va test testing ts batch fold part"
+_RATERS = "rater raters reader readers observer observers annotator annotators radiologist radiologists expert experts"
+_VERSIONS = "auto automatic automated pred preds prediction predictions predicted old new corrected revised"
 LABEL_WORDS, IMAGE_WORDS = frozenset(_LABELS.split()), tuple(_IMAGES.split())
 PARTS_OF_A_SET = frozenset(_PARTS.split())
+RATERS = frozenset(_RATERS.split())
+VERSIONS = frozenset(_VERSIONS.split())
 _OF_PARTS = PARTS_OF_A_SET | {"set", "data", "split", "cases"}  # "training set"
 _LONG_PARTS = frozenset(
     part for part in PARTS_OF_A_SET if len(part) > 3
@@ -37,6 +41,22 @@ def fixed_words(pattern: str) -> set[str]:
     return words(FIELD.sub(" ", pattern))
 
 
+def names_a_drawing(name: str) -> bool:
+    """Whether a name says who or what drew the masks: rater1 and rater2 are the same structures twice, no classes.
+
+    >>> names_a_drawing("mask_rater1"), names_a_drawing("labels_auto"), names_a_drawing("new_lesion")
+    (True, True, False)
+    """
+    drawn = RATERS | VERSIONS
+    tokens = [token for token in re.findall("[a-z]+", name.lower()) if len(token) > 1]  # reader_a is a reader
+    return bool(drawn & set(tokens)) and drawn | LABEL_WORDS >= set(tokens)
+
+
+def says_mask(word: str) -> bool:
+    """Whether a word says no more than that it is a mask, or whose."""
+    return word.lower() in LABEL_WORDS or names_a_drawing(word)
+
+
 def names_a_class(name: str) -> bool:
     """Whether a name among images and masks may be a class: more than words of image, mask or part, and numbers."""
     return not _only(name, LABEL_WORDS | set(IMAGE_WORDS) | PARTS_OF_A_SET)
@@ -49,6 +69,8 @@ def may_be_class(name: str, pattern: str, beside_images: bool) -> bool:
     the masks of classes is taken for all of them in one.
     """
     told = fixed_words(pattern)
+    if names_a_drawing(name):
+        return False
     if not told & LABEL_WORDS and (beside_images or told & set(IMAGE_WORDS)):
         return names_a_class(name)
     if name.lower() in LABEL_WORDS:

@@ -118,8 +118,8 @@ def _discovered(folder: Path, paths: list[str], remarks: list[str]) -> tuple[dic
     left_out = sorted(named - set(masks))
     if left_out:
         remarks.append(
-            f"Also named as {pattern} says, but left out, since images or whole sets of masks are called so: "
-            f"{', '.join(left_out)}. Where they are classes, too, give both patterns with --images and --labels."
+            f"Also named as {pattern} says, but left out, since such names mean images, all masks in one, or who drew "
+            f"them: {', '.join(left_out)}. Where they are classes, too, give both patterns with --images and --labels."
         )
     taken = _matches(folder, files, masks)
     others = [each for each in found.others if not taken & _paths(folder, (each,), files)]
@@ -128,12 +128,19 @@ def _discovered(folder: Path, paths: list[str], remarks: list[str]) -> tuple[dic
             f"Other images pair up with the same masks ({', '.join(others)}): one of them is chosen with "
             "--images and --labels."
         )
+    if found.rivals:
+        remarks.append(
+            f"Other masks pair up with the same images ({', '.join(found.rivals)}), drawn by somebody else or of other "
+            f"structures: {' or '.join(files['labels'])} was taken, one is chosen with --images and --labels."
+        )
     if found.parts:
         remarks.append(
             f"The folder is divided into parts ({', '.join(found.parts)}), which are one dataset here: who trains and "
             "who tests is drawn anew, by subject, unless the specification lists it."
         )
-    told = taken | _matches(folder, files, (*masks, *left_out)) | _paths(folder, others, files)
+    told = (
+        taken | _matches(folder, files, (*masks, *left_out)) | _paths(folder, (*others, *found.rivals), files)
+    )
     _tell_left_over(folder, paths, told, remarks)
     return files, masks
 

@@ -169,6 +169,10 @@ TREES: dict[str, tuple[list[str], str, str, int, tuple[str, ...]]] = {
         [f"P{i}/DICOM/IM{j}.dcm" for i in P for j in (1, 2)] + [f"P{i}/mask{E}" for i in P],
         *("{case}/DICOM", f"{{case}}/mask{E}", 5, ()),
     ),
+    "two raters in flat names": (
+        [f"c{i}{word}{E}" for i in P for word in ("", "_rater1", "_rater2")],
+        *(f"{{case}}{E}", f"{{case}}_rater1{E}", 5, ()),
+    ),
     "one pair": (["case1.nii.gz", "case1_seg.nii.gz"], f"{{case}}{E}", f"{{case}}_seg{E}", 1, ()),
 }
 
@@ -227,6 +231,14 @@ def test_other_images_of_the_same_masks_are_told(tmp_path: Path) -> None:
         cases=5,
         others=(f"{{case}}/{{case}}_flair{E}", f"{{case}}/{{case}}_t2{E}"),
     )
+
+
+def test_other_masks_of_the_same_images_are_told(tmp_path: Path) -> None:
+    write(tmp_path, [f"{folder}/c{i}{E}" for i in P for folder in ("images", "labels")])
+    write(tmp_path, [f"labels_old/c{i}{E}" for i in range(1, 4)])
+    assert discover_pairs(tmp_path).rivals == (f"labels_old/{{case}}{E}",), "three of five cases have both"
+    (tmp_path / "labels_old" / f"c1{E}").unlink()
+    assert discover_pairs(tmp_path).rivals == (), "two of five are told as files that fit no pattern"
 
 
 def test_what_lacks_its_other_half_is_counted(tmp_path: Path) -> None:

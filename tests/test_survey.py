@@ -27,8 +27,8 @@ def test_no_mask_is_left_out_without_a_word(tmp_path: Path) -> None:
     beside = survey_folder(tmp_path / "beside", workers=1, progress=False)
     assert beside.masks == ("C7", "T3")
     assert (
-        "Also named as {case}/{class}.nii.gz says, but left out, since images or whole sets of masks are called so: "
-        "T1, T2. Where they are classes, too, give both patterns with --images and --labels."
+        "Also named as {case}/{class}.nii.gz says, but left out, since such names mean images, all masks in one, or "
+        "who drew them: T1, T2. Where they are classes, too, give both patterns with --images and --labels."
     ) in beside.remarks
     told = ("{case}/ct.nii.gz", "{case}/{class}.nii.gz")
     assert survey_folder(tmp_path / "beside", *told, workers=1, progress=False).masks == names
@@ -62,6 +62,27 @@ def test_a_divided_folder_is_one_dataset(tmp_path: Path) -> None:
         "anew, by subject, unless the specification lists it.",
         "1 of 11 scans and masks fit neither pattern and are left out: test_images/x.nii.gz.",
     )
+
+
+def test_a_second_drawing_is_no_class_and_is_told(tmp_path: Path) -> None:
+    for case in "abc":
+        save(tmp_path / "raters" / case / "image.nii.gz", grey(ord(case)))
+        save(tmp_path / "sets" / "images" / f"{case}.nii.gz", grey(ord(case)))
+        for number, place in enumerate(("labels", "labels_auto"), 1):
+            save(tmp_path / "raters" / case / f"mask_rater{number}.nii.gz", box(slice(2, 5 + number)))
+            save(tmp_path / "sets" / place / f"{case}.nii.gz", box(slice(2, 5 + number)))
+    told = "drawn by somebody else or of other structures:"
+    for name, taken, rival in (
+        ("raters", "{case}/mask_rater1.nii.gz", "{case}/mask_rater2.nii.gz"),
+        ("sets", "labels/{case}.nii.gz", "labels_auto/{case}.nii.gz"),
+    ):
+        survey = survey_folder(tmp_path / name, workers=1, progress=False)
+        assert survey.files["labels"] == (taken,) and survey.masks == ()
+        assert survey.remarks == (
+            f"Other masks pair up with the same images ({rival}), {told} {taken} was taken, one is chosen with "
+            "--images and --labels.",
+        )
+        assert propose(survey, Wishes(), tmp_path / "raw").spec.classes == {"label_1": 1}
 
 
 def test_patterns_without_a_pair_are_named(tmp_path: Path) -> None:
