@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from preprocessing.choose import refuse_taken_name
 from preprocessing.errors import SpecError
 from preprocessing.files import write_text
 from preprocessing.guess import (
@@ -25,7 +26,7 @@ from preprocessing.guess import (
 )
 from preprocessing.name_words import says_mask
 from preprocessing.patterns import PLACEHOLDER
-from preprocessing.spec import DatasetSpec, Modality, Role, list_specs, parse_spec
+from preprocessing.spec import DatasetSpec, Modality, Role, parse_spec
 from preprocessing.survey import Survey, plain_files
 
 HEADING = "# Written by iris_add; every key is described in dataset_specs/README.md.\n"
@@ -101,8 +102,7 @@ def write_spec(proposal: Proposal, folder: Path, raw_root: Path, overwrite: bool
         raise SpecError(
             f"Nothing is written into the folder of the scans, and {raw_root} lies in {folder}: give another --root."
         )
-    if name in list_specs():
-        raise SpecError(f"'{name}' is a dataset of the package already: give another --name.")
+    refuse_taken_name(name)
     if beside.is_dir() and proposal.spec.raw is not None:
         raise SpecError(f"{beside} holds other scans of that name already: give another --name.")
     if path.exists() and not overwrite:

@@ -12,6 +12,14 @@ from preprocessing.spec import DatasetSpec, list_specs, load_spec, named, unknow
 GROUPS = ("all", "upstream", "held-out", "phantom")
 
 
+def refuse_taken_name(name: str) -> None:
+    """SpecError for a name of a new dataset by which `-d` would mean another one, or several."""
+    if name in GROUPS:
+        raise SpecError(f"'{name}' stands for several datasets behind -d: give another --name.")
+    if name in list_specs():
+        raise SpecError(f"'{name}' is a dataset of the package already: give another --name.")
+
+
 def own_specs(raw_root: Path) -> dict[str, Path]:
     """The specifications beside the raw datasets, <raw_root>/<name>.yaml: name -> file."""
     return {path.stem: path for path in sorted(raw_root.glob("*.yaml")) if not path.name.startswith(".")}

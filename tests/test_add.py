@@ -15,7 +15,7 @@ from test_check import snapshot
 from iris_pipeline.cli import add
 from iris_pipeline.cli.add import add_main
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
-from preprocessing.add import Wishes, propose
+from preprocessing.add import Wishes, propose, write_spec
 from preprocessing.choose import choose_specs
 from preprocessing.errors import SpecError
 from preprocessing.spec import load_spec
@@ -209,6 +209,28 @@ def test_nothing_is_overwritten_or_mixed_up(tmp_path: Path, capsys: pytest.Captu
     assert add_main([str(folder), "--root", str(folder / "work"), "--yes", *FEW]) == 1
     assert "Nothing is written into the folder of the scans" in capsys.readouterr().err
     assert not (folder / "work").exists()
+
+
+@pytest.mark.parametrize("name", ["all", "upstream", "held-out", "phantom"])
+def test_words_of_d_are_no_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, root = pairs(tmp_path / name), tmp_path / "root"
+    sentence = f"Error: '{name}' stands for several datasets behind -d: give another --name.\n"
+    assert add_main([str(folder), "--root", str(root), "--yes", *FEW]) == 1
+    assert capsys.readouterr() == ("", sentence) and not root.exists()
+    survey = survey_folder(folder, workers=1, progress=False)
+    with pytest.raises(SpecError, match="stands for several datasets behind -d"):
+        write_spec(propose(survey, Wishes(), root / "raw"), folder, root / "raw")
+
+
+def test_a_taken_name_is_asked_for_again(
+    tmp_path: Path, terminal: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = pairs(tmp_path / "phantom"), tmp_path / "root"
+    terminal += ["", "lits", "mine", "", "", "", "y"]
+    assert add_main([str(folder), "--root", str(root), *FEW]) == 0
+    assert [path.name for path in (root / "raw").iterdir()] == ["mine.yaml"]
+    told = capsys.readouterr().out
+    assert "'phantom' stands for several datasets" in told and "'lits' is a dataset of the package" in told
 
 
 def test_a_folder_under_raw_needs_no_address(tmp_path: Path) -> None:

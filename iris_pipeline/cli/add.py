@@ -13,7 +13,9 @@ from typing import get_args
 from iris_pipeline.cli._common import run
 from preprocessing.add import Proposal, Wishes, propose, write_spec
 from preprocessing.check import check_dataset
+from preprocessing.choose import refuse_taken_name
 from preprocessing.errors import SpecError
+from preprocessing.guess import guess_name
 from preprocessing.options import add_speed_options
 from preprocessing.paths import Root
 from preprocessing.spec import Modality, Role
@@ -73,6 +75,8 @@ def _add(arguments: argparse.Namespace) -> int:
         role=role,
     )
     speed = {"workers": arguments.workers, "progress": not arguments.quiet}
+    if wishes.name or arguments.yes:  # else it can still be changed when it is asked for
+        refuse_taken_name(wishes.name or guess_name(folder))
     if not arguments.quiet:
         print(f"Looking for images and masks in {folder} ...", file=sys.stderr)
     survey = survey_folder(folder, arguments.images, arguments.labels, **speed)
@@ -136,7 +140,7 @@ def _ask(wishes: Wishes, proposal: Proposal) -> Wishes:
     """One question for each guess; Enter keeps it, and what cannot be understood is asked again."""
     spec = proposal.spec
     print("Enter keeps what stands in brackets.")
-    name = input(f"Name [{spec.name}]: ").strip()
+    name = _ask_name(spec.name)
     modality = input(f"Modality, {', '.join(MODALITIES)} [{spec.modality}]: ").strip().upper()
     while modality and modality not in MODALITIES:
         modality = input(f"One of {', '.join(MODALITIES)} [{spec.modality}]: ").strip().upper()
@@ -154,7 +158,17 @@ def _ask(wishes: Wishes, proposal: Proposal) -> Wishes:
             wishes = replace(wishes, subject_pattern="" if pattern == "-" else pattern)
     if modality:
         wishes = replace(wishes, modality=next(each for each in MODALITIES if each == modality))
-    return replace(wishes, name=name or spec.name, classes=classes)
+    return replace(wishes, name=name, classes=classes)
+
+
+def _ask_name(guess: str) -> str:
+    while True:
+        name = input(f"Name [{guess}]: ").strip() or guess
+        try:
+            refuse_taken_name(name)
+            return name
+        except SpecError as error:
+            print(error)
 
 
 def _classes(texts: Sequence[str]) -> dict[str, int]:
