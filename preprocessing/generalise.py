@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from preprocessing.name_words import CLASS, FIELD, LABEL_WORDS, part_of
@@ -35,10 +35,9 @@ class PathPattern:
     def size(self) -> int:
         return sum(len(found) for found in self.files.values())
 
-    def look(self, paths: Iterable[str]) -> None:
-        """Fill `reach`."""
+    def look(self, stems: Mapping[str, str]) -> None:
+        """Fill `reach`. stems: path -> the path without its ending."""
         expression = as_regex(self.text)
-        stems = {path: without_ending(path) for path in paths}
         self.reach = frozenset(
             path
             for path, stem in stems.items()
@@ -60,24 +59,35 @@ def without_ending(path: str) -> str:
     return path[: len(path) - len(ending)]
 
 
-def path_patterns(paths: Iterable[str], everything: Iterable[str], with_classes: bool) -> list[PathPattern]:
+def path_patterns(paths: Collection[str], everything: Iterable[str], with_classes: bool) -> list[PathPattern]:
     """All generalisations of the paths of a role, those that fit most files first. everything: of all roles."""
     patterns: dict[str, PathPattern] = {}
+    divided = _divided(paths)
     for path in paths:
-        for text, values in _variants(without_ending(path), with_classes):
+        for text, values in _variants(without_ending(path), with_classes, divided):
             patterns.setdefault(text, PathPattern(text)).add(values, path)
     sound = [pattern for pattern in patterns.values() if not pattern.ambiguous]
     most = sorted(sound, key=lambda pattern: (-pattern.size, len(pattern.text)))[:MOST]
+    stems = {path: without_ending(path) for path in everything}
     for pattern in most:
-        pattern.look(everything)
+        pattern.look(stems)
     return most
 
 
-def _variants(path: str, with_classes: bool) -> Iterator[Variant]:
+def _divided(paths: Iterable[str]) -> set[str]:
+    """The names of folders, as patterns with {part}, of which there are several parts."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for folder in {folder for path in paths for folder in path.rstrip("/").split("/")[:-1]}:
+        if (told := part_of(folder)) is not None:
+            parts[told[0]].add(told[1])
+    return {pattern for pattern, values in parts.items() if len(values) > 1}
+
+
+def _variants(path: str, with_classes: bool, divided: set[str]) -> Iterator[Variant]:
     """Patterns that fit one path (without its ending), each with the values of its fields."""
     tail = "/" if path.endswith("/") else ""
     *folders, stem = path.rstrip("/").split("/")
-    for places, part in _parted(folders):
+    for places, part in _parted(folders, divided):
         for text, values in _inside(places, stem):
             yield text + tail, values | part
         if with_classes and not tail:
@@ -85,12 +95,12 @@ def _variants(path: str, with_classes: bool) -> Iterator[Variant]:
                 yield text, values | part
 
 
-def _parted(folders: list[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+def _parted(folders: list[str], divided: set[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
     """The folders as they are, and with one that names a part of the set, as "train" and "imagesTr" do, generalised."""
     yield folders, {}
     told = [part_of(folder) for folder in folders]
     for index, part in enumerate(told):
-        if part is not None:
+        if part is not None and part[0] in divided:
             yield [*folders[:index], part[0], *folders[index + 1 :]], {"part": part[1]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _LABELS = (
     "seg segs segm segmentation segmentations mask masks msk label labels labelmap labelmaps labelstr labelsva lbl lab "
@@ -79,6 +80,7 @@ def may_be_class(name: str, pattern: str, beside_images: bool) -> bool:
     return whole_name or not _only(name, PARTS_OF_A_SET)
 
 
+@lru_cache(maxsize=4096)
 def part_of(folder: str) -> tuple[str, str] | None:
     """A folder's name that says which part of a set it holds, as pattern and part; None for any other.
 
