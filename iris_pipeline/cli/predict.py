@@ -33,12 +33,12 @@ from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cas
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.kept_task import keep_task, kept_task, request_name
+from iris_pipeline.made_from import check_out
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import (
     InferenceOptions,
     Judge,
     Verdict,
-    check_out,
     digest,
     predict_cases,
     predict_folder,
