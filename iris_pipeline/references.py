@@ -221,14 +221,17 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
 
 
 def stored_reference(store: Store, case_id: str, raw_image: Source | None = None) -> PreparedReference:
-    """A case of a store as a reference; its raw image, where at hand, is read for its content hash only."""
+    """A case of a store as a reference. raw_image: read where the store does not tell the content hash itself."""
+    content = store.content(case_id)
+    if not content and raw_image is not None:
+        content = image_hash(raw_image.read_image())
     return PreparedReference(
         case_id,
         store.image(case_id),
         store.labels(case_id),
         store.manifest.classes,
         store.entry(case_id).subject,
-        image_hash(raw_image.read_image()) if raw_image is not None else "",
+        content,
     )
 
 

@@ -16,7 +16,7 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
-from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep, text_digest
+from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep
 from preprocessing.fingerprint import (
     LOG,
     WAIT,
@@ -41,6 +41,7 @@ from preprocessing.store import (
     CaseRecord,
     Manifest,
     describe_labels,
+    digest_of_source,
     valid_record,
     write_case,
 )
@@ -133,7 +134,7 @@ def fill_store(
     refused = {found.id: found.why for found in fingerprint.cases if not found.accepted}
     jobs = []
     for found in fingerprint.accepted:
-        record = valid_record(folder, found.id, plan, _source_digest(found, spec))
+        record = valid_record(folder, found.id, plan, digest_of_source(found, spec))
         if record is not None:
             entries[found.id] = record.entry
         else:
@@ -202,14 +203,8 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
         why=job.found.why,
     )
     return case.id, write_case(
-        job.folder, entry, prepared.image, prepared.labels, plan, _source_digest(job.found, job.spec)
+        job.folder, entry, prepared.image, prepared.labels, plan, digest_of_source(job.found, job.spec)
     )
-
-
-def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
-    """What a stored case depends on beside the plan: raw bytes, whose scan it is, names of classes."""
-    names = sorted(spec.classes.items())
-    return text_digest(f"{found.digest} {found.subject} {found.verdict} {found.why} {names}")
 
 
 def _remove_strangers(folder: Path, known: set[str]) -> None:

@@ -179,6 +179,7 @@ ORDER = (
     "iris_pipeline.cli.train",
     "iris_pipeline.cli._outputs",
     "iris_pipeline.cli._splits",
+    "iris_pipeline.cli._from_store",
     "iris_pipeline.cli.predict",
     "iris_pipeline.cli.strategies",
     "iris_pipeline.cli.calibrate",
