@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.errors import RawDataError
-from preprocessing.itk_files import DICOM_MAGIC
+from preprocessing.itk_files import DICOM_MAGIC, HEAD, IMAGE_KINDS
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
+
+# (0002,0002), what a DICOM file is, and the length of what is said
+KIND = re.compile(rb"\x02\x00\x02\x00UI(..)", re.DOTALL)
+OTHER_KINDS = re.compile(
+    rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|1[01]|6[678]|78|79|80|88|9[01]|104|131|20[01]|481))(\.|$)"
+    rb"|1\.3\.12\.2\.1107\.5\.9\.1$"
+)
+"""DICOM that is no slice: directories, curves, views, registrations, reports, documents, plans of radiation with their
+doses and contours, protocols (PS3.4, B.5); Siemens' notes."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,9 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     """The scans that `path` means, sorted by id, and notes on what was left out.
 
     A NIfTI/mha/nrrd file; a folder of them; the folder of a DICOM series; or a folder with such folders in it,
-    at any depth (one series below is named as the folder, several by their paths). channel: a number from 0
-    on, or a name that a dataset.json in the folder or the one above gives ("channel_names", "modality");
+    at any depth (one series below is named as the folder, several by their paths, which a note tells: with the second
+    one the first has another id). DICOM that is no slice makes no series. channel: a number from 0 on, or a name that a
+    dataset.json in the folder or the one above gives ("channel_names", "modality");
     without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. A case with two
     files cannot be read, the others can. RawDataError if there is nothing to segment or no such channel.
     """
@@ -51,11 +62,17 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     number = _channel_number(path, channel)
-    if _is_dicom_series(path):
-        return [InputCase(path.resolve().name, FileSource(path, number))], []
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
+    files = _image_files(path)
     found, notes = _files_of(files, number)
-    for name, folder in _series_below(path):
+    if _is_dicom_series(path):
+        name = path.resolve().name
+        series = [(name, path)]
+        if files:
+            notes.append(f"{path} holds DICOM slices beside files: they are one series, case {name}.")
+    else:
+        series, more = _series_below(path)
+        notes += more
+    for name, folder in series:
         found.setdefault(name, []).append(FileSource(folder, number))
     if not found:
         raise RawDataError(
@@ -130,28 +147,55 @@ def _case_id(path: Path, number: int | None) -> str:
     )
 
 
-def _series_below(folder: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of the DICOM series at any depth below a folder."""
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_path(path)]
+
+
+def _series_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """(name, folder) of the DICOM series at any depth below a folder, and notes: on several of one name, on files."""
     found: dict[str, list[Path]] = {}
+    notes = []
     for walked, inner, _ in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         here = Path(walked)
         if here != folder and _is_dicom_series(here):
             found.setdefault(here.relative_to(folder).parts[0], []).append(here)
             inner.clear()
+            if files := _image_files(here):
+                shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
+                notes.append(
+                    f"{shown} left out: in {here}, among the slices of a series; give each by its name."
+                )
     named = []
     for name, places in found.items():
-        for place in places:
-            parts = place.relative_to(folder).parts
-            named.append((name if len(places) == 1 else "_".join(parts), place))
-    return named
+        if len(places) == 1:
+            named.append((name, places[0]))
+            continue
+        several = [("_".join(place.relative_to(folder).parts), place) for place in places]
+        named += several
+        notes.append(
+            f"{name} holds {len(places)} series, each a case of its own: {', '.join(case for case, _ in several)} "
+            f"(one alone is {name})."
+        )
+    return named, notes
 
 
 def _is_dicom_series(folder: Path) -> bool:
-    """Whether a file in it is DICOM."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and not is_image_path(path):
-            with path.open("rb") as file:
-                if file.read(132)[128:] == DICOM_MAGIC:
-                    return True
-    return False
+    """Whether a file in it is a slice."""
+    return any(_is_slice(path) for path in sorted(folder.iterdir()))
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether a file is DICOM and holds an image; the directory of an exported disc, say, does not."""
+    hidden = path.name.startswith(".") or path.name.upper() == "DICOMDIR"
+    if hidden or is_image_path(path) or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    if head[128:132] != DICOM_MAGIC:
+        return False
+    if said := KIND.search(head):
+        kind = head[said.end() :][: int.from_bytes(said[1], "little")].rstrip(b"\0 ")
+    else:  # against the standard, and read all the same
+        kind = found.group() if (found := IMAGE_KINDS.search(head)) else b""
+    return bool(kind) and not OTHER_KINDS.match(kind)
