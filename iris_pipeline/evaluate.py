@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +18,14 @@ import numpy as np
 from iris_pipeline.class_scores import MeasureOptions, class_measures
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
-from preprocessing.case import check_same_grid, in_axes_of
+from preprocessing.case import check_same_grid, in_axes_of_image
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
 from preprocessing.store import MANIFEST, Store
-from preprocessing.volume import Volume, case_id_of, is_image_path
+from preprocessing.volume import Volume, case_id_of, is_image_path, stem_of
 
 RECORD = "predict.json"
 METHOD_STRATEGY = "other-tool"
@@ -117,7 +117,8 @@ def evaluate_folder(
         raise EvaluationError(
             f"There is {lacking} for the predictions in {predictions}: check -g, -d and classes.json."
         )
-    found = _by_case(predictions)
+    ids = {truth.id for truth in truths}
+    found = _by_case(predictions, lambda path: case_id_of(path, ids))
     options = measures or MeasureOptions()
     jobs = [
         _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled, options)
@@ -131,7 +132,7 @@ def evaluate_folder(
         rows=tuple(row for result in scored for row in _rows(result, common)),
         baseline=tuple(row for result in scored for row in _baseline_rows(result, common)),
         failures={result.job.truth.id: result.failure for result in scored if result.failure},
-        notes=_notes(found.keys() - {truth.id for truth in truths}, classes, truth_classes),
+        notes=_notes(found.keys() - ids, classes, truth_classes),
     )
 
 
@@ -162,28 +163,16 @@ def on_truth(
     holds a value that its classes do not name.
     """
     try:
-        found = _on_grid(prediction, truth)
+        found = in_axes_of_image(truth, prediction)
+        check_same_grid(truth, found)
     except GridMismatchError:
         raise GridMismatchError(
             "Prediction and truth must lie on one grid; they are "
             f"{_grid(prediction)} and {_grid(truth)}: predict from the image that belongs to this truth."
         ) from None
-    _check_values(found, classes, "prediction")
+    _check_values(found.array, classes, "prediction")
     _check_values(truth.array, truth_classes, "truth")
-    return with_values(found, classes, truth_classes)
-
-
-def _on_grid(prediction: Volume, truth: Volume) -> np.ndarray:
-    """The prediction's array in the truth's axes; GridMismatchError if the voxels are not the same.
-
-    Turned only where it has to be: axes half way between two of the body's would come out now so, now so.
-    """
-    try:
-        check_same_grid(truth, prediction)
-    except GridMismatchError:
-        prediction = in_axes_of(prediction, truth)
-        check_same_grid(truth, prediction)
-    return prediction.array
+    return with_values(found.array, classes, truth_classes)
 
 
 def with_values(labels: np.ndarray, classes: Mapping[str, int], wanted: Mapping[str, int]) -> np.ndarray:
@@ -229,7 +218,8 @@ def truth_cases(folder: Path) -> list[TruthCase]:
     if not folder.is_dir():
         raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
     inner = folder / "labelsTr"
-    return [TruthCase(name, source) for name, source in _by_case(inner if inner.is_dir() else folder).items()]
+    found = _by_case(inner if inner.is_dir() else folder, stem_of)
+    return [TruthCase(name, source) for name, source in found.items()]
 
 
 def read_origin(predictions: Path) -> Origin:
@@ -292,11 +282,11 @@ def method_origin(
     return Origin(method, dataset, f"{split or 'paper'}/{part}", name, references, draw, base)
 
 
-def _by_case(folder: Path) -> dict[str, Source]:
+def _by_case(folder: Path, id_of: Callable[[Path], str]) -> dict[str, Source]:
     """Case id -> its label map in a folder; of one with two files nobody knows which is meant, so reading it fails."""
     found: dict[str, list[FileSource]] = {}
     for path in image_files(folder):
-        found.setdefault(case_id_of(path), []).append(FileSource(path))
+        found.setdefault(id_of(path), []).append(FileSource(path))
     return {name: one_source(name, sources) for name, sources in found.items()}
 
 

@@ -35,7 +35,7 @@ from preprocessing.plan import Plan, Policy, make_plan
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import case_id_of, is_image_path
+from preprocessing.volume import case_id_of, is_image_path, stem_of
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
@@ -89,7 +89,8 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
             "References are a folder with images/ and labels/ (or imagesTr/ and labelsTr/), or one image "
             f"and one label file; {folder} is neither."
         )
-    image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
+    label_files = _by_id(folder / labels, stem_of)
+    image_files = _by_id(folder / images, lambda path: case_id_of(path, label_files))
     if channel is not None:
         image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     elif any(path.is_dir() for path in (folder / images).iterdir()):
@@ -383,10 +384,10 @@ def embed_files(
     return FilePool(pool, plan, prepare)
 
 
-def _by_id(folder: Path) -> dict[str, Source]:
+def _by_id(folder: Path, id_of: Callable[[Path], str]) -> dict[str, Source]:
     """Case id -> its file; a case with two cannot be read, which its verdict says."""
     found: dict[str, list[FileSource]] = {}
     for path in sorted(folder.iterdir()):
         if is_image_path(path):
-            found.setdefault(case_id_of(path), []).append(FileSource(path))
+            found.setdefault(id_of(path), []).append(FileSource(path))
     return {name: one_source(name, files) for name, files in found.items()}

@@ -24,6 +24,7 @@ from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.table_format import Table
 from iris_pipeline.tables import class_means, dataset_table, strategy_place
 from preprocessing.adapters import find_cases
+from preprocessing.case import in_axes_of_image
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import IrisError, RawDataError
 from preprocessing.paths import Root
@@ -219,16 +220,19 @@ def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> Cas
         raise RawDataError(
             f"The scan or the label of case '{case}' is not under {raw}: put it there, or give --raw."
         )
-    files = {case_id_of(path): path for path in image_files(predictions)} if predictions.is_dir() else {}
+    files = (
+        {case_id_of(path, found): path for path in image_files(predictions)} if predictions.is_dir() else {}
+    )
     if case not in files:
         raise RawDataError(f"The prediction of case '{case}' is not in {predictions}: predict it again.")
     labels = found[case].labels
     assert labels is not None
     classes = read_class_names(predictions) or spec.classes
-    predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
-    named = {name: value for name, value in spec.classes.items() if name in classes}
     image = found[case].image.read_image()
-    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
+    truth, mask = (in_axes_of_image(image, each) for each in (labels.read_labels(), read_labels(files[case])))
+    predicted = with_values(mask.array, classes, spec.classes)
+    named = {name: value for name, value in spec.classes.items() if name in classes}
+    return view_case(image, truth, predicted, named, spec.modality, spec.intensity_offset)
 
 
 def told_score(value: float | None) -> str:

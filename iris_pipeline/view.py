@@ -130,7 +130,7 @@ def make_gallery(
     truths = {case.id: case.labels for case in raw if case.labels is not None}
     if truth is not None:
         truths = {case.id: case.labels for case in truth_cases(truth)}
-    found = {case_id_of(path): path for path in image_files(predictions)}
+    found = {case_id_of(path, scans): path for path in image_files(predictions)}
     named = read_class_names(predictions) or (dict(spec.classes) if spec else None)
     if named is None:
         raise EvaluationError(

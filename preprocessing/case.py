@@ -10,7 +10,7 @@ Arrays are [D,H,W] = (z,y,x), prepared ones in RAS+; spacings in mm in the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -71,6 +71,29 @@ def in_axes_of(volume: Volume, other: Volume) -> Volume:
     return Volume(array, upright @ np.linalg.inv(there.apply_affine(np.eye(4), array.shape)))
 
 
+def in_axes_of_image(image: Volume, labels: Volume) -> Volume:
+    """A label map in the image's axes, where these alone tell the two grids apart, with a repair that says so.
+
+    ITK and dcm2niix write one scan with other axes. As it is, where the grids are equal, or differ in more than that.
+    Turned only where it has to be: axes half way between two of the body's would come out now so, now so.
+    """
+    if _is_same_grid(image, labels):
+        return labels
+    turned = in_axes_of(labels, image)
+    if not _is_same_grid(image, turned):
+        return labels
+    told = f"the label's axes are turned to the image's{_other_axes(image, labels)}"
+    return replace(turned, repairs=(*labels.repairs, told), doubts=labels.doubts)
+
+
+def _is_same_grid(image: Volume, labels: Volume) -> bool:
+    try:
+        check_same_grid(image, labels)
+    except GridMismatchError:
+        return False
+    return True
+
+
 def preprocess_case(
     image: Volume,
     spacing_mm: tuple[float, float, float],
@@ -90,6 +113,7 @@ def preprocess_case(
     resampling = Resampling.to_spacing(upright.shape, upright.spacing_mm, spacing_mm)
     prepared_labels = None
     if labels is not None:
+        labels = in_axes_of_image(image, labels)
         check_same_grid(image, labels)
         prepared_labels = resampling.apply_labels(reorientation.apply(_small(labels.array)))
     shifted = upright.array + np.float32(intensity_offset) if intensity_offset else upright.array

@@ -116,6 +116,8 @@ def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
+    # Each slice has a slope of its own (PET): by the first one's type, others would lose fractions or wrap around.
+    reader.SetOutputPixelType(sitk.sitkFloat32)
     with _itk_silent():
         try:
             array, affine = _from_itk(folder, reader.Execute)

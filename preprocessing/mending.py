@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from preprocessing.case import in_axes_of_image
 from preprocessing.errors import LabelValueError
 from preprocessing.source import Source
 from preprocessing.volume import CORNER_VOXELS, Volume, as_labels, corner_shift
@@ -100,6 +101,29 @@ class OnGridOf(_Around):
         how = f"its corners lay up to {millimetres:.1f} mm away" if same else "it had another size"
         told = f"the label map was brought to the image's grid by the nearest voxel ({how})"
         return Volume(array, image.affine, image.header, (*labels.repairs, told), labels.doubts)
+
+
+@dataclass(frozen=True)
+class PlacedAs(_Around):
+    """A label map that lies where the image does, voxel by voxel, whatever its own header says: headers were lost.
+
+    Its axes are turned where this alone makes both grids one. Of another size it stays as it is, and is refused.
+    """
+
+    image: Source
+
+    @property
+    def rule(self) -> str:
+        return "placed as the image"
+
+    def read(self) -> Volume:
+        labels, image = as_labels(self.inner.read(), str(self)), self.image.read()
+        labels = in_axes_of_image(image, labels)
+        voxels, millimetres = corner_shift(image.shape, image.affine, labels.affine)
+        if labels.shape != image.shape or voxels <= CORNER_VOXELS:
+            return labels
+        told = f"the label's corners lay up to {millimetres:.1f} mm from the image's, which places it"
+        return replace(labels, affine=image.affine, header=image.header, repairs=(*labels.repairs, told))
 
 
 @dataclass(frozen=True)

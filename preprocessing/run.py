@@ -219,7 +219,7 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
         return
     wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}
     for path in (folder / CASES).iterdir():
-        if path.name not in wanted:
+        if path.name not in wanted and not path.is_dir():  # a folder is not ours (@eaDir of a network disk)
             path.unlink()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -75,14 +76,25 @@ def is_image_path(path: Path) -> bool:
     return not path.name.startswith(".") and path.name.lower().endswith(NIFTI + ITK)
 
 
-def case_id_of(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """The name without its ending: the case id of a label map, which has no channels."""
+    ending = next((each for each in NIFTI + ITK if path.name.lower().endswith(each)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def case_id_of(path: Path, others: Collection[str] = ()) -> str:
     """The name without its ending and without nnU-Net's channel suffix.
+
+    others: ids of what it is to be paired with; a whole name that is among them is kept, as cases may be numbered from
+    0000 on.
 
     >>> case_id_of(Path("scans/liver_004_0000.nii.gz"))
     'liver_004'
+    >>> case_id_of(Path("scans/case_0000.nii.gz"), {"case_0000", "case_0001"})
+    'case_0000'
     """
-    ending = next((each for each in NIFTI + ITK if path.name.lower().endswith(each)), "")
-    return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
+    stem = stem_of(path)
+    return stem if stem in others else stem.removesuffix("_0000")
 
 
 def read_volume(path: Path, channel: int | None = None) -> Volume:

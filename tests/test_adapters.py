@@ -44,6 +44,19 @@ def test_nnunet_names_shadows_and_other_files(tmp_path: Path, tiny_raw: TinyRaw)
     assert case.labels is not None and case.labels.name == "s1_a.nii.gz"
 
 
+@pytest.mark.parametrize("suffix", ["", "_0000"])
+def test_cases_may_be_numbered_from_0000_on(tmp_path: Path, tiny_raw: TinyRaw, suffix: str) -> None:
+    spec = tiny_raw.spec.model_copy(update={"subject_pattern": None})
+    touch(tmp_path, *(f"imagesTr/case_{number:04d}{suffix}.nii.gz" for number in range(2)))
+    touch(tmp_path, *(f"labelsTr/case_{number:04d}.nii.gz" for number in range(2)))
+    assert [
+        (case.id, case.image.name, case.labels and case.labels.name) for case in find_cases(tmp_path, spec)
+    ] == [
+        (f"case_{number:04d}", f"case_{number:04d}{suffix}.nii.gz", f"case_{number:04d}.nii.gz")
+        for number in range(2)
+    ]
+
+
 def test_a_case_without_a_partner_is_listed(tmp_path: Path, tiny_raw: TinyRaw) -> None:
     touch(
         tmp_path, "imagesTr/s1_a.nii.gz", "imagesTr/s2_a.mha", "labelsTr/s1_a.nii.gz", "labelsTr/s3_a.nii.gz"

@@ -6,6 +6,7 @@ the specification says all that matters here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from preprocessing.adapters.base import Case
@@ -13,7 +14,7 @@ from preprocessing.errors import RawDataError
 from preprocessing.layouts import FolderFiles
 from preprocessing.source import FileSource, Source, one_of
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, is_image_path
+from preprocessing.volume import case_id_of, is_image_path, stem_of
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 
@@ -26,7 +27,8 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     form = spec.raw_files
     assert isinstance(form, FolderFiles)
     raw = spec.settled_folder(raw)
-    images, labels = _by_id(raw / IMAGES, form.channel), _by_id(raw / LABELS)
+    labels = _by_id(raw / LABELS, are_labels=True)
+    images = _by_id(raw / IMAGES, form.channel, others=labels)
     if not images:
         raise RawDataError(
             f"{raw / IMAGES} holds no image: the layout 'msd' of dataset {spec.name} needs "
@@ -45,8 +47,13 @@ def find_msd_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     ]
 
 
-def _by_id(folder: Path, channel: int | None = None) -> dict[str, Source]:
-    """Case id -> its file, or its copies; of `channel`, if given, whose number the names end in."""
+def _by_id(
+    folder: Path, channel: int | None = None, others: Collection[str] = (), are_labels: bool = False
+) -> dict[str, Source]:
+    """Case id -> its file, or its copies; of `channel`, if given, whose number the names end in.
+
+    others: the ids of the label maps, whose names are whole.
+    """
     if not folder.is_dir():
         return {}
     found: dict[str, list[Source]] = {}
@@ -54,7 +61,7 @@ def _by_id(folder: Path, channel: int | None = None) -> dict[str, Source]:
         # "._x.nii.gz" are resource forks of macOS inside many public archives.
         if path.name.startswith(".") or not is_image_path(path):
             continue
-        case_id = case_id_of(path)
+        case_id = stem_of(path) if are_labels else case_id_of(path, others)
         if channel is not None:
             whole, ending = path.name.partition(".")[0], f"_{channel:04d}"
             if not whole.endswith(ending):

@@ -9,6 +9,7 @@ from preprocessing.mending import (
     DoubtfulSpacing,
     NearestRotation,
     OnGridOf,
+    PlacedAs,
     SidesByPlace,
     ValuesMapped,
     WithSpacing,
@@ -43,6 +44,8 @@ def _labels(source: Source, image: Source, spec: DatasetSpec) -> Source:
         source = ValuesMapped(source, tuple(sorted(quirks.values.items())), quirks.ignored_values)
     if quirks.label_grid == "resample":
         source = OnGridOf(source, image)
+    elif quirks.label_grid == "image":
+        source = PlacedAs(source, image)
     if quirks.sides_between is not None:
         (left,), (right,) = spec.sides["left"], spec.sides["right"]
         names = (left, right, quirks.sides_between)
