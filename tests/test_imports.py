@@ -32,6 +32,7 @@ ORDER = (
     "preprocessing.choose",
     "preprocessing.splits",
     "preprocessing.itk_files",
+    "preprocessing.slicer",
     "preprocessing.volume",
     "preprocessing.source",
     "preprocessing.class_names",
