@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import ndimage
 
 from preprocessing.adapters import Case, find_cases
-from preprocessing.case import check_same_grid, in_axes_of_image
+from preprocessing.case import check_same_grid, on_grid_of_image
 from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
@@ -210,7 +210,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str, reference: boo
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
     image = case.image.read_image()
-    labels = in_axes_of_image(image, case.labels.read_labels())
+    labels = on_grid_of_image(image, case.labels.read_labels())
     mended = (*image.repairs, *labels.repairs)
     conflicts = map(orientation_conflict, case.image.files[:1])
     found = (*conflicts, skew(image.affine), check_same_grid(image, labels))
