@@ -14,6 +14,7 @@ from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.itk_files import DICOM_MAGIC
+from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -94,6 +95,9 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     notes = []
     split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
     for path in files:
+        if is_segmentation(path):
+            notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
+            continue
         of_file = _channel_of(path)
         base = _case_id(path, of_file)
         is_channel = of_file is not None and base in split

@@ -12,6 +12,7 @@ from pathlib import Path
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import FolderFiles
+from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_of
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path, stem_of
@@ -61,6 +62,8 @@ def _by_id(
         # "._x.nii.gz" are resource forks of macOS inside many public archives.
         if path.name.startswith(".") or not is_image_path(path):
             continue
+        if is_segmentation(path) and not are_labels:
+            continue  # 3D Slicer saves it beside the scan
         case_id = stem_of(path) if are_labels else case_id_of(path, others)
         if channel is not None:
             whole, ending = path.name.partition(".")[0], f"_{channel:04d}"

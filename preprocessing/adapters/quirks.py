@@ -13,6 +13,7 @@ from preprocessing.mending import (
     SidesByPlace,
     ValuesMapped,
     WithSpacing,
+    by_segment_names,
 )
 from preprocessing.source import Source, Unreadable
 from preprocessing.spec import DatasetSpec
@@ -42,6 +43,8 @@ def _labels(source: Source, image: Source, spec: DatasetSpec) -> Source:
     quirks = spec.quirks
     if quirks.values or quirks.ignored_values:
         source = ValuesMapped(source, tuple(sorted(quirks.values.items())), quirks.ignored_values)
+    else:  # values that the specification speaks of are those in the files
+        source = by_segment_names(source, spec.classes)
     if quirks.label_grid == "resample":
         source = OnGridOf(source, image)
     elif quirks.label_grid == "image":
