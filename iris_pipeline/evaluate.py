@@ -18,9 +18,10 @@ import numpy as np
 from iris_pipeline.class_scores import MeasureOptions, class_measures
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
-from preprocessing.case import check_same_grid, in_axes_of_image
+from preprocessing.case import check_same_grid, on_grid_of_image, whole_where_partial
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
+from preprocessing.mending import by_segment_names
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
@@ -147,6 +148,7 @@ def compare(
     Raises as `on_truth`.
     """
     truth_classes = truth_classes or classes
+    truth = whole_where_partial(truth, prediction)
     predicted = on_truth(prediction, truth, classes, truth_classes)
     return label_overlaps(predicted, truth.array, _common(truth_classes, classes))
 
@@ -163,7 +165,7 @@ def on_truth(
     holds a value that its classes do not name.
     """
     try:
-        found = in_axes_of_image(truth, prediction)
+        found = on_grid_of_image(truth, prediction)
         check_same_grid(truth, found)
     except GridMismatchError:
         raise GridMismatchError(
@@ -297,12 +299,14 @@ def _score(job: _Job) -> _Scored:
     measures: Mapping[str, Mapping[str, float]] = {}
     failure = ""
     try:
-        truth_volume = job.truth.labels.read_labels()
+        truth_volume = by_segment_names(job.truth.labels, job.truth_classes).read_labels()
         if job.prediction is None:
             failure = "There is no prediction for this case: predict it, or name the others with --cases."
         else:
             common = _common(job.truth_classes, job.classes)
-            predicted = on_truth(job.prediction.read_labels(), truth_volume, job.classes, job.truth_classes)
+            found = by_segment_names(job.prediction, job.classes).read_labels()
+            truth_volume = whole_where_partial(truth_volume, found)
+            predicted = on_truth(found, truth_volume, job.classes, job.truth_classes)
             overlaps = label_overlaps(predicted, truth_volume.array, common)
             measures = class_measures(
                 predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
@@ -315,7 +319,8 @@ def _score(job: _Job) -> _Scored:
         # The truth's values may be any here, so nothing may be as large as they are.
         truth = truth_volume.array
         overlaps = {n: Overlap(int(np.count_nonzero(truth == v)), 0, 0) for n, v in job.truth_classes.items()}
-    return _Scored(job, overlaps, measures, truth_volume.array.size, failure)
+    voxels = None if truth_volume.partial else truth_volume.array.size  # how large the scan is nobody told
+    return _Scored(job, overlaps, measures, voxels, failure)
 
 
 def _rows(result: _Scored, names: Sequence[str]) -> list[Row]:

@@ -24,12 +24,14 @@ from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.table_format import Table
 from iris_pipeline.tables import class_means, dataset_table, strategy_place
 from preprocessing.adapters import find_cases
-from preprocessing.case import in_axes_of_image
+from preprocessing.case import on_grid_of_image
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import IrisError, RawDataError
+from preprocessing.mending import by_segment_names
 from preprocessing.paths import Root
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels
+from preprocessing.volume import case_id_of
 
 RANKS = ("best", "median", "worst")
 LARGEST_PLOT = 6
@@ -229,7 +231,8 @@ def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> Cas
     assert labels is not None
     classes = read_class_names(predictions) or spec.classes
     image = found[case].image.read_image()
-    truth, mask = (in_axes_of_image(image, each) for each in (labels.read_labels(), read_labels(files[case])))
+    found_mask = by_segment_names(FileSource(files[case]), classes)
+    truth, mask = (on_grid_of_image(image, each.read_labels()) for each in (labels, found_mask))
     predicted = with_values(mask.array, classes, spec.classes)
     named = {name: value for name, value in spec.classes.items() if name in classes}
     return view_case(image, truth, predicted, named, spec.modality, spec.intensity_offset)
