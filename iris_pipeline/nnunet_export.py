@@ -26,12 +26,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from iris_pipeline.nnunet_folders import check_former, check_sources, choose_folders, remove_former
 from preprocessing.adapters import Case
 from preprocessing.case import check_same_grid
 from preprocessing.errors import ExportError, RawDataError
 from preprocessing.files import file_digest, replaced, text_digest, write_text
-from preprocessing.lock import FILE as LOCK
 from preprocessing.lock import only_run_in
+from preprocessing.nnunet import RECORD
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import FOLDS, DatasetSpec
@@ -39,15 +40,7 @@ from preprocessing.splits import Split
 from preprocessing.store import Store
 from preprocessing.volume import GZIP_MAGIC, Volume, write_volume
 
-RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
-RECORD = "iris_export.json"
 WAIT = "wait until it has ended, then run this command again"
-ENDINGS = {
-    **dict.fromkeys(("imagesTr", "imagesTs"), "_0000.nii.gz"),
-    **dict.fromkeys(("labelsTr", "labelsTs"), ".nii.gz"),
-}
-"""How the files of an export end, by folder."""
-FIRST_NUMBER = 501
 LONGEST_NAME = 100  # letters; file systems take 255 for a folder's name, with what nnU-Net adds
 CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
 """nnU-Net normalises a channel named CT by the training set's intensities, any other by each scan's own."""
@@ -93,8 +86,9 @@ def export_dataset(
     references: train on these cases alone, so that a held-out dataset can be exported too; number: nnU-Net's, by
     default that of a former export of the same name, else the first free one from 501 on. Raises ExportError for a
     held-out dataset without references, for a reference that the store lacks or that is a test case of a dataset
-    with a train part, if a raw file is missing, if the number belongs to another dataset, or if the folder holds an
-    export of other cases, classes or splits; LockError while another export writes there.
+    with a train part, if a raw file is missing, if the number belongs to another dataset or to a folder that no
+    export made, if the scans lie in it, or if it holds an export of other cases, classes or splits; LockError while
+    another export writes there.
     """
     manifest = store.manifest
     splits = _splits_of_references(store, references) if references else manifest.splits
@@ -114,7 +108,8 @@ def export_dataset(
             "it back, or run iris_plan_and_preprocess again."
         )
     name = dataset_name(manifest.dataset, references)
-    folder, preprocessed = _folders(out, name, number)
+    folder, preprocessed = choose_folders(out, manifest.dataset, name, number)
+    check_sources((folder, preprocessed), cases)
     values = consecutive_values(manifest.classes)
     identity = {
         "dataset": manifest.dataset,
@@ -123,7 +118,7 @@ def export_dataset(
         "splits": text_digest(json.dumps(splits, sort_keys=True)),
         "sources": {case: _source(raw[case]) for case in sorted(needed)},
     }
-    _check_former(folder, identity, overwrite)
+    check_former(folder, identity, overwrite)
     test = set(splits["paper"]["test"])
     table = _renumbering(manifest.classes, values)
     jobs = [
@@ -139,7 +134,7 @@ def export_dataset(
     with only_run_in(folder, WAIT):
         # It comes last: its presence says that all is there.
         (folder / "dataset.json").unlink(missing_ok=True)
-        _remove_former(folder, overwrite)
+        remove_former(folder, overwrite)
         _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
         done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
         _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
@@ -220,57 +215,11 @@ def dataset_name(name: str, references: Sequence[str] = ()) -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", whole)
 
 
-def _folders(out: Path, name: str, number: int | None) -> tuple[Path, Path]:
-    """The raw and the preprocessed folder; a number stands for one dataset over both."""
-    taken: dict[int, str] = {}
-    for path in sorted([*(out / RAW).glob("Dataset*_*"), *(out / PREPROCESSED).glob("Dataset*_*")]):
-        found = re.fullmatch(r"Dataset(\d{3})_(.+)", path.name)
-        if found:
-            taken[int(found.group(1))] = found.group(2)
-    if number is None:
-        own = [each for each, holder in taken.items() if holder == name]
-        number = own[0] if own else next(n for n in range(FIRST_NUMBER, 1000) if n not in taken)
-    if not 1 <= number <= 999 or taken.get(number, name) != name:
-        raise ExportError(
-            f"nnU-Net's datasets have numbers from 1 to 999, each for one dataset; {number} "
-            f"{'is that of ' + taken[number] if number in taken else 'is none of them'}: give another --number."
-        )
-    folder = f"Dataset{number:03d}_{name}"
-    return out / RAW / folder, out / PREPROCESSED / folder
-
-
 def _source(case: Case) -> str:
     """A digest of the raw files and of what is made of them."""
     assert case.labels is not None
     recipe = f"{case.image.recipe}|{case.labels.recipe}"
     return text_digest(file_digest([*case.image.contents, *case.labels.contents]) + recipe)
-
-
-def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
-    path = folder / RECORD
-    if overwrite or not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
-        return
-    try:
-        former = json.loads(path.read_text(encoding="utf-8"))["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        former = None
-    if former != json.loads(json.dumps(identity)):
-        raise ExportError(
-            f"{folder} was made from other scans, classes or splits than those of now: give --overwrite to make it "
-            "anew, or another -o."
-        )
-
-
-def _remove_former(folder: Path, overwrite: bool) -> None:
-    """Left-overs of killed writers, which nnU-Net would take for cases; with `overwrite` every case.
-
-    Those that will be written again too: a run broken off must not leave a former scan that the next one keeps.
-    """
-    for name, ending in ENDINGS.items():
-        for path in sorted((folder / name).glob("*")):
-            unfinished = path.name.startswith(".") and ".part" in path.name
-            if unfinished or (overwrite and path.name.endswith(ending)):
-                path.unlink()
 
 
 def _export_case(job: _Job) -> bool:

@@ -14,6 +14,7 @@ from preprocessing.errors import SpecError
 
 DESCRIPTION = "dataset.json"
 SPLITS = "splits_final.json"
+RECORD = "iris_export.json"  # in folders that iris_export_nnunet made: what from
 FOLDS = 5
 
 

@@ -154,6 +154,7 @@ ORDER = (
     "iris_pipeline.efficiency",
     "iris_pipeline.paper_tables",
     "iris_pipeline.report_tables",
+    "iris_pipeline.nnunet_folders",
     "iris_pipeline.nnunet_export",
     "iris_pipeline.browser",
     "iris_pipeline.pages",

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TinyRaw
 
 from iris_pipeline import nnunet_export as module
 from iris_pipeline.cli.evaluate import evaluate_main
@@ -322,3 +323,49 @@ def test_who_is_tested_is_told(place: Path, tiny_store: Store, capsys: pytest.Ca
         export_nnunet_main(["-d", "tiny", "--references", case, "--workers", "1", "--root", str(place)]) == 0
     )
     assert f"--strategy trained --references 1 --cases {tests}" in capsys.readouterr().out
+
+
+def test_a_folder_that_no_export_made_is_never_touched(
+    tiny_raw: TinyRaw, tiny_store: Store, tmp_path: Path
+) -> None:
+    """Somebody's own raw dataset of the same name, and the splits beside it, outlive --overwrite to the byte."""
+    raw = tmp_path / "out" / "nnUNet_raw" / "Dataset010_tiny"
+    shutil.copytree(tiny_raw.dataset, raw)
+    beside = tmp_path / "out" / "nnUNet_preprocessed" / "Dataset011_tiny" / "splits_final.json"
+    beside.parent.mkdir(parents=True)
+    beside.write_text("theirs", encoding="utf-8")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    cases = find_cases(raw, tiny_store.manifest.spec)
+    refused = (
+        r"was not made by iris_export_nnunet of dataset tiny .* nothing in it is touched: give another --n"
+    )
+    for number in (10, 11):
+        for overwrite in (False, True):
+            with pytest.raises(ExportError, match=refused):
+                export_dataset(
+                    tiny_store, cases, tmp_path / "out", number=number, overwrite=overwrite, progress=False
+                )
+    done = export_dataset(tiny_store, cases, tmp_path / "out", overwrite=True, workers=1, progress=False)
+    assert (done.dataset, done.written) == (FOLDER, 5), "their numbers are taken"
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not list(raw.glob("*.json"))
+    (raw / RECORD).write_text(json.dumps({"made_from": {"dataset": "another"}}), encoding="utf-8")
+    with pytest.raises(ExportError, match=refused):
+        export_dataset(tiny_store, cases, tmp_path / "out", number=10, overwrite=True, progress=False)
+
+
+def test_nothing_is_written_among_the_scans_themselves(
+    tiny_raw: TinyRaw, tiny_store: Store, tmp_path: Path
+) -> None:
+    """Even where a record says that the folder is an export, as one that was broken off may have left it."""
+    raw = tmp_path / "out" / "nnUNet_raw" / "Dataset010_tiny"
+    shutil.copytree(tiny_raw.dataset, tmp_path / "scans")
+    raw.mkdir(parents=True)
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).symlink_to(tmp_path / "scans" / name)
+    (raw / RECORD).write_text(json.dumps({"made_from": {"dataset": "tiny"}}), encoding="utf-8")
+    for folder in (raw, tmp_path / "scans"):
+        cases = find_cases(folder, tiny_store.manifest.spec)
+        with pytest.raises(ExportError, match="s1_a.nii.gz is one of the scans .* written into the same fol"):
+            export_dataset(tiny_store, cases, tmp_path / "out", overwrite=True, progress=False)
+    assert len(list((tmp_path / "scans").rglob("*.nii.gz"))) == 10
