@@ -114,6 +114,16 @@ def _export_command(arguments: argparse.Namespace) -> int:
         f"{done.written} written, {done.skipped} there already."
     )
     print("Labels: " + ", ".join(f"{value} {name}" for name, value in done.values.items()))
+    if done.unvalidated and not arguments.references:
+        print(
+            f"Note: no validation case in fold {', '.join(map(str, done.unvalidated))}: since nnU-Net needs some, its "
+            "training cases validate it, and its validation score says nothing."
+        )
+    if store.manifest.spec.partly_labelled:
+        print(
+            f"Note: {store.manifest.dataset} is partly labelled: a class that a case lacks is unknown there, but "
+            "nnU-Net will learn it as background."
+        )
     folds = "" if arguments.references else "; folds 1 to 5: our folds 0 to 4"
     if arguments.references:
         tests, count = " ".join(done.split["test"]), len(done.split["train"])
