@@ -29,7 +29,7 @@ import numpy as np
 
 from iris_pipeline.nnunet_folders import check_former, check_sources, choose_folders, remove_former
 from preprocessing.adapters import Case
-from preprocessing.case import check_same_grid
+from preprocessing.case import check_same_grid, in_axes_of_image
 from preprocessing.errors import ExportError
 from preprocessing.files import file_digest, replaced, text_digest, write_text
 from preprocessing.findings import skew
@@ -252,8 +252,8 @@ def _export_case(job: _Job) -> bool:
     if not job.overwrite and job.labels.is_file() and job.image.is_file():
         return False
     assert job.case.labels is not None
-    labels = job.case.labels.read_labels()
     image = job.case.image.read_image()
+    labels = in_axes_of_image(image, job.case.labels.read_labels())
     check_same_grid(image, labels)
     check_label_values(labels.array, job.case.labels, job.spec)
     if _is_plain_nifti(job.case.image):
