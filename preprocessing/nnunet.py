@@ -39,6 +39,16 @@ def dataset_name(folder: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "_", folder.name.lower()).strip("_-")
 
 
+def stored_name(text: str) -> str:
+    """A dataset's name as its store has it, also where the folder that it was read from is given; for argparse.
+
+    >>> stored_name("Dataset004_Hippocampus"), stored_name("liver"), stored_name("My.yaml")
+    ('dataset004_hippocampus', 'liver', 'My.yaml')
+    """
+    is_path = "/" in text or text.endswith((".yaml", ".yml"))
+    return text if is_path or text == text.lower() else dataset_name(Path(text))
+
+
 def nnunet_content(folder: Path) -> dict[str, Any]:
     """What the YAML file of this folder would hold; `guesses` says what the folder itself does not.
 

@@ -14,7 +14,7 @@ from iris_pipeline.nnunet_export import export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.choose import choose_specs
 from preprocessing.errors import SpecError
-from preprocessing.nnunet import nnunet_content
+from preprocessing.nnunet import nnunet_content, stored_name
 from preprocessing.run import plan_and_preprocess
 from preprocessing.spec import DatasetSpec, validated
 from preprocessing.splits import PARTS, make_splits
@@ -110,6 +110,12 @@ def test_what_cannot_be_followed_is_one_sentence(
     described(tmp_path / FOLDER, labels=labels)
     with pytest.raises(SpecError, match=sentence):
         choose_specs([FOLDER], tmp_path)
+
+
+def test_the_folders_name_goes_on_being_known() -> None:
+    given = ("Dataset017_Tiny", "dataset017_tiny", "Task05 Prostate", "my-liver_", "own/My.yaml", "My.yml")
+    names = ["dataset017_tiny", "dataset017_tiny", "task05_prostate", "my-liver_", "own/My.yaml", "My.yml"]
+    assert [stored_name(each) for each in given] == names
 
 
 def test_folds_that_are_none(tmp_path: Path) -> None:

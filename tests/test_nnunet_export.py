@@ -205,7 +205,9 @@ def test_values_and_description() -> None:
 def test_there_and_back_by_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """nnU-Net's predictions carry its own label values and its dataset.json: both are undone by name."""
     root = ["--root", str(place)]
-    assert export_nnunet_main(["-d", "tiny", "--workers", "1", *root]) == 0
+    assert export_nnunet_main(["-d", "Tiny", "--workers", "1", *root]) == 0, (
+        "a raw folder's spelling is known"
+    )
     said = capsys.readouterr().out
     assert "Dataset501_tiny: " in said and "Labels: 1 left, 2 right, 3 core" in said
     raw = place / "nnunet" / "nnUNet_raw" / FOLDER
