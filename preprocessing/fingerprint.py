@@ -193,9 +193,12 @@ def measure_case(
         return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=why, digest=digest)
 
 
-def case_digest(case: Case) -> str:
-    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty."""
-    digest = file_digest([*case.image.contents, *(case.labels.contents if case.labels else [None])])
+def case_digest(case: Case, files: str | None = None) -> str:
+    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty.
+
+    files: the digest of the bytes alone, by whom has it already: nothing is then read.
+    """
+    digest = files or file_digest([*case.image.contents, *(case.labels.contents if case.labels else [None])])
     recipe = "|".join(source.recipe for source in (case.image, case.labels) if source and source.recipe)
     return text_digest(f"{digest} {recipe}") if recipe else digest
 

@@ -48,7 +48,7 @@ class Files(BaseModel):
 
 
 class FolderFiles(Files):
-    """imagesTr/ and labelsTr/. `channel`: of nnU-Net's image files that end in _0000, _0001, ..."""
+    """imagesTr/ and labelsTr/. `channel`: of nnU-Net's image files that end in _0000, _0001, ..., or in one 4D file."""
 
     channel: int | None = Field(default=None, ge=0, le=9999)
 

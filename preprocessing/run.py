@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
@@ -40,7 +42,9 @@ from preprocessing.store import (
     CaseEntry,
     CaseRecord,
     Manifest,
+    Store,
     describe_labels,
+    record_path,
     valid_record,
     write_case,
 )
@@ -204,6 +208,21 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
     return case.id, write_case(
         job.folder, entry, prepared.image, prepared.labels, plan, _source_digest(job.found, job.spec)
     )
+
+
+def made_of(store: Store, case: Case, digest: str) -> bool:
+    """Whether a stored case was made of the raw files of `case` as they are now; digest: `case_digest`.
+
+    True where the store's record of the case does not tell.
+    """
+    entry = store.entry(case.id)
+    found = CasePrint(id=case.id, subject=entry.subject, verdict=entry.verdict, why=entry.why, digest=digest)
+    try:
+        text = record_path(store.folder, case.id).read_text(encoding="utf-8")
+        record = CaseRecord.model_validate_json(text)
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return True
+    return record.source_digest == _source_digest(found, store.manifest.spec)
 
 
 def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
