@@ -15,6 +15,7 @@ from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.itk_files import DICOM_MAGIC, HEAD, IMAGE_KINDS
+from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -67,7 +68,7 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     if _is_dicom_series(path):
         name = path.resolve().name
         series = [(name, path)]
-        if files:
+        if found:
             notes.append(f"{path} holds DICOM slices beside files: they are one series, case {name}.")
     else:
         series, more = _series_below(path)
@@ -111,6 +112,9 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     notes = []
     split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
     for path in files:
+        if is_segmentation(path):
+            notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
+            continue
         of_file = _channel_of(path)
         base = _case_id(path, of_file)
         is_channel = of_file is not None and base in split
@@ -161,7 +165,7 @@ def _series_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
         if here != folder and _is_dicom_series(here):
             found.setdefault(here.relative_to(folder).parts[0], []).append(here)
             inner.clear()
-            if files := _image_files(here):
+            if files := [path for path in _image_files(here) if not is_segmentation(path)]:
                 shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
                 notes.append(
                     f"{shown} left out: in {here}, among the slices of a series; give each by its name."

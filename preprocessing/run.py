@@ -40,6 +40,7 @@ from preprocessing.store import (
     CaseEntry,
     CaseRecord,
     Manifest,
+    Store,
     describe_labels,
     digest_of_source,
     valid_record,
@@ -207,6 +208,17 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
     )
 
 
+def made_of(store: Store, case: Case, digest: str) -> bool:
+    """Whether a stored case was made of the raw files of `case` as they are now; digest: `case_digest`.
+
+    True where the store's record of the case does not tell.
+    """
+    entry = store.entry(case.id)
+    found = CasePrint(id=case.id, subject=entry.subject, verdict=entry.verdict, why=entry.why, digest=digest)
+    known = store.source(case.id)
+    return not known or known == digest_of_source(found, store.manifest.spec)
+
+
 def _remove_strangers(folder: Path, known: set[str]) -> None:
     """Left-overs of killed writers and of cases that are gone: a store holds only what its manifest lists."""
     sweep(folder)
@@ -214,7 +226,7 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
         return
     wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}
     for path in (folder / CASES).iterdir():
-        if path.name not in wanted:
+        if path.name not in wanted and not path.is_dir():  # a folder is not ours (@eaDir of a network disk)
             path.unlink()
 
 

@@ -79,6 +79,15 @@ def test_a_folder_is_paired_by_case_id(folder: Path) -> None:
     assert files.unpaired == ("three",)
 
 
+@pytest.mark.parametrize("suffix", ["", "_0000"])
+def test_references_may_be_numbered_from_0000_on(folder: Path, suffix: str) -> None:
+    for number, name in enumerate(("one", "two")):
+        (folder / "images" / f"{name}.nii.gz").rename(folder / "images" / f"case_{number:04d}{suffix}.nii.gz")
+        (folder / "labels" / f"{name}.nii.gz").rename(folder / "labels" / f"case_{number:04d}.nii.gz")
+    files = find_references(folder)
+    assert [case.id for case in files.cases] == ["case_0000", "case_0001"] and files.unpaired == ()
+
+
 def test_the_decathlons_folders_are_known_too(folder: Path) -> None:
     (folder / "images").rename(folder / "imagesTr")
     (folder / "labels").rename(folder / "labelsTr")

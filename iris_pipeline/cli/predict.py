@@ -48,6 +48,7 @@ from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
@@ -78,9 +79,7 @@ def predict_main(argv: list[str] | None = None) -> int:
         "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
     )
     how.add_argument("-r", nargs="+", metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL")
-    how.add_argument(
-        "-d", metavar="DATASET", help="a dataset (default: the one the model knows, if it is one)"
-    )
+    how.add_argument("-d", type=stored_name, metavar="DATASET", help="default: the only one the model knows")
     parser.add_argument(
         "--strategy",
         choices=STRATEGIES,
