@@ -16,6 +16,7 @@ from iris_pipeline.confidence import TABLE
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import ENDING, remove_result
 from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.volumes import TABLE as VOLUMES
 from preprocessing.errors import PredictionError
 
 RECORD = "predict.json"
@@ -102,7 +103,8 @@ def make_way(
         )
     for case in inputs:
         remove_result(out, case.id)
-    (out / TABLE).unlink(missing_ok=True)
+    for table in (TABLE, VOLUMES):
+        (out / table).unlink(missing_ok=True)
 
 
 def write_record(out: Path, identity: Mapping[str, Any], remarks: Mapping[str, Any]) -> None:

@@ -28,11 +28,13 @@ from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.volumes import TABLE as VOLUMES
+from iris_pipeline.volumes import forget_volumes, keep_volumes, read_volumes, volumes_of
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
 from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, read_labels
 
 
 class Judge(Protocol):
@@ -151,7 +153,8 @@ def predict_cases(
     Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value), OUT/predict.json
     (what the results were made from, by which precisions), OUT/scans.json (of which scans) and OUT/predict.log; with
     `judge`, which tells how good each mask is, OUT/confidence.csv too, in which those of results that are there are
-    judged again by their signs, as the judge's numbers and threshold may be others now. Existing results of the same
+    judged again by their signs, as the judge's numbers and threshold may be others now. OUT/volumes.csv has the mL of
+    each class of each case. Existing results of the same
     scans are skipped unless `overwrite`; PredictionError if they were made from something else than model, options and
     `made_from` of this call (with `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of
     an input. LockError while another run writes there. formerly: what records of before say in the place of parts of
@@ -168,7 +171,7 @@ def predict_cases(
             begun()
         write_json(out / CLASSES, dict(classes))
         write_record(out, identity, remarks or {})
-        wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress, KeptScans(out))
+        wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress, KeptScans(out), classes)
         former = read_judgements(out / TABLE) if judge is not None else []
         if judge is not None and former:
             write_judgements(out / TABLE, judge.again(former))
@@ -203,6 +206,7 @@ class _Wishes:
     overwrite: bool
     progress: bool
     scans: KeptScans
+    classes: Mapping[str, int]
 
 
 def _predict_one(
@@ -220,9 +224,11 @@ def _predict_one(
         if changed:  # whatever becomes of this one, the mask is not of it
             remove_result(out, case.id)
             _keep_judgements(out, case.id, None)
+            forget_volumes(out, case.id)
         elif not wishes.overwrite and _is_there(out, case, wishes):
             if scan is not None:
                 wishes.scans.keep(case.id, scan)
+            _measure_former(out, case.id, wishes.classes)
             return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
         warnings = _make(loaded, task_of, case, out, options, wishes, scan)
     except IrisError as error:
@@ -262,6 +268,7 @@ def _make(
     judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
     note_precision(out, options)
     write_result(out, case.id, result, image)
+    keep_volumes(out, volumes_of(case.id, Volume(result.labels, image.affine), wishes.classes))
     if scan is not None:
         wishes.scans.keep(case.id, scan)
     if judgements is not None or wishes.overwrite:
@@ -289,6 +296,12 @@ def _keep_judgements(out: Path, case: str, judgements: Sequence[Judgement] | Non
     others = [each for each in former if each.case != case]
     if judgements is not None or len(others) < len(former):
         write_judgements(out / TABLE, [*others, *(judgements or ())])
+
+
+def _measure_former(out: Path, case: str, classes: Mapping[str, int]) -> None:
+    """Volumes of a mask that was made before they were kept."""
+    if all(each.case != case for each in read_volumes(out / VOLUMES)):
+        keep_volumes(out, volumes_of(case, read_labels(label_path(out, case)), classes))
 
 
 def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:

@@ -51,7 +51,17 @@ def volumes_of(case: str, labels: Volume, classes: Mapping[str, int]) -> list[Cl
 def keep_volumes(folder: Path, found: Sequence[ClassVolume]) -> None:
     """Write them into the folder's table in the place of what it says of these cases; whole or not at all."""
     cases = {each.case for each in found}
-    rows = [*(each for each in read_volumes(folder / TABLE) if each.case not in cases), *found]
+    _write(folder, [*(each for each in read_volumes(folder / TABLE) if each.case not in cases), *found])
+
+
+def forget_volumes(folder: Path, case: str) -> None:
+    """Take a case out of the folder's table: its mask is gone."""
+    former = read_volumes(folder / TABLE)
+    if any(each.case == case for each in former):
+        _write(folder, [each for each in former if each.case != case])
+
+
+def _write(folder: Path, rows: Sequence[ClassVolume]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -21,6 +21,8 @@ from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import ANEW, TAKEN_AWAY, Verdict, predict_folder
+from iris_pipeline.volumes import TABLE as VOLUMES
+from iris_pipeline.volumes import read_volumes
 from preprocessing.source import FileSource, RefusedSource
 
 IMAGE, LABELS = paint((12, 40, 34), BLOCKS)
@@ -64,6 +66,39 @@ def test_a_scan_that_was_replaced_is_segmented_anew_and_it_is_said(folder: Path,
     assert read == ["a.nii.gz", "b.nii.gz", "a.nii.gz"], "of files that look as before nothing is read"
     assert [v.status for v in predict(folder)] == ["skipped", "skipped"]
     assert f"a: done: {ANEW}" in (folder / "out" / "predict.log").read_text(encoding="utf-8")
+
+
+def test_volumes_are_those_of_the_masks_that_are_there(folder: Path) -> None:
+    predict(folder)
+
+    def told(case: str) -> dict[str, tuple[int, float]]:
+        rows = read_volumes(folder / "out" / VOLUMES)
+        return {each.class_name: (each.voxels, each.ml) for each in rows if each.case == case}
+
+    def counted(case: str) -> dict[str, tuple[int, float]]:
+        labels, affine = load(folder / "out" / f"{case}.nii.gz")
+        ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        return {
+            name: (int((labels == value).sum()), pytest.approx((labels == value).sum() * ml, abs=1e-3))
+            for name, value in TASK.classes.items()
+        }
+
+    first = told("a")
+    assert (
+        first == counted("a")
+        and told("b") == counted("b")
+        and all(voxels > 0 for voxels, _ in first.values())
+    )
+    other, _ = paint((14, 44, 30), {1: np.s_[1:4, 5:15, 8:20], 2: np.s_[6:12, 20:36, 6:24]})
+    save(folder / "in" / "a.nii.gz", other, affine_of("RAS", (3.0, 1.0, 1.0)))
+    predict(folder)
+    assert told("a") == counted("a") != first
+    (folder / "out" / VOLUMES).unlink()  # masks of a version that kept none
+    assert [v.status for v in predict(folder)] == ["skipped", "skipped"]
+    assert told("a") == counted("a") and told("b") == counted("b")
+    (folder / "in" / "a.nii.gz").write_bytes(b"half a scan")
+    assert [v.status for v in predict(folder)] == ["refused", "skipped"]
+    assert told("a") == {} and told("b") == counted("b"), "no mask, no volume"
 
 
 def test_a_corrected_header_is_another_scan(folder: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
         "predict.json",
         "predict.log",
         "scans.json",
+        "volumes.csv",
     ]
     log = (folder / "out" / "predict.log").read_text(encoding="utf-8")
     assert "a: done (" in log and "c: refused: " in log
