@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +18,15 @@ import numpy as np
 from iris_pipeline.class_scores import MeasureOptions, class_measures
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
-from preprocessing.case import check_same_grid, in_axes_of
+from preprocessing.case import check_same_grid, on_grid_of_image, whole_where_partial
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
+from preprocessing.mending import by_segment_names
 from preprocessing.parallel import parallel_map
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
 from preprocessing.store import MANIFEST, Store
-from preprocessing.volume import Volume, case_id_of, is_image_path
+from preprocessing.volume import Volume, case_id_of, is_image_path, stem_of
 
 RECORD = "predict.json"
 METHOD_STRATEGY = "other-tool"
@@ -117,7 +118,8 @@ def evaluate_folder(
         raise EvaluationError(
             f"There is {lacking} for the predictions in {predictions}: check -g, -d and classes.json."
         )
-    found = _by_case(predictions)
+    ids = {truth.id for truth in truths}
+    found = _by_case(predictions, lambda path: case_id_of(path, ids))
     options = measures or MeasureOptions()
     jobs = [
         _Job(truth, found.get(truth.id), origin, truth_classes, classes, partly_labelled, options)
@@ -131,7 +133,7 @@ def evaluate_folder(
         rows=tuple(row for result in scored for row in _rows(result, common)),
         baseline=tuple(row for result in scored for row in _baseline_rows(result, common)),
         failures={result.job.truth.id: result.failure for result in scored if result.failure},
-        notes=_notes(found.keys() - {truth.id for truth in truths}, classes, truth_classes),
+        notes=_notes(found.keys() - ids, classes, truth_classes),
     )
 
 
@@ -146,6 +148,7 @@ def compare(
     Raises as `on_truth`.
     """
     truth_classes = truth_classes or classes
+    truth = whole_where_partial(truth, prediction)
     predicted = on_truth(prediction, truth, classes, truth_classes)
     return label_overlaps(predicted, truth.array, _common(truth_classes, classes))
 
@@ -162,28 +165,16 @@ def on_truth(
     holds a value that its classes do not name.
     """
     try:
-        found = _on_grid(prediction, truth)
+        found = on_grid_of_image(truth, prediction)
+        check_same_grid(truth, found)
     except GridMismatchError:
         raise GridMismatchError(
             "Prediction and truth must lie on one grid; they are "
             f"{_grid(prediction)} and {_grid(truth)}: predict from the image that belongs to this truth."
         ) from None
-    _check_values(found, classes, "prediction")
+    _check_values(found.array, classes, "prediction")
     _check_values(truth.array, truth_classes, "truth")
-    return with_values(found, classes, truth_classes)
-
-
-def _on_grid(prediction: Volume, truth: Volume) -> np.ndarray:
-    """The prediction's array in the truth's axes; GridMismatchError if the voxels are not the same.
-
-    Turned only where it has to be: axes half way between two of the body's would come out now so, now so.
-    """
-    try:
-        check_same_grid(truth, prediction)
-    except GridMismatchError:
-        prediction = in_axes_of(prediction, truth)
-        check_same_grid(truth, prediction)
-    return prediction.array
+    return with_values(found.array, classes, truth_classes)
 
 
 def with_values(labels: np.ndarray, classes: Mapping[str, int], wanted: Mapping[str, int]) -> np.ndarray:
@@ -229,7 +220,8 @@ def truth_cases(folder: Path) -> list[TruthCase]:
     if not folder.is_dir():
         raise EvaluationError(f"The truth is a folder of label maps, and {folder} is none: check -g.")
     inner = folder / "labelsTr"
-    return [TruthCase(name, source) for name, source in _by_case(inner if inner.is_dir() else folder).items()]
+    found = _by_case(inner if inner.is_dir() else folder, stem_of)
+    return [TruthCase(name, source) for name, source in found.items()]
 
 
 def read_origin(predictions: Path) -> Origin:
@@ -292,11 +284,11 @@ def method_origin(
     return Origin(method, dataset, f"{split or 'paper'}/{part}", name, references, draw, base)
 
 
-def _by_case(folder: Path) -> dict[str, Source]:
+def _by_case(folder: Path, id_of: Callable[[Path], str]) -> dict[str, Source]:
     """Case id -> its label map in a folder; of one with two files nobody knows which is meant, so reading it fails."""
     found: dict[str, list[FileSource]] = {}
     for path in image_files(folder):
-        found.setdefault(case_id_of(path), []).append(FileSource(path))
+        found.setdefault(id_of(path), []).append(FileSource(path))
     return {name: one_source(name, sources) for name, sources in found.items()}
 
 
@@ -307,12 +299,14 @@ def _score(job: _Job) -> _Scored:
     measures: Mapping[str, Mapping[str, float]] = {}
     failure = ""
     try:
-        truth_volume = job.truth.labels.read_labels()
+        truth_volume = by_segment_names(job.truth.labels, job.truth_classes).read_labels()
         if job.prediction is None:
             failure = "There is no prediction for this case: predict it, or name the others with --cases."
         else:
             common = _common(job.truth_classes, job.classes)
-            predicted = on_truth(job.prediction.read_labels(), truth_volume, job.classes, job.truth_classes)
+            found = by_segment_names(job.prediction, job.classes).read_labels()
+            truth_volume = whole_where_partial(truth_volume, found)
+            predicted = on_truth(found, truth_volume, job.classes, job.truth_classes)
             overlaps = label_overlaps(predicted, truth_volume.array, common)
             measures = class_measures(
                 predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
@@ -325,7 +319,8 @@ def _score(job: _Job) -> _Scored:
         # The truth's values may be any here, so nothing may be as large as they are.
         truth = truth_volume.array
         overlaps = {n: Overlap(int(np.count_nonzero(truth == v)), 0, 0) for n, v in job.truth_classes.items()}
-    return _Scored(job, overlaps, measures, truth_volume.array.size, failure)
+    voxels = None if truth_volume.partial else truth_volume.array.size  # how large the scan is nobody told
+    return _Scored(job, overlaps, measures, voxels, failure)
 
 
 def _rows(result: _Scored, names: Sequence[str]) -> list[Row]:

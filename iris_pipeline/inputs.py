@@ -14,6 +14,7 @@ from pathlib import Path
 
 from preprocessing.errors import RawDataError
 from preprocessing.scan_paths import holds_dicom
+from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
 
@@ -34,8 +35,9 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     """The scans that `path` means, sorted by id, and notes on what was left out.
 
     A NIfTI/mha/nrrd file; a folder of them; the folder of a DICOM series; or a folder with such folders in it,
-    at any depth (one series below is named as the folder, several by their paths). channel: a number from 0
-    on, or a name that a dataset.json in the folder or the one above gives ("channel_names", "modality");
+    at any depth (one series below is named as the folder, several by their paths, which a note tells: with the second
+    one the first has another id). DICOM that is no slice makes no series. channel: a number from 0 on, or a name that a
+    dataset.json in the folder or the one above gives ("channel_names", "modality");
     without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. A case with two
     files cannot be read, the others can. RawDataError if there is nothing to segment or no such channel.
     """
@@ -51,11 +53,17 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     number = _channel_number(path, channel)
-    if holds_dicom(path):
-        return [InputCase(path.resolve().name, FileSource(path, number))], []
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and is_image_path(p)]
+    files = _image_files(path)
     found, notes = _files_of(files, number)
-    for name, folder in _series_below(path):
+    if holds_dicom(path):
+        name = path.resolve().name
+        series = [(name, path)]
+        if found:
+            notes.append(f"{path} holds DICOM slices beside files: they are one series, case {name}.")
+    else:
+        series, more = _series_below(path)
+        notes += more
+    for name, folder in series:
         found.setdefault(name, []).append(FileSource(folder, number))
     if not found:
         raise RawDataError(
@@ -94,6 +102,9 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     notes = []
     split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
     for path in files:
+        if is_segmentation(path):
+            notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
+            continue
         of_file = _channel_of(path)
         base = _case_id(path, of_file)
         is_channel = of_file is not None and base in split
@@ -130,18 +141,34 @@ def _case_id(path: Path, number: int | None) -> str:
     )
 
 
-def _series_below(folder: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of the DICOM series at any depth below a folder."""
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_path(path)]
+
+
+def _series_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """(name, folder) of the DICOM series at any depth below a folder, and notes: on several of one name, on files."""
     found: dict[str, list[Path]] = {}
+    notes = []
     for walked, inner, _ in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         here = Path(walked)
         if here != folder and holds_dicom(here):
             found.setdefault(here.relative_to(folder).parts[0], []).append(here)
             inner.clear()
+            if files := [path for path in _image_files(here) if not is_segmentation(path)]:
+                shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
+                notes.append(
+                    f"{shown} left out: in {here}, among the slices of a series; give each by its name."
+                )
     named = []
     for name, places in found.items():
-        for place in places:
-            parts = place.relative_to(folder).parts
-            named.append((name if len(places) == 1 else "_".join(parts), place))
-    return named
+        if len(places) == 1:
+            named.append((name, places[0]))
+            continue
+        several = [("_".join(place.relative_to(folder).parts), place) for place in places]
+        named += several
+        notes.append(
+            f"{name} holds {len(places)} series, each a case of its own: {', '.join(case for case, _ in several)} "
+            f"(one alone is {name})."
+        )
+    return named, notes

@@ -6,8 +6,8 @@ of their own, for each query from other subjects, and encoded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,8 @@ WITNESS_SEED = (
 )
 Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
 """A query and its task -> tasks of single references on the same grid and intensities."""
-Volumes = Callable[[Volume], Mapping[str, float]]
-"""A query's image -> what volume (ml) the references let expect, by class."""
+Volumes = Callable[[InputCase, Volume], Mapping[str, float]]
+"""A query and its image -> what volume (ml) the references let expect, by class."""
 
 
 def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbedding]:
@@ -53,14 +53,14 @@ def no_witnesses(_case: InputCase, _task: TaskEmbedding) -> Sequence[TaskEmbeddi
     return ()
 
 
-def no_volumes(_image: Volume) -> Mapping[str, float]:
+def no_volumes(_case: InputCase, _image: Volume) -> Mapping[str, float]:
     """For tasks whose references' volumes are not known."""
     return {}
 
 
 def known_volumes(volumes_ml: Mapping[str, float]) -> Volumes:
     """The same for every query."""
-    return lambda _: volumes_ml
+    return lambda _case, _image: volumes_ml
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class MaskJudge:
             own = image_hash(image) if asked else ""
             return [witness for witness in asked if own not in witness.reference_hashes]
 
-        expected = self.volumes(image)
+        expected = self.volumes(case, image)
         signs = gather_signs(self.loaded, tasks, image, result, self.options, others, expected)
         return judge(self.calibration, case.id, signs, self.review_below)
 
@@ -214,11 +214,10 @@ def train_ids(loaded: LoadedModel, store: Store) -> list[str]:
     return splits.get(str(loaded.state.settings.get("split")), splits["paper"])["train"]
 
 
-def other_people(store: Store, ids: Iterable[str], names: Collection[str]) -> list[str]:
-    """`ids` without the people of the stored cases whose names these are: a scan that bears one may be that case."""
+def with_people(store: Store, inputs: Iterable[InputCase]) -> list[InputCase]:
+    """Inputs that bear the name of a stored case may be that case: they are of its subject."""
     known = {entry.id: entry.subject for entry in store.manifest.cases}
-    shown = {known[name] for name in names if name in known}
-    return [case_id for case_id in ids if known[case_id] not in shown]
+    return [replace(case, subject=known.get(case.id, case.subject)) for case in inputs]
 
 
 def stored_volumes(store: Store, ids: Iterable[str]) -> dict[str, float]:
@@ -228,6 +227,15 @@ def stored_volumes(store: Store, ids: Iterable[str]) -> dict[str, float]:
         for name, entry in store.entry(case_id).classes.items():
             found.setdefault(name, []).append(entry.ml)
     return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def other_volumes(store: Store, ids: Sequence[str]) -> Volumes:
+    """The same for each query, without those of its own subject."""
+
+    def volumes(case: InputCase, _image: Volume) -> Mapping[str, float]:
+        return stored_volumes(store, [i for i in ids if store.entry(i).subject != case.subject])
+
+    return volumes
 
 
 def file_volumes(files: ReferenceFiles) -> Volumes:
@@ -241,7 +249,7 @@ def file_volumes(files: ReferenceFiles) -> Volumes:
         millilitres = {name: count * voxel_ml for name, count in counts.items() if count}
         known.append((image_hash(case.image.read_image()), millilitres))
 
-    def volumes(image: Volume) -> Mapping[str, float]:
+    def volumes(_: InputCase, image: Volume) -> Mapping[str, float]:
         own = image_hash(image)
         found: dict[str, list[float]] = {}
         for content, millilitres in known:

@@ -31,9 +31,17 @@ def request_name(model_hash: str, files: ReferenceFiles, options: InferenceOptio
     """
     machine = InferenceOptions()
     same = replace(options, device=machine.device, autocast=machine.autocast, batch_size=machine.batch_size)
-    said: list[object] = [__version__, model_hash, sorted(asked.items()), same, list(files.classes.items())]
-    said += [(case.id, case.subject, case_digest(case)) for case in files.cases]
+    said: list[object] = [__version__, model_hash, sorted(asked.items()), same, *_content_of(files)]
     return f"references-{text_digest(repr(said))[:12]}.task"
+
+
+def references_digest(files: ReferenceFiles) -> str:
+    """Over the content of the references: by whatever precision they are encoded, and wherever they lie, it is one."""
+    return text_digest(repr(_content_of(files)))
+
+
+def _content_of(files: ReferenceFiles) -> list[object]:
+    return [list(files.classes.items()), *((c.id, c.subject, case_digest(c)) for c in files.cases)]
 
 
 def kept_task(path: Path) -> TaskEmbedding | None:

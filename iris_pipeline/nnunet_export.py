@@ -5,9 +5,10 @@
                                               dataset.json (written last)  iris_export.json (what it was made from)
     OUT/nnUNet_preprocessed/Dataset501_NAME/  splits_final.json
 
-Scans stay on their own grid. Labels are renumbered to nnU-Net's consecutive values; dataset.json names them, nnU-Net
-copies it beside its predictions, and `iris_evaluate` matches classes by name, which undoes the renumbering. nnU-Net
-learns its own plan. Fold 0 is our train and validation part; folds 1 to 5 are our folds 0 to 4.
+Scans stay on their own grid; axes that are not at right angles, which ITK refuses, are turned to the nearest that are.
+Labels are renumbered to nnU-Net's consecutive values; dataset.json names them, nnU-Net copies it beside its
+predictions, and `iris_evaluate` matches classes by name, which undoes the renumbering. nnU-Net learns its own plan.
+Fold 0 is our train and validation part; folds 1 to 5 are our folds 0 to 4.
 
 With references, nnU-Net is given what an in-context model is given, a few labelled cases and no more: they are all of
 imagesTr, fold 0 trains and validates on them, and imagesTs holds the test cases of other subjects.
@@ -19,35 +20,32 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from iris_pipeline.nnunet_folders import check_former, check_sources, choose_folders, remove_former
 from preprocessing.adapters import Case
-from preprocessing.case import check_same_grid
-from preprocessing.errors import ExportError, RawDataError
+from preprocessing.case import check_same_grid, on_grid_of_image
+from preprocessing.errors import ExportError
 from preprocessing.files import file_digest, replaced, text_digest, write_text
-from preprocessing.lock import FILE as LOCK
+from preprocessing.findings import skew
+from preprocessing.fingerprint import case_digest, check_label_values
 from preprocessing.lock import only_run_in
+from preprocessing.mending import nearest_rotation
+from preprocessing.nnunet import RECORD
 from preprocessing.parallel import parallel_map
+from preprocessing.run import made_of
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import FOLDS, DatasetSpec
 from preprocessing.splits import Split
 from preprocessing.store import Store
 from preprocessing.volume import GZIP_MAGIC, Volume, write_volume
 
-RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
-RECORD = "iris_export.json"
 WAIT = "wait until it has ended, then run this command again"
-ENDINGS = {
-    **dict.fromkeys(("imagesTr", "imagesTs"), "_0000.nii.gz"),
-    **dict.fromkeys(("labelsTr", "labelsTs"), ".nii.gz"),
-}
-"""How the files of an export end, by folder."""
-FIRST_NUMBER = 501
 LONGEST_NAME = 100  # letters; file systems take 255 for a folder's name, with what nnU-Net adds
 CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
 """nnU-Net normalises a channel named CT by the training set's intensities, any other by each scan's own."""
@@ -56,7 +54,7 @@ CHANNELS = {"CT": "CT", "MR": "MRI", "PET": "PET"}
 @dataclass(frozen=True)
 class Export:
     """What was written. dataset: its folder's name; split: who is trained on, validates, tests; values: class -> value
-    in nnU-Net's labels; skipped: were there."""
+    in nnU-Net's labels; skipped: were there; unvalidated: the folds that validate on their own training cases alone."""
 
     dataset: str
     split: Split
@@ -65,6 +63,7 @@ class Export:
     values: Mapping[str, int]
     written: int
     skipped: int
+    unvalidated: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class _Job:
     case: Case
     image: Path
     labels: Path
+    spec: DatasetSpec
     table: tuple[int, ...]
     overwrite: bool
 
@@ -93,8 +93,9 @@ def export_dataset(
     references: train on these cases alone, so that a held-out dataset can be exported too; number: nnU-Net's, by
     default that of a former export of the same name, else the first free one from 501 on. Raises ExportError for a
     held-out dataset without references, for a reference that the store lacks or that is a test case of a dataset
-    with a train part, if a raw file is missing, if the number belongs to another dataset, or if the folder holds an
-    export of other cases, classes or splits; LockError while another export writes there.
+    with a train part, if a raw file is missing or changed since the store was made, if the number belongs to another
+    dataset or to a folder that no export made, if the scans lie in it, or if it holds an export of other cases,
+    classes or splits; LockError while another export writes there.
     """
     manifest = store.manifest
     splits = _splits_of_references(store, references) if references else manifest.splits
@@ -114,23 +115,25 @@ def export_dataset(
             "it back, or run iris_plan_and_preprocess again."
         )
     name = dataset_name(manifest.dataset, references)
-    folder, preprocessed = _folders(out, name, number)
+    folder, preprocessed = choose_folders(out, manifest.dataset, name, number)
+    check_sources((folder, preprocessed), cases)
     values = consecutive_values(manifest.classes)
     identity = {
         "dataset": manifest.dataset,
         "classes": manifest.classes,
         "values": values,
         "splits": text_digest(json.dumps(splits, sort_keys=True)),
-        "sources": {case: _source(raw[case]) for case in sorted(needed)},
+        "sources": _sources(store, [raw[case] for case in sorted(needed)]),
     }
-    _check_former(folder, identity, overwrite)
-    test = set(splits["paper"]["test"])
+    check_former(folder, identity, overwrite)
+    folds, test = nnunet_splits(splits), set(splits["paper"]["test"])
     table = _renumbering(manifest.classes, values)
     jobs = [
         _Job(
             raw[case],
             folder / ("imagesTs" if case in test else "imagesTr") / f"{case}_0000.nii.gz",
             folder / ("labelsTs" if case in test else "labelsTr") / f"{case}.nii.gz",
+            manifest.spec,
             table,
             overwrite,
         )
@@ -139,10 +142,10 @@ def export_dataset(
     with only_run_in(folder, WAIT):
         # It comes last: its presence says that all is there.
         (folder / "dataset.json").unlink(missing_ok=True)
-        _remove_former(folder, overwrite)
+        remove_former(folder, overwrite)
         _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
         done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
-        _write_json(preprocessed / "splits_final.json", nnunet_splits(splits))
+        _write_json(preprocessed / "splits_final.json", folds)
         _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
     return Export(
         folder.name,
@@ -152,6 +155,7 @@ def export_dataset(
         values,
         sum(done),
         len(done) - sum(done),
+        tuple(number for number, fold in enumerate(folds) if fold["val"] == fold["train"]),
     )
 
 
@@ -190,11 +194,13 @@ def consecutive_values(classes: Mapping[str, int]) -> dict[str, int]:
 
 
 def nnunet_splits(splits: Mapping[str, Split]) -> list[dict[str, list[str]]]:
-    """splits_final.json: fold 0 is our "paper" split, folds 1 to 5 are our folds 0 to 4. No test case is in any."""
+    """splits_final.json: fold 0 is our "paper" split, folds 1 to 5 are our folds 0 to 4. No test case is in any.
+
+    nnU-Net cannot train a fold that validates on nobody: such a one validates on what it trains on.
+    """
     ours = ["paper", *(str(number) for number in range(FOLDS))]
-    return [
-        {"train": splits[name]["train"], "val": splits[name]["validation"]} for name in ours if name in splits
-    ]
+    kept = [splits[name] for name in ours if name in splits]
+    return [{"train": each["train"], "val": each["validation"] or each["train"]} for each in kept]
 
 
 def dataset_json(spec: DatasetSpec, values: Mapping[str, int], training_cases: int) -> dict[str, Any]:
@@ -220,57 +226,25 @@ def dataset_name(name: str, references: Sequence[str] = ()) -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", whole)
 
 
-def _folders(out: Path, name: str, number: int | None) -> tuple[Path, Path]:
-    """The raw and the preprocessed folder; a number stands for one dataset over both."""
-    taken: dict[int, str] = {}
-    for path in sorted([*(out / RAW).glob("Dataset*_*"), *(out / PREPROCESSED).glob("Dataset*_*")]):
-        found = re.fullmatch(r"Dataset(\d{3})_(.+)", path.name)
-        if found:
-            taken[int(found.group(1))] = found.group(2)
-    if number is None:
-        own = [each for each, holder in taken.items() if holder == name]
-        number = own[0] if own else next(n for n in range(FIRST_NUMBER, 1000) if n not in taken)
-    if not 1 <= number <= 999 or taken.get(number, name) != name:
-        raise ExportError(
-            f"nnU-Net's datasets have numbers from 1 to 999, each for one dataset; {number} "
-            f"{'is that of ' + taken[number] if number in taken else 'is none of them'}: give another --number."
-        )
-    folder = f"Dataset{number:03d}_{name}"
-    return out / RAW / folder, out / PREPROCESSED / folder
+def _sources(store: Store, cases: Sequence[Case]) -> dict[str, str]:
+    """Case id -> a digest of its raw files and of what is made of them.
 
-
-def _source(case: Case) -> str:
-    """A digest of the raw files and of what is made of them."""
-    assert case.labels is not None
-    recipe = f"{case.image.recipe}|{case.labels.recipe}"
-    return text_digest(file_digest([*case.image.contents, *case.labels.contents]) + recipe)
-
-
-def _check_former(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
-    path = folder / RECORD
-    if overwrite or not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
-        return
-    try:
-        former = json.loads(path.read_text(encoding="utf-8"))["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        former = None
-    if former != json.loads(json.dumps(identity)):
-        raise ExportError(
-            f"{folder} was made from other scans, classes or splits than those of now: give --overwrite to make it "
-            "anew, or another -o."
-        )
-
-
-def _remove_former(folder: Path, overwrite: bool) -> None:
-    """Left-overs of killed writers, which nnU-Net would take for cases; with `overwrite` every case.
-
-    Those that will be written again too: a run broken off must not leave a former scan that the next one keeps.
+    ExportError where they are others than those that the store was made of: its classes and splits may no longer fit,
+    and both tools would be compared on two different things.
     """
-    for name, ending in ENDINGS.items():
-        for path in sorted((folder / name).glob("*")):
-            unfinished = path.name.startswith(".") and ".part" in path.name
-            if unfinished or (overwrite and path.name.endswith(ending)):
-                path.unlink()
+    sources, changed = {}, []
+    for case in cases:
+        assert case.labels is not None
+        files = file_digest([*case.image.contents, *case.labels.contents])
+        sources[case.id] = text_digest(f"{files}{case.image.recipe}|{case.labels.recipe}")
+        if not made_of(store, case, case_digest(case, files)):
+            changed.append(case.id)
+    if changed:
+        raise ExportError(
+            f"The raw scan or label of {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''} changed since the "
+            f"store was made: run iris_plan_and_preprocess -d {store.manifest.dataset} again."
+        )
+    return sources
 
 
 def _export_case(job: _Job) -> bool:
@@ -278,14 +252,14 @@ def _export_case(job: _Job) -> bool:
     if not job.overwrite and job.labels.is_file() and job.image.is_file():
         return False
     assert job.case.labels is not None
-    labels = job.case.labels.read_labels()
     image = job.case.image.read_image()
+    labels = on_grid_of_image(image, job.case.labels.read_labels())
     check_same_grid(image, labels)
-    if labels.array.min() < 0 or labels.array.max() > 255:
-        raise RawDataError(f"The labels in {job.case.labels} lie outside 0..255: renumber them.")
+    check_label_values(labels.array, job.case.labels, job.spec)
     if _is_plain_nifti(job.case.image):
         _copy(job.case.image.files[0], job.image)
     else:
+        image = replace(image, affine=nearest_rotation(image.affine, image.shape)[0])
         write_volume(job.image, image)
     renumbered = np.array(job.table, np.uint8)[labels.array.astype(np.uint8)]
     # The image's own header places the labels, so that nnU-Net's check of both geometries finds one.
@@ -294,7 +268,7 @@ def _export_case(job: _Job) -> bool:
 
 
 def _renumbering(classes: Mapping[str, int], values: Mapping[str, int]) -> tuple[int, ...]:
-    """For each of our values 0..255 nnU-Net's; the store refused cases with values that no class has."""
+    """For each of our values 0..255 nnU-Net's; no case has a value that is of no class (`check_label_values`)."""
     table = [0] * 256
     for name, value in classes.items():
         table[value] = values[name]
@@ -304,7 +278,8 @@ def _renumbering(classes: Mapping[str, int], values: Mapping[str, int]) -> tuple
 def _is_plain_nifti(image: Source) -> bool:
     """Whether nnU-Net can take the file as it is: compressed NIfTI with three axes, lengths in mm, nothing to mend.
 
-    Compressed in truth: our reader takes a plain file named .nii.gz, nnU-Net's does not.
+    Compressed in truth: our reader takes a plain file named .nii.gz, nnU-Net's does not. Nor does it (ITK) take axes
+    that are not at right angles.
     """
     if not isinstance(image, FileSource) or not image.path.name.endswith(".nii.gz"):
         return False
@@ -312,7 +287,8 @@ def _is_plain_nifti(image: Source) -> bool:
         if stream.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
             return False
     header = nib.load(image.path).header
-    return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] in ("mm", "unknown")
+    simple = len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] in ("mm", "unknown")
+    return simple and skew(header.get_best_affine()) is None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -33,6 +33,15 @@ class Outputs:
         """What has to be made of a scan for it."""
         return Wanted(self.per_class, self.probabilities, certainty)
 
+    def with_those_there(self, out: Path, case: str) -> Outputs:
+        """And what a whole result has beside its label map: made again with it, it is not lost."""
+        if not label_path(out, case).exists():
+            return self
+        return Outputs(
+            self.per_class or (out / PER_CLASS / case).is_dir(),
+            self.probabilities or (out / PROBABILITIES / case).is_dir(),
+        )
+
 
 def label_path(out: Path, case: str) -> Path:
     """The label map of a case."""
@@ -48,8 +57,11 @@ def is_complete(out: Path, case: str, outputs: Outputs) -> bool:
 
 
 def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> None:
-    """Write the files of a case. The label map goes first and comes last: where it is, the others are whole."""
-    label_path(out, case).unlink(missing_ok=True)
+    """Write the files of a case. The label map goes first and comes last: where it is, the others are whole.
+
+    Of kinds that the result lacks none stays: they would pass for those of this label map.
+    """
+    remove_result(out, case)
     for kind, maps, scale in (
         (PER_CLASS, result.masks, None),
         (PROBABILITIES, result.probabilities, 1 / FULL),

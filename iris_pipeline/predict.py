@@ -7,7 +7,6 @@ the next one is taken; what is finished stays.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,16 +21,20 @@ from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.outputs import ENDING, Outputs, is_complete, remove_result, write_result
+from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
+from iris_pipeline.made_from import asked_of, make_way, note_precision, own_folder, write_record
+from iris_pipeline.outputs import Outputs, is_complete, label_path, remove_result, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.volumes import TABLE as VOLUMES
+from iris_pipeline.volumes import forget_volumes, keep_volumes, read_volumes, volumes_of
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
 from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, read_labels
 
 
 class Judge(Protocol):
@@ -48,7 +51,8 @@ TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
 LOG = "predict.log"
 CLASSES = "classes.json"
-RECORD = "predict.json"
+ANEW = "the former mask was of another scan or channel and is made anew."
+TAKEN_AWAY = " The former mask, of another scan or channel, was taken away."
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ def predict_cases(
     *,
     classes: Mapping[str, int],
     made_from: Mapping[str, Any],
+    formerly: Mapping[str, Any] | None = None,
     remarks: Mapping[str, Any] | None = None,
     outputs: Outputs | None = None,
     judge: Judge | None = None,
@@ -146,84 +151,31 @@ def predict_cases(
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
     Writes OUT/<id>.nii.gz, what `outputs` asks for beside it, OUT/classes.json (name -> value), OUT/predict.json
-    (what the results were made from, by which precisions) and OUT/predict.log; with `judge`, which tells how good
-    each mask is, OUT/confidence.csv too, in which those of results that are there are judged again by their signs,
-    as the judge's numbers and threshold may be others now. Existing results are skipped unless `overwrite`;
-    PredictionError if they were made from something else than model, options and `made_from` of this call (with
-    `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of an input. LockError while
-    another run writes there. begun: is called once OUT is this call's, before the first case.
+    (what the results were made from, by which precisions), OUT/scans.json (of which scans) and OUT/predict.log; with
+    `judge`, which tells how good each mask is, OUT/confidence.csv too, in which those of results that are there are
+    judged again by their signs, as the judge's numbers and threshold may be others now. OUT/volumes.csv has the mL of
+    each class of each case. Existing results of the same
+    scans are skipped unless `overwrite`; PredictionError if they were made from something else than model, options and
+    `made_from` of this call (with `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of
+    an input. LockError while another run writes there. formerly: what records of before say in the place of parts of
+    `made_from`. begun: is called once OUT is this call's, before the first case.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
-    out = _own_folder(out, inputs)
-    identity = _asked(loaded, options) | {"classes": dict(classes)} | dict(made_from)
-    wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress)
+    out = own_folder(out, inputs)
+    identity = asked_of(loaded, options) | {"classes": dict(classes)} | dict(made_from)
     with only_run_in(out, "wait until it has ended, or give another -o"):
-        _make_way(out, identity, inputs, overwrite)
+        make_way(out, identity, inputs, overwrite, formerly)
         out.mkdir(parents=True, exist_ok=True)
         if begun is not None:
             begun()
         write_json(out / CLASSES, dict(classes))
-        all_there = not overwrite and all(_is_there(out, case, wishes) for case in inputs)
-        precisions = _precisions(out, options, all_there)
-        record = {"schema_version": 1, "made_from": identity, "precisions": precisions}
-        write_json(out / RECORD, record | dict(remarks or {}))
+        write_record(out, identity, remarks or {})
+        wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress, KeptScans(out), classes)
         former = read_judgements(out / TABLE) if judge is not None else []
         if judge is not None and former:
             write_judgements(out / TABLE, judge.again(former))
         return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
-
-
-def check_out(
-    loaded: LoadedModel,
-    inputs: Sequence[InputCase],
-    out: Path,
-    options: InferenceOptions,
-    overwrite: bool = False,
-) -> None:
-    """PredictionError, as `predict_cases` would raise it, where results in OUT cannot be those of a task that is yet to
-    be made: before minutes are spent on making it. Its classes are not known yet: references may lack some.
-    """
-    out = _own_folder(out, inputs)
-    asked = json.loads(json.dumps(_asked(loaded, options)))
-    former = _made_from(out) or {}
-    if not overwrite and {key: former[key] for key in _ASKED if key in former} != asked:
-        _make_way(out, asked, inputs, overwrite)
-
-
-def _own_folder(out: Path, inputs: Sequence[InputCase]) -> Path:
-    """OUT, resolved; PredictionError if it is the folder of an input."""
-    out = out.resolve()
-    if any(
-        out in (path.resolve(), path.resolve().parent)
-        for case in inputs
-        for path in (case.image.files if case.image else ())
-    ):
-        raise PredictionError(f"Results need a folder of their own; {out} holds the input: give another -o.")
-    return out
-
-
-_ASKED = ("model", "overlap", "weighting", "skip", "all_pieces", "one_pass")
-
-
-def _asked(loaded: LoadedModel, options: InferenceOptions) -> dict[str, Any]:
-    """What results depend on beside their task; the keys are among `_ASKED`."""
-    return {
-        "model": loaded.model_hash,
-        "overlap": options.overlap,
-        "weighting": options.weighting,
-        **({} if options.skip == "never" else {"skip": options.skip}),
-        **({"all_pieces": True} if options.all_pieces else {}),
-        **({"one_pass": True} if options.one_pass else {}),
-    }
-
-
-def _made_from(out: Path) -> dict[str, Any] | None:
-    """What the results in a folder were made from; None where nothing says it."""
-    try:
-        return dict(json.loads((out / RECORD).read_text(encoding="utf-8"))["made_from"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _predict_all(
@@ -247,61 +199,14 @@ def _predict_all(
         yield verdict
 
 
-def _precisions(out: Path, options: InferenceOptions, all_there: bool) -> list[str]:
-    """By which precisions the results of a folder were made, this call's among them unless it makes none.
-
-    A record and no part of the identity: `--precision auto` may choose otherwise tomorrow, and a nightly job must not
-    stop at that; masks differ by less than by anything else that is asked of them.
-    """
-    try:
-        former = json.loads((out / RECORD).read_text(encoding="utf-8")).get("precisions", [])
-    except (OSError, ValueError, AttributeError):
-        former = []
-    there = any(out.glob(f"[!.]*{ENDING}"))
-    known = {str(name) for name in former} if there and isinstance(former, list) else set()
-    return sorted(known if all_there else known | {"bf16" if options.autocast else "fp32"})
-
-
-def _make_way(out: Path, identity: Mapping[str, Any], inputs: Sequence[InputCase], overwrite: bool) -> None:
-    """Refuse results that were made otherwise, or, with `overwrite`, take those of the inputs away.
-
-    All of them before the first is made anew: else, after an interruption, the rest would pass for results of
-    this call.
-    """
-    results = sorted(path.name.removesuffix(ENDING) for path in out.glob(f"[!.]*{ENDING}"))
-    if not results:
-        return
-    former = _made_from(out)
-    if former is not None and former == json.loads(json.dumps(identity)):
-        return
-    made = (
-        f"were made otherwise (see {RECORD} there)"
-        if former is not None
-        else f"have no {RECORD} that says how"
-    )
-    if not overwrite:
-        raise PredictionError(
-            f"One folder holds results of one model, task and setting; those in {out} {made}: give another -o, or "
-            "--overwrite."
-        )
-    others = [name for name in results if name not in {case.id for case in inputs}]
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise PredictionError(
-            f"--overwrite replaces results of the scans that are given, and those of others in {out} ({shown}) {made}: "
-            "give another -o, or take them away."
-        )
-    for case in inputs:
-        remove_result(out, case.id)
-    (out / TABLE).unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class _Wishes:
     outputs: Outputs
     judge: Judge | None
     overwrite: bool
     progress: bool
+    scans: KeptScans
+    classes: Mapping[str, int]
 
 
 def _predict_one(
@@ -313,34 +218,90 @@ def _predict_one(
     wishes: _Wishes,
 ) -> Verdict:
     """Read, segment, judge, write; whatever goes wrong is this case's verdict and nobody else's."""
-    if not wishes.overwrite and _is_there(out, case, wishes):
-        return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
-    started = time.perf_counter()
+    started, changed = time.perf_counter(), False
     try:
-        if case.image is None:
-            raise RawDataError(f"The raw file of case '{case.id}' is not there.")
-        image = case.image.read_image()
-        check_grey_values(image.array, str(case.image))
-        check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
-        given = task_of(case, image)
-        tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
-        warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
-        if lost := no_place(image.header):
-            warnings[f"{lost}: look whether left and right are right."] = None
-        wanted = wishes.outputs.wanted(certainty=wishes.judge is not None)
-        result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
-        judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else []
-        write_result(out, case.id, result, image)
-        if wishes.judge is not None:
-            others = [each for each in read_judgements(out / TABLE) if each.case != case.id]
-            write_judgements(out / TABLE, [*others, *judgements])
+        scan, changed = _scan_now(out, case, wishes.scans)
+        if changed:  # whatever becomes of this one, the mask is not of it
+            remove_result(out, case.id)
+            _keep_judgements(out, case.id, None)
+            forget_volumes(out, case.id)
+        elif not wishes.overwrite and _is_there(out, case, wishes):
+            if scan is not None:
+                wishes.scans.keep(case.id, scan)
+            _measure_former(out, case.id, wishes.classes)
+            return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
+        warnings = _make(loaded, task_of, case, out, options, wishes, scan)
     except IrisError as error:
-        return Verdict(case.id, "refused", str(error))
+        return Verdict(case.id, "refused", f"{error}{TAKEN_AWAY * changed}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
         append_log(out / LOG, f"{case.id}: {traceback.format_exc()}")
-        return Verdict(case.id, "refused", f"{type(error).__name__}: {error} (where, says {LOG})")
-    why = " ".join(warning for warning in warnings if warning)
+        why = f"{type(error).__name__}: {error} (where, says {LOG}){'.' + TAKEN_AWAY if changed else ''}"
+        return Verdict(case.id, "refused", why)
+    why = " ".join([ANEW] * changed + warnings)
     return Verdict(case.id, "done", why, time.perf_counter() - started)
+
+
+def _make(
+    loaded: LoadedModel,
+    task_of: TasksOf,
+    case: InputCase,
+    out: Path,
+    options: InferenceOptions,
+    wishes: _Wishes,
+    scan: KeptScan | None,
+) -> list[str]:
+    """The result of one case, written; warnings. scan: what its files are, where they were looked at already."""
+    if case.image is None:
+        raise RawDataError(f"The raw file of case '{case.id}' is not there.")
+    scan = scan or scan_of(case.image)  # before it is read: what is written meanwhile is another one
+    image = case.image.read_image()
+    check_grey_values(image.array, str(case.image))
+    check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
+    given = task_of(case, image)
+    tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
+    warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
+    if lost := no_place(image.header):
+        warnings[f"{lost}: look whether left and right are right."] = None
+    outputs = wishes.outputs if wishes.overwrite else wishes.outputs.with_those_there(out, case.id)
+    wanted = outputs.wanted(certainty=wishes.judge is not None)
+    result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
+    judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
+    note_precision(out, options)
+    write_result(out, case.id, result, image)
+    keep_volumes(out, volumes_of(case.id, Volume(result.labels, image.affine), wishes.classes))
+    if scan is not None:
+        wishes.scans.keep(case.id, scan)
+    if judgements is not None or wishes.overwrite:
+        _keep_judgements(out, case.id, judgements)
+    return [warning for warning in warnings if warning]
+
+
+def _scan_now(out: Path, case: InputCase, scans: KeptScans) -> tuple[KeptScan | None, bool]:
+    """The case's scan where it has to be compared with that of the mask that is there, and whether it is another."""
+    known = scans.known(case.id)
+    if known is None or not label_path(out, case.id).exists():
+        return None, False
+    scan = scan_of(case.image, known)
+    return scan, scan is not None and scan.content != known.content
+
+
+def _keep_judgements(out: Path, case: str, judgements: Sequence[Judgement] | None) -> None:
+    """Those of a case's new mask in the place of the former one's; None: nobody judged it."""
+    try:
+        former = read_judgements(out / TABLE)
+    except PredictionError:
+        if judgements is None:  # something else of this name is no business of a run that judges nothing
+            return
+        raise
+    others = [each for each in former if each.case != case]
+    if judgements is not None or len(others) < len(former):
+        write_judgements(out / TABLE, [*others, *(judgements or ())])
+
+
+def _measure_former(out: Path, case: str, classes: Mapping[str, int]) -> None:
+    """Volumes of a mask that was made before they were kept."""
+    if all(each.case != case for each in read_volumes(out / VOLUMES)):
+        keep_volumes(out, volumes_of(case, read_labels(label_path(out, case)), classes))
 
 
 def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:

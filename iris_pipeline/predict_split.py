@@ -40,6 +40,7 @@ from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
+from preprocessing.files import text_digest
 from preprocessing.plan import Plan
 from preprocessing.store import Store
 from preprocessing.volume import Volume
@@ -116,13 +117,13 @@ def predict_split(
     """
     options, experiment = options or InferenceOptions(), experiment or Experiment()
     wanted, looks = split_cases(loaded, store, split, part), dict[str, int]()
-    raw = {case.id: case for case in cases}
+    raw, ids = {case.id: case for case in cases}, reference_ids(store, split)
     if experiment.strategy == "bank":
         task = bank_task(loaded, store.manifest.dataset, store, experiment.showing.looks)
         task_of: TaskOf = lambda _case, _image: task  # noqa: E731
         looks = {"looks": 2} if task.surroundings else {}
     else:
-        ids, note = reference_ids(store, split), note_references(out)
+        note = note_references(out)
         if store.manifest.role == "held-out":
             task_of = held_out_tasks(loaded, store, raw, ids, experiment, options, note, cache)
         else:
@@ -138,7 +139,8 @@ def predict_split(
         | _own_plan(loaded, store)
         | (experiment.showing.describe() if store.manifest.role == "held-out" else {})
         | looks
-        | experiment.describe(),
+        | experiment.describe()
+        | ({} if experiment.strategy == "bank" else {"stored": stored_digest(store, ids)}),
         outputs=outputs,
         judge=judge,
         overwrite=overwrite,
@@ -151,6 +153,15 @@ def _own_plan(loaded: LoadedModel, store: Store) -> dict[str, str]:
     if store.manifest.role == "held-out" or store.manifest.dataset in loaded.plans:
         return {}
     return {"plan": store.plan.digest}
+
+
+def stored_digest(store: Store, ids: Iterable[str]) -> str:
+    """What the cases that references are drawn from are, as stored: scans, labels, people, and the plan.
+
+    References of a held-out dataset are read from raw files and planned alone: of them as the store met them.
+    """
+    plan = "" if store.manifest.role == "held-out" else store.plan.digest
+    return text_digest(f"{plan} {[(case_id, store.source(case_id)) for case_id in ids]}")
 
 
 def reference_ids(store: Store, split: str) -> list[str]:
@@ -228,7 +239,7 @@ def stored_tasks(
     note: Note | None = None,
     cache: EmbeddingCache | None = None,
 ) -> TaskOf:
-    """Tasks from the store's cases `ids`, at the store's plan. raw: for the references' content hashes.
+    """Tasks from the store's cases `ids`, at the store's plan. raw: for content hashes that the store does not tell.
 
     Object-level retrieval starts from the memory bank where it holds the dataset.
     """

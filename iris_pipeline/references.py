@@ -26,16 +26,18 @@ from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
-from preprocessing.class_names import name_values, read_class_names
+from preprocessing.class_names import classes_of, read_class_names
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.guess import guess_sides
+from preprocessing.mending import by_segment_names
 from preprocessing.plan import Plan, Policy, make_plan
+from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import case_id_of, is_image_path
+from preprocessing.volume import case_id_of, is_image_path, stem_of
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
@@ -78,8 +80,9 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     the folder of a DICOM series.
 
     Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
-    beside the two folders; without either, value v is named label_v. channel: of images that have several, see
-    `inputs.find_inputs`. ReferenceCaseError if nothing can be paired, RawDataError if there is no such channel.
+    beside the two folders; without either, from the segments of .seg.nrrd files, and value v of other files is named
+    label_v. channel: of images that have several, see `inputs.find_inputs`. ReferenceCaseError if nothing can be
+    paired, RawDataError if there is no such channel.
     """
     for images, labels in FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
@@ -89,7 +92,8 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
             "References are a folder with images/ and labels/ (or imagesTr/ and labelsTr/), or one image "
             f"and one label file; {folder} is neither."
         )
-    image_files, label_files = _by_id(folder / images), _by_id(folder / labels)
+    label_files = _by_id(folder / labels, stem_of)
+    image_files = _by_id(folder / images, lambda path: case_id_of(path, label_files), are_images=True)
     if channel is not None:
         image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
     elif any(path.is_dir() for path in (folder / images).iterdir()):
@@ -104,8 +108,9 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
             f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
         )
     # The modality is not known yet: `reference_spec` is told or guesses it.
-    cases = tuple(Case(name, name, image_files[name], label_files[name], "MR") for name in paired)
-    classes = read_class_names(folder) or name_values([label_files[name] for name in paired])
+    classes = read_class_names(folder) or classes_of([label_files[name] for name in paired])
+    found = ((name, image_files[name], by_segment_names(label_files[name], classes)) for name in paired)
+    cases = tuple(Case(name, name, image, labels, "MR") for name, image, labels in found)
     return ReferenceFiles(cases, classes, tuple(alone))
 
 
@@ -113,9 +118,10 @@ def reference_pair(image: Path, labels: Path, channel: str | None = None) -> Ref
     """One image and its label file; class names from the label file's folder, or the one above. channel: as above."""
     found = FileSource(image) if channel is None else find_inputs(image, channel)[0][0].image
     assert found is not None
-    cases = (Case(case_id_of(image), case_id_of(image), found, FileSource(labels), "MR"),)
     named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
-    return ReferenceFiles(cases, named or name_values([FileSource(labels)]))
+    classes = named or classes_of([FileSource(labels)])
+    shown = by_segment_names(FileSource(labels), classes)
+    return ReferenceFiles((Case(case_id_of(image), case_id_of(image), found, shown, "MR"),), classes)
 
 
 def reference_spec(
@@ -221,15 +227,10 @@ def prepare_reference(case: Case, plan: Plan, classes: Mapping[str, int]) -> Pre
 
 
 def stored_reference(store: Store, case_id: str, raw_image: Source | None = None) -> PreparedReference:
-    """A case of a store as a reference; its raw image, where at hand, is read for its content hash only."""
-    return PreparedReference(
-        case_id,
-        store.image(case_id),
-        store.labels(case_id),
-        store.manifest.classes,
-        store.entry(case_id).subject,
-        image_hash(raw_image.read_image()) if raw_image is not None else "",
-    )
+    """A case of a store as a reference. raw_image: read where the store does not tell the content hash itself."""
+    content = store.content(case_id) or (image_hash(raw_image.read_image()) if raw_image is not None else "")
+    image, labels, person = store.image(case_id), store.labels(case_id), store.entry(case_id).subject
+    return PreparedReference(case_id, image, labels, store.manifest.classes, person, content)
 
 
 def candidates_of(store: Store, ids: Iterable[str]) -> list[Candidate]:
@@ -383,10 +384,10 @@ def embed_files(
     return FilePool(pool, plan, prepare)
 
 
-def _by_id(folder: Path) -> dict[str, Source]:
+def _by_id(folder: Path, id_of: Callable[[Path], str], are_images: bool = False) -> dict[str, Source]:
     """Case id -> its file; a case with two cannot be read, which its verdict says."""
     found: dict[str, list[FileSource]] = {}
     for path in sorted(folder.iterdir()):
-        if is_image_path(path):
-            found.setdefault(case_id_of(path), []).append(FileSource(path))
+        if is_image_path(path) and not (are_images and is_segmentation(path)):
+            found.setdefault(id_of(path), []).append(FileSource(path))
     return {name: one_source(name, files) for name, files in found.items()}

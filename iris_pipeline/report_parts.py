@@ -24,11 +24,14 @@ from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.table_format import Table
 from iris_pipeline.tables import class_means, dataset_table, strategy_place
 from preprocessing.adapters import find_cases
+from preprocessing.case import on_grid_of_image
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import IrisError, RawDataError
+from preprocessing.mending import by_segment_names
 from preprocessing.paths import Root
+from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
-from preprocessing.volume import case_id_of, read_labels
+from preprocessing.volume import case_id_of
 
 RANKS = ("best", "median", "worst")
 LARGEST_PLOT = 6
@@ -219,16 +222,20 @@ def read_view(predictions: Path, case: str, spec: DatasetSpec, raw: Path) -> Cas
         raise RawDataError(
             f"The scan or the label of case '{case}' is not under {raw}: put it there, or give --raw."
         )
-    files = {case_id_of(path): path for path in image_files(predictions)} if predictions.is_dir() else {}
+    files = (
+        {case_id_of(path, found): path for path in image_files(predictions)} if predictions.is_dir() else {}
+    )
     if case not in files:
         raise RawDataError(f"The prediction of case '{case}' is not in {predictions}: predict it again.")
     labels = found[case].labels
     assert labels is not None
     classes = read_class_names(predictions) or spec.classes
-    predicted = with_values(read_labels(files[case]).array, classes, spec.classes)
-    named = {name: value for name, value in spec.classes.items() if name in classes}
     image = found[case].image.read_image()
-    return view_case(image, labels.read_labels(), predicted, named, spec.modality, spec.intensity_offset)
+    found_mask = by_segment_names(FileSource(files[case]), classes)
+    truth, mask = (on_grid_of_image(image, each.read_labels()) for each in (labels, found_mask))
+    predicted = with_values(mask.array, classes, spec.classes)
+    named = {name: value for name, value in spec.classes.items() if name in classes}
+    return view_case(image, truth, predicted, named, spec.modality, spec.intensity_offset)
 
 
 def told_score(value: float | None) -> str:

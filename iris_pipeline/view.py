@@ -29,8 +29,10 @@ from iris_pipeline.overlays import choose_centre, grey_window
 from iris_pipeline.rows import Origin
 from iris_pipeline.tables import EVALUATION, read_rows
 from preprocessing.adapters import find_cases
+from preprocessing.case import on_grid_of_image
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import BrowserError, EvaluationError, SpecError
+from preprocessing.mending import by_segment_names
 from preprocessing.orientation import Reorientation
 from preprocessing.paths import Root
 from preprocessing.source import FileSource, Source
@@ -130,7 +132,7 @@ def make_gallery(
     truths = {case.id: case.labels for case in raw if case.labels is not None}
     if truth is not None:
         truths = {case.id: case.labels for case in truth_cases(truth)}
-    found = {case_id_of(path): path for path in image_files(predictions)}
+    found = {case_id_of(path, scans): path for path in image_files(predictions)}
     named = read_class_names(predictions) or (dict(spec.classes) if spec else None)
     if named is None:
         raise EvaluationError(
@@ -179,20 +181,25 @@ def layer_bytes(gallery: Gallery, number: int, layer: Layer) -> bytes:
         if case.truth is None:
             raise EvaluationError(f"Case '{case.id}' has no truth: name its folder with -g.")
         shown, classes = case.truth, gallery.truth_classes
-    labels = shown.read_labels()
+    labels = _labels(case, shown, classes)
     array = with_values(labels.array, classes, gallery.classes)
     return _nifti(Volume(array, labels.affine), (0.0, float(max(gallery.classes.values()))))
+
+
+def _labels(case: ViewedCase, shown: Source, classes: Mapping[str, int]) -> Volume:
+    """A label map of the case; one that covers a part of the scan only is laid on its grid."""
+    labels = by_segment_names(shown, classes).read_labels()
+    return on_grid_of_image(case.image.read_image(), labels) if labels.partial else labels
 
 
 def case_centre(gallery: Gallery, number: int) -> list[float]:
     """Where to look first: the objects' centre as shares (x,y,z) of the volume's edges in RAS+."""
     case = gallery.cases[number]
-    labels = (case.truth or case.prediction).read_labels()
-    shown = with_values(
-        labels.array, gallery.truth_classes if case.truth else gallery.prediction_classes, gallery.classes
-    )
+    classes = gallery.truth_classes if case.truth else gallery.prediction_classes
+    labels = _labels(case, case.truth or case.prediction, classes)
+    shown = with_values(labels.array, classes, gallery.classes)
     if not shown.any() and case.truth:
-        labels = case.prediction.read_labels()
+        labels = _labels(case, case.prediction, gallery.prediction_classes)
         shown = with_values(labels.array, gallery.prediction_classes, gallery.classes)
     upright = Reorientation.to_ras(labels.affine).apply(shown)
     centre = choose_centre(upright, gallery.classes)

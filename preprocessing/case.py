@@ -10,7 +10,7 @@ Arrays are [D,H,W] = (z,y,x), prepared ones in RAS+; spacings in mm in the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -71,6 +71,96 @@ def in_axes_of(volume: Volume, other: Volume) -> Volume:
     return Volume(array, upright @ np.linalg.inv(there.apply_affine(np.eye(4), array.shape)))
 
 
+def in_axes_of_image(image: Volume, labels: Volume) -> Volume:
+    """A label map in the image's axes, where these alone tell the two grids apart, with a repair that says so.
+
+    ITK and dcm2niix write one scan with other axes. As it is, where the grids are equal, or differ in more than that.
+    Turned only where it has to be: axes half way between two of the body's would come out now so, now so.
+    """
+    if _is_same_grid(image, labels):
+        return labels
+    turned = in_axes_of(labels, image)
+    if not _is_same_grid(image, turned):
+        return labels
+    told = f"the label's axes are turned to the image's{_other_axes(image, labels)}"
+    return replace(turned, repairs=(*labels.repairs, told), doubts=labels.doubts, segments=labels.segments)
+
+
+def on_grid_of_image(image: Volume, labels: Volume) -> Volume:
+    """A label map on the image's grid, as far as it is the same lattice, with a repair that says what was done.
+
+    Axes are turned as by `in_axes_of_image`. A label map that may cover a part of the image only (`Volume.partial`) is
+    laid on its whole grid, zeros elsewhere: voxel by voxel, nothing is resampled. Where its lattice is another one, or
+    a labelled voxel lies outside the image, it is left as it is, so that `check_same_grid` refuses it.
+    """
+    labels = in_axes_of_image(image, labels)
+    if not labels.partial:
+        return labels
+    if _is_same_grid(image, labels):
+        return replace(labels, segments=None)
+    if labels.array.any():
+        laid = _laid(image, labels)
+        if laid is None:
+            return labels
+        told = (
+            f"the segmentation covers {_times(labels.shape)} voxels (z,y,x) and is laid on the image's grid"
+            f"{_other_axes(image, labels)}"
+        )
+    else:  # 3D Slicer writes one voxel, which may lie anywhere
+        laid = Volume(np.zeros(image.shape, labels.array.dtype), image.affine)
+        told = "the segmentation is empty"
+    return replace(laid, repairs=(*labels.repairs, told), doubts=labels.doubts)
+
+
+def whole_where_partial(labels: Volume, grid: Volume) -> Volume:
+    """A label map that may cover a part of its scan only, on a grid of the whole; any other as it is."""
+    return on_grid_of_image(grid, labels) if labels.partial else labels
+
+
+def _laid(image: Volume, labels: Volume) -> Volume | None:
+    """A part of the image's lattice as the whole; None where it is none. Its affine stays the label map's, extended."""
+    step = np.linalg.inv(image.affine) @ labels.affine  # index (x,y,z,1) of the label map -> of the image
+    turn = np.rint(step[:3, :3])
+    if not all((np.abs(turn).sum(axis=axis) == 1).all() for axis in (0, 1)):
+        return None
+    whole = np.eye(4)
+    whole[:3, :3] = turn
+    whole[:3, 3] = np.rint(step[:3, 3])
+    affine = labels.affine @ np.linalg.inv(whole)
+    if corner_shift(image.shape, image.affine, affine)[0] > CORNER_VOXELS:
+        return None
+    axes = [2 - int(np.abs(turn[2 - axis]).argmax()) for axis in range(3)]
+    flipped = tuple(axis for axis in range(3) if turn[2 - axis].sum() < 0)
+    last = turn @ (np.array(labels.shape[::-1]) - 1)
+    ends = np.array([whole[:3, 3], whole[:3, 3] + last])
+    start = ends.min(axis=0).astype(int)[::-1]
+    array = _pasted(np.flip(labels.array.transpose(axes), flipped), start, image.shape)
+    return None if array is None else Volume(array, affine)
+
+
+def _pasted(part: np.ndarray, start: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """An array whose first voxel is at `start` (z,y,x) of one of zeros; None where it is labelled outside of that."""
+    here, there = [], []
+    for axis, (first, size) in enumerate(zip(start.tolist(), shape, strict=True)):
+        labelled = np.flatnonzero(part.any(axis=tuple(other for other in range(3) if other != axis)))
+        low, high = int(labelled[0]), int(labelled[-1]) + 1
+        if first + low < 0 or first + high > size:
+            return None
+        here.append(slice(low, high))
+        there.append(slice(first + low, first + high))
+    array = np.zeros(shape, part.dtype)
+    array[tuple(there)] = part[tuple(here)]
+    return array
+
+
+def _is_same_grid(image: Volume, labels: Volume) -> bool:
+    try:
+        check_same_grid(image, labels)
+    except GridMismatchError:
+        return False
+    return True
+
+
 def preprocess_case(
     image: Volume,
     spacing_mm: tuple[float, float, float],
@@ -90,6 +180,7 @@ def preprocess_case(
     resampling = Resampling.to_spacing(upright.shape, upright.spacing_mm, spacing_mm)
     prepared_labels = None
     if labels is not None:
+        labels = on_grid_of_image(image, labels)
         check_same_grid(image, labels)
         prepared_labels = resampling.apply_labels(reorientation.apply(_small(labels.array)))
     shifted = upright.array + np.float32(intensity_offset) if intensity_offset else upright.array

@@ -209,7 +209,21 @@ def _remarks(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
     if strangers:
         some = ", ".join(strangers[:5]) + f" and {len(strangers) - 5} more" * (len(strangers) > 5)
         remarks.append(f"The split lists subjects that are not there: {some}.")
+    if spec.modality == "CT":
+        remarks += _without_air(fingerprint)
     return remarks
+
+
+def _without_air(fingerprint: Fingerprint) -> list[str]:
+    """Scanners store HU with 1024 or 1000 added; even inside the body fat is below 0 HU."""
+    high = [case.id for case in fingerprint.accepted if case.intensity["minimum"] >= 0]
+    if not high:
+        return []
+    some = ", ".join(high[:5]) + f" and {len(high) - 5} more" * (len(high) > 5)
+    return [
+        f"{len(high)} of {len(fingerprint.accepted)} CT scans have no value below 0 HU ({some}): were 1024 or 1000 "
+        "added? Correct intensity_offset in the specification (iris_add writes one) or export the scans again."
+    ]
 
 
 def _notes(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
@@ -228,7 +242,7 @@ def _notes(spec: DatasetSpec, fingerprint: Fingerprint) -> list[str]:
         notes.append(
             "A class without a voxel in a case is unknown there and not background (partly_labelled)."
         )
-    return notes
+    return [*notes, *spec.guesses]
 
 
 def _other_labels(raw: Path, spec: DatasetSpec) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.slicer import is_segmentation, same_name
 from preprocessing.source import Source
 
 
@@ -45,6 +47,39 @@ def read_values(path: Path) -> dict[str, int]:
     return classes
 
 
+def classes_of(labels: Sequence[Source]) -> dict[str, int]:
+    """Class name -> value for the label files of references, where no other file explains them.
+
+    Segmentations of 3D Slicer's name their segments: all names that have a voxel, numbered. Other files name nothing:
+    label_<value>, as `name_values`, whose errors are raised too. Where both kinds are there the values count, if they
+    mean the same in all files that name them; ReferenceCaseError if not.
+    """
+    if not any(is_segmentation(path) for source in labels for path in source.files):
+        return name_values(labels)
+    named: list[_Segments] = []
+    nameless: list[Source] = []
+    for source in tqdm(labels, desc="Reading segments", leave=False, disable=len(labels) < 2):
+        try:
+            volume = source.read()
+        except RawDataError:
+            continue  # whoever uses the references says so
+        there = set(np.unique(volume.array).tolist()) - {0}
+        if there and volume.segments is not None and volume.segments.names:
+            pairs = tuple(pair for pair in volume.segments.names if pair[1] in there)
+            named.append(_Segments(source.name, pairs, volume.segments.by_order))
+        elif there:
+            nameless.append(source)
+    if not named:
+        return name_values(labels)
+    if nameless:
+        _check_values_agree(named, nameless[0].name)
+        return name_values(labels)
+    names: dict[str, str] = {}
+    for name in (name for each in named for name, _ in each.pairs):
+        names.setdefault(same_name(name), name)
+    return {name: number for number, name in enumerate(names.values(), 1)}
+
+
 def name_values(labels: Sequence[Source]) -> dict[str, int]:
     """label_<value> for each value in any of the label files of references; one that cannot be used is left out.
 
@@ -75,6 +110,34 @@ def name_values(labels: Sequence[Source]) -> dict[str, int]:
             "A reference must show at least one class; all the given label files are empty."
         )
     return {f"label_{value}": value for value in sorted(values - {0})}
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """The (name, value) of the segments of one file that have a voxel."""
+
+    file: str
+    pairs: tuple[tuple[str, int], ...]
+    by_order: bool
+
+
+def _check_values_agree(named: Sequence[_Segments], nameless: str) -> None:
+    """ReferenceCaseError where nobody can tell what the values of a file without names mean."""
+    why = next((f"segments of {each.file} share values" for each in named if each.by_order), "")
+    of_name: dict[str, tuple[int, str]] = {}
+    of_value: dict[int, tuple[str, str]] = {}
+    for file, name, value in ((each.file, *pair) for each in named for pair in each.pairs):
+        known_value, where = of_name.setdefault(same_name(name), (value, file))
+        if known_value != value:
+            why = why or f"'{name}' is {known_value} in {where} and {value} in {file}"
+        known_name, where = of_value.setdefault(value, (name, file))
+        if same_name(known_name) != same_name(name):
+            why = why or f"{value} is '{known_name}' in {where} and '{name}' in {file}"
+    if why:
+        raise ReferenceCaseError(
+            f"Label files with names of segments and without ({nameless}) go together where values mean the same in "
+            f"all of them, but {why}: name the values of the others in a classes.json beside the folders."
+        )
 
 
 def _class_values(entries: Mapping[str, Any]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import ndimage
 
 from preprocessing.adapters import Case, find_cases
-from preprocessing.case import check_same_grid
+from preprocessing.case import check_same_grid, on_grid_of_image
 from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
@@ -193,9 +193,12 @@ def measure_case(
         return CasePrint(id=case.id, subject=case.subject, verdict="refused", why=why, digest=digest)
 
 
-def case_digest(case: Case) -> str:
-    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty."""
-    digest = file_digest([*case.image.contents, *(case.labels.contents if case.labels else [None])])
+def case_digest(case: Case, files: str | None = None) -> str:
+    """Of the bytes of all files of a case, and of how they become voxels; a missing label counts as empty.
+
+    files: the digest of the bytes alone, by whom has it already: nothing is then read.
+    """
+    digest = files or file_digest([*case.image.contents, *(case.labels.contents if case.labels else [None])])
     recipe = "|".join(source.recipe for source in (case.image, case.labels) if source and source.recipe)
     return text_digest(f"{digest} {recipe}") if recipe else digest
 
@@ -209,7 +212,8 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str, reference: boo
         raise RawDataError(
             f"Case {case.id} has an image ({case.image.name}) but no label file: add one or remove it."
         )
-    image, labels = case.image.read_image(), case.labels.read_labels()
+    image = case.image.read_image()
+    labels = on_grid_of_image(image, case.labels.read_labels())
     mended = (*image.repairs, *labels.repairs)
     conflicts = map(orientation_conflict, case.image.files[:1])
     found = (*conflicts, skew(image.affine), check_same_grid(image, labels))

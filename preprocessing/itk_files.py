@@ -116,6 +116,8 @@ def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
+    # Each slice has a slope of its own (PET): by the first one's type, others would lose fractions or wrap around.
+    reader.SetOutputPixelType(sitk.sitkFloat32)
     with _itk_silent():
         try:
             array, affine = _from_itk(folder, reader.Execute)
@@ -176,9 +178,34 @@ def from_itk_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, n
     return _from_itk(path, lambda: sitk.ReadImage(str(path)), channel)
 
 
+def layers_from_itk_file(path: Path) -> tuple[list[np.ndarray], np.ndarray, dict[str, str]]:
+    """All channels of an mha, mhd or nrrd file, an array each, their affine, and the pairs of keys and values in its
+    header."""
+    image = _itk_image(path, lambda: sitk.ReadImage(str(path)))
+    header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    if image.GetDimension() == 4:
+        parts = [_channel_of(image, number) for number in range(image.GetSize()[3])]
+        return [sitk.GetArrayFromImage(part) for part in parts], _affine(parts[0]), header
+    array = sitk.GetArrayFromImage(image)
+    layers = [array[..., number] for number in range(array.shape[3])] if array.ndim == 4 else [array]
+    return layers, _affine(image), header
+
+
 def _from_itk(
     path: Path, read: Callable[[], sitk.Image], channel: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
+    image = _itk_image(path, read)
+    vector = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 4:  # channels as a fourth axis
+        image = _channel_of(image, choose_channel(path, image.GetSize()[3], channel))
+    else:
+        number = choose_channel(path, vector, channel)
+        image = sitk.VectorIndexSelectionCast(image, number) if vector > 1 else image
+    return sitk.GetArrayFromImage(image), _affine(image)
+
+
+def _itk_image(path: Path, read: Callable[[], sitk.Image]) -> sitk.Image:
+    """What `read` reads, of three axes, and perhaps of several channels as a fourth or in each voxel."""
     try:
         image = read()
     except (RuntimeError, MemoryError) as error:
@@ -188,18 +215,21 @@ def _from_itk(
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
     vector = image.GetNumberOfComponentsPerPixel()
-    if image.GetDimension() == 4 and vector == 1:  # channels as a fourth axis
-        number = choose_channel(path, image.GetSize()[3], channel)
-        image = sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, number])
-    elif image.GetDimension() == 3:
-        number = choose_channel(path, vector, channel)
-        image = sitk.VectorIndexSelectionCast(image, number) if vector > 1 else image
-    else:
+    if image.GetDimension() != 3 and (image.GetDimension(), vector) != (4, 1):
         raise RawDataError(
             f"A scan has three axes and perhaps channels, but {path} has shape {image.GetSize()} (x,y,z,...) "
             f"with {vector} number{'s' * (vector > 1)} in each voxel: extract one image."
         )
+    return image
+
+
+def _channel_of(image: sitk.Image, number: int) -> sitk.Image:
+    """One channel of an image that has them as its fourth axis."""
+    return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, number])
+
+
+def _affine(image: sitk.Image) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image), LPS_TO_RAS @ affine
+    return LPS_TO_RAS @ affine

@@ -48,7 +48,7 @@ class Files(BaseModel):
 
 
 class FolderFiles(Files):
-    """imagesTr/ and labelsTr/. `channel`: of nnU-Net's image files that end in _0000, _0001, ..."""
+    """imagesTr/ and labelsTr/. `channel`: of nnU-Net's image files that end in _0000, _0001, ..., or in one 4D file."""
 
     channel: int | None = Field(default=None, ge=0, le=9999)
 
@@ -214,16 +214,17 @@ class Quirks(BaseModel):
     """What the files of a dataset are known to get wrong, and what is done about it.
 
     values: value in the file -> the value it means. ignored_values become background. label_grid: what to do
-    where a label map lies on another grid. sides_between: a class between the two of `sides`, which are told
-    apart by where they lie. spacing_mm: case -> the spacing (z,y,x) that its header should hold.
-    doubtful_spacing_mm: a placeholder that is kept and named. volume_ml: class -> (least, most) in one case.
+    where a label map lies on another grid: refuse it, resample it, or take the image's place for its own.
+    sides_between: a class between the two of `sides`, which are told apart by where they lie. spacing_mm: case ->
+    the spacing (z,y,x) that its header should hold. doubtful_spacing_mm: a placeholder that is kept and named.
+    volume_ml: class -> (least, most) in one case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     values: dict[int, int] = Field(default_factory=dict)
     ignored_values: tuple[int, ...] = ()
-    label_grid: Literal["same", "resample"] = "same"
+    label_grid: Literal["same", "resample", "image"] = "same"
     sides_between: str | None = None
     nearest_rotation: bool = False
     spacing_mm: dict[str, Triple] = Field(default_factory=dict)

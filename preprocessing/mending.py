@@ -5,13 +5,16 @@ Arrays are [D,H,W] = (z,y,x); affines map (x,y,z,1) to RAS+ mm, so the patient's
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from preprocessing.case import in_axes_of_image
 from preprocessing.errors import LabelValueError
+from preprocessing.slicer import Segmentation, is_segmentation, same_name
 from preprocessing.source import Source
 from preprocessing.volume import CORNER_VOXELS, Volume, as_labels, corner_shift
 
@@ -67,7 +70,71 @@ class ValuesMapped(_Around):
                 told.append(f"the label value {found} is read as {meant}")
         for value in self.ignored:
             result[volume.array == value] = 0
-        return replace(volume, array=result, repairs=(*volume.repairs, *told))
+        # the names of segments belong to the values in the file
+        segments = None if volume.segments is None else Segmentation()
+        return replace(volume, array=result, segments=segments, repairs=(*volume.repairs, *told))
+
+
+@dataclass(frozen=True)
+class SegmentsByName(_Around):
+    """A segmentation of 3D Slicer's under the values that the classes (name, value) have, not those of its own.
+
+    Its values follow the order in which segments were made, so that the same organ may have another one in the next
+    case. They stay, with a doubt that says so, where a segment that has a voxel is none of the classes; LabelValueError
+    where another one is a class of another value, since the values then mean something else.
+    """
+
+    classes: tuple[tuple[str, int], ...]
+
+    @property
+    def rule(self) -> str:
+        return f"segments {self.classes}"
+
+    def read(self) -> Volume:
+        volume = self.inner.read()
+        known = volume.segments
+        if known is None or not known.names:
+            return volume
+        there = set(np.unique(volume.array).tolist())
+        pairs = [(name, value) for name, value in known.names if value in there]
+        meant = {name: wanted for name, _ in pairs if (wanted := self._value_of(name)) is not None}
+        if len(meant) < len({name for name, _ in pairs}):
+            return volume if known.by_order else self._with_own_values(volume, pairs, meant)
+        array = np.zeros(volume.shape, np.uint8)
+        for name, value in pairs:
+            array[volume.array == value] = meant[name]
+        other = [f"{name} is {meant[name]}, not {value}" for name, value in pairs if value != meant[name]]
+        told = [f"label values by the names of the segments ({', '.join(other)})"] if other else []
+        if known.by_order:
+            told = ["the segments share label values; their names tell which classes they are"]
+        named = Segmentation(tuple(meant.items()))
+        return replace(volume, array=array, segments=named, repairs=(*volume.repairs, *told))
+
+    def _value_of(self, name: str) -> int | None:
+        """The class of the same name, of those that differ in letter case the one that is written alike."""
+        alike = {each.strip(): value for each, value in self.classes}
+        return alike.get(name, {same_name(each): value for each, value in self.classes}.get(same_name(name)))
+
+    def _with_own_values(
+        self, volume: Volume, pairs: list[tuple[str, int]], meant: Mapping[str, int]
+    ) -> Volume:
+        strange = ", ".join(f"'{name}'" for name, _ in pairs if name not in meant)
+        wrong = next((pair for pair in pairs if meant.get(pair[0], pair[1]) != pair[1]), None)
+        if wrong is not None:
+            classes = ", ".join(f"{value} {name}" for name, value in self.classes)
+            raise LabelValueError(
+                f"Segments have the names of the classes ({classes}), but {self} has {strange} beside '{wrong[0]}' "
+                f"with the value {wrong[1]}: rename or remove what is no class in 3D Slicer."
+            )
+        told = f"not all segments are named as the classes ({strange}), so their values are used as they are"
+        return replace(volume, doubts=(*volume.doubts, told))
+
+
+def by_segment_names(source: Source, classes: Mapping[str, int]) -> Source:
+    """A source of labels that goes by the names of segments where its file has them; any other as it is."""
+    if not any(is_segmentation(path) for path in source.files):
+        return source
+    return SegmentsByName(source, tuple(classes.items()))
 
 
 @dataclass(frozen=True)
@@ -100,6 +167,29 @@ class OnGridOf(_Around):
         how = f"its corners lay up to {millimetres:.1f} mm away" if same else "it had another size"
         told = f"the label map was brought to the image's grid by the nearest voxel ({how})"
         return Volume(array, image.affine, image.header, (*labels.repairs, told), labels.doubts)
+
+
+@dataclass(frozen=True)
+class PlacedAs(_Around):
+    """A label map that lies where the image does, voxel by voxel, whatever its own header says: headers were lost.
+
+    Its axes are turned where this alone makes both grids one. Of another size it stays as it is, and is refused.
+    """
+
+    image: Source
+
+    @property
+    def rule(self) -> str:
+        return "placed as the image"
+
+    def read(self) -> Volume:
+        labels, image = as_labels(self.inner.read(), str(self)), self.image.read()
+        labels = in_axes_of_image(image, labels)
+        voxels, millimetres = corner_shift(image.shape, image.affine, labels.affine)
+        if labels.shape != image.shape or voxels <= CORNER_VOXELS:
+            return labels
+        told = f"the label's corners lay up to {millimetres:.1f} mm from the image's, which places it"
+        return replace(labels, affine=image.affine, header=image.header, repairs=(*labels.repairs, told))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
-from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep, text_digest
+from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep
 from preprocessing.fingerprint import (
     LOG,
     WAIT,
@@ -40,7 +40,9 @@ from preprocessing.store import (
     CaseEntry,
     CaseRecord,
     Manifest,
+    Store,
     describe_labels,
+    digest_of_source,
     valid_record,
     write_case,
 )
@@ -133,7 +135,7 @@ def fill_store(
     refused = {found.id: found.why for found in fingerprint.cases if not found.accepted}
     jobs = []
     for found in fingerprint.accepted:
-        record = valid_record(folder, found.id, plan, _source_digest(found, spec))
+        record = valid_record(folder, found.id, plan, digest_of_source(found, spec))
         if record is not None:
             entries[found.id] = record.entry
         else:
@@ -202,14 +204,19 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
         why=job.found.why,
     )
     return case.id, write_case(
-        job.folder, entry, prepared.image, prepared.labels, plan, _source_digest(job.found, job.spec)
+        job.folder, entry, prepared.image, prepared.labels, plan, digest_of_source(job.found, job.spec)
     )
 
 
-def _source_digest(found: CasePrint, spec: DatasetSpec) -> str:
-    """What a stored case depends on beside the plan: raw bytes, whose scan it is, names of classes."""
-    names = sorted(spec.classes.items())
-    return text_digest(f"{found.digest} {found.subject} {found.verdict} {found.why} {names}")
+def made_of(store: Store, case: Case, digest: str) -> bool:
+    """Whether a stored case was made of the raw files of `case` as they are now; digest: `case_digest`.
+
+    True where the store's record of the case does not tell.
+    """
+    entry = store.entry(case.id)
+    found = CasePrint(id=case.id, subject=entry.subject, verdict=entry.verdict, why=entry.why, digest=digest)
+    known = store.source(case.id)
+    return not known or known == digest_of_source(found, store.manifest.spec)
 
 
 def _remove_strangers(folder: Path, known: set[str]) -> None:
@@ -219,7 +226,7 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
         return
     wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}
     for path in (folder / CASES).iterdir():
-        if path.name not in wanted:
+        if path.name not in wanted and not path.is_dir():  # a folder is not ours (@eaDir of a network disk)
             path.unlink()
 
 

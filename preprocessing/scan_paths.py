@@ -6,10 +6,18 @@ import os
 import re
 from pathlib import Path
 
-from preprocessing.itk_files import DICOM_MAGIC
+from preprocessing.itk_files import DICOM_MAGIC, HEAD, IMAGE_KINDS
 from preprocessing.volume import is_image_path
 
 JUNK = re.compile(r"[*?\[\]{}]|(^|/)(\.|__MACOSX)")  # what patterns cannot say, what hides, what macOS packs
+# (0002,0002), what a DICOM file is, and the length of what is said
+KIND = re.compile(rb"\x02\x00\x02\x00UI(..)", re.DOTALL)
+OTHER_KINDS = re.compile(
+    rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|1[01]|6[678]|78|79|80|88|9[01]|104|131|20[01]|481))(\.|$)"
+    rb"|1\.3\.12\.2\.1107\.5\.9\.1$"
+)
+"""DICOM that is no slice: directories, curves, views, registrations, reports, documents, plans of radiation with their
+doses and contours, protocols (PS3.4, B.5); Siemens' notes."""
 
 
 def scan_paths(folder: Path) -> list[str]:
@@ -30,20 +38,21 @@ def scan_paths(folder: Path) -> list[str]:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file in it is DICOM, by its ending or by its first bytes: archives and CDs name slices IM0001.
-
-    A DICOMDIR is only the list of what lies in other folders.
-    """
-    return any(_is_dicom(path) for path in sorted(folder.iterdir()))
+    """Whether a file in it is a slice, by its first bytes: archives and CDs name slices IM0001."""
+    return any(_is_slice(path) for path in sorted(folder.iterdir()))
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR" or is_image_path(path) or not path.is_file():
+def _is_slice(path: Path) -> bool:
+    """Whether a file is DICOM and holds an image; the directory of an exported disc, say, does not."""
+    hidden = path.name.startswith(".") or path.name.upper() == "DICOMDIR"
+    if hidden or is_image_path(path) or not path.is_file():
         return False
-    if path.suffix.lower() == ".dcm":
-        return True
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == DICOM_MAGIC
-    except OSError:  # reading the series says why, where it is one
-        return False
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    if head[128:132] != DICOM_MAGIC:
+        return path.suffix.lower() == ".dcm"  # of old scanners, or damaged: reading it says which
+    if said := KIND.search(head):
+        kind = head[said.end() :][: int.from_bytes(said[1], "little")].rstrip(b"\0 ")
+    else:  # against the standard, and read all the same
+        kind = found.group() if (found := IMAGE_KINDS.search(head)) else b""
+    return bool(kind) and not OTHER_KINDS.match(kind)

@@ -36,7 +36,8 @@ class SplitSpec(BaseModel):
     """How subjects are divided. With lists the lists decide; without them a 75/5/20 draw from `seed` does.
 
     `folds` (five lists of subjects, none of them a test subject) is needed only where the same people are in
-    several datasets and must therefore lie in the same fold of each.
+    several datasets and must therefore lie in the same fold of each. loose_folds: the lists may overlap, and who is
+    in none of them trains in every fold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class SplitSpec(BaseModel):
     validation_subjects: tuple[str, ...] | None = None
     test_subjects: tuple[str, ...] | None = None
     folds: tuple[tuple[str, ...], ...] | None = None
+    loose_folds: bool = False
 
     @model_validator(mode="after")
     def _lists_are_disjoint(self) -> SplitSpec:
@@ -56,7 +58,8 @@ class SplitSpec(BaseModel):
             raise ValueError(f"subjects {both} stand in validation_subjects and in test_subjects")
         if self.folds is not None:
             flat = [subject for fold in self.folds for subject in fold]
-            if len(self.folds) != FOLDS or len(flat) != len(set(flat)) or test & set(flat):
+            repeated = len(flat) != len(set(flat)) and not self.loose_folds
+            if len(self.folds) != FOLDS or repeated or test & set(flat):
                 raise ValueError(f"folds must be {FOLDS} disjoint lists without test subjects")
         return self
 
@@ -64,7 +67,7 @@ class SplitSpec(BaseModel):
 class DatasetSpec(BaseModel):
     """One dataset. `spacing_mm` is (z,y,x) in mm; `intensity_offset` is added to every grey value.
 
-    raw: the folder of the scans where it is not raw/<name>.
+    raw: the folder of the scans where it is not raw/<name>. guesses: what nobody said and iris_check tells.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +85,7 @@ class DatasetSpec(BaseModel):
     licence: str
     citation: str = ""
     remarks: str = ""
+    guesses: tuple[str, ...] = ()
     classes: dict[str, int]
     subject_pattern: str | None = None
     subjects: dict[str, tuple[str, ...]] = Field(default_factory=dict)

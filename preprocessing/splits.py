@@ -71,7 +71,7 @@ def _folds(spec: DatasetSpec, rest: list[str]) -> list[set[str]]:
     """The validation subjects of each fold; with fewer subjects than folds some folds share one."""
     if spec.split.folds is not None:
         missing = sorted(set(rest) - {subject for fold in spec.split.folds for subject in fold})
-        if missing:
+        if missing and not spec.split.loose_folds:
             raise SpecError(
                 f"The folds of dataset {spec.name} lack the subjects {', '.join(missing)}: write each "
                 "of them into one of the five lists."

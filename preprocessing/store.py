@@ -11,6 +11,7 @@ Arrays are [D,H,W] = (z,y,x) in RAS+; shapes, spacings (mm) and boxes have the s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import ndimage
 
-from preprocessing.errors import StoreError
-from preprocessing.files import load_json, replaced, save_json
-from preprocessing.fingerprint import Verdict
+from preprocessing.errors import RawDataError, StoreError
+from preprocessing.files import load_json, replaced, save_json, text_digest
+from preprocessing.fingerprint import CasePrint, Verdict, load_fingerprint
 from preprocessing.plan import MANIFEST, Plan, Shape, Triple
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
 from preprocessing.splits import Split
@@ -115,6 +116,31 @@ class Store:
             why = f"it was refused: {refused}" if refused else f"it holds {len(self._entries)} others"
             raise StoreError(f"Store {self.manifest.dataset} has no case '{case_id}': {why}.") from None
 
+    def source(self, case_id: str) -> str:
+        """Digest of what a stored case was made from (`digest_of_source`); "" where its record is not there."""
+        try:
+            text = record_path(self.folder, case_id).read_text(encoding="utf-8")
+            return CaseRecord.model_validate_json(text).source_digest
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return ""
+
+    def content(self, case_id: str) -> str:
+        """Content hash (`findings.image_hash`) of the scan that a stored case was made from, as it was measured then.
+
+        "" where the fingerprint is gone, of another version, or of other files than the stored ones.
+        """
+        found = self._prints.get(case_id)
+        if found is None or digest_of_source(found, self.manifest.spec) != self.source(case_id):
+            return ""
+        return found.content
+
+    @cached_property
+    def _prints(self) -> dict[str, CasePrint]:
+        try:
+            return {found.id: found for found in load_fingerprint(self.folder).cases}
+        except RawDataError:
+            return {}
+
     def image(self, case_id: str, box: Box | None = None) -> np.ndarray:
         """float32 [D,H,W], or the part inside `box`; normalised grey values."""
         return self._read(image_path(self.folder, case_id), case_id, box).astype(np.float32)
@@ -167,6 +193,12 @@ def labels_path(folder: Path, case_id: str) -> Path:
 
 def record_path(folder: Path, case_id: str) -> Path:
     return folder / CASES / f"{case_id}.json"
+
+
+def digest_of_source(found: CasePrint, spec: DatasetSpec) -> str:
+    """What a stored case depends on beside the plan: raw bytes, whose scan it is, names of classes."""
+    names = sorted(spec.classes.items())
+    return text_digest(f"{found.digest} {found.subject} {found.verdict} {found.why} {names}")
 
 
 def write_case(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -24,9 +25,11 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from preprocessing.errors import RawDataError
+from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import replaced
 from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file, too_large
+from preprocessing.slicer import ENDINGS as SEGMENTATIONS
+from preprocessing.slicer import Segmentation, is_segmentation, read_segmentation
 
 # nibabel prints remarks on odd headers; what has to be said our one sentence says
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -49,7 +52,8 @@ LENGTHS = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 class Volume:
     """array [D,H,W]; affine (4,4) to RAS+ mm; header: the NIfTI header of the file it came from, if any.
 
-    repairs: what was mended while it was read, doubts: what looks odd and was kept, a phrase each.
+    repairs: what was mended while it was read, doubts: what looks odd and was kept, a phrase each. segments: of a
+    segmentation of 3D Slicer's, which may cover a part of its scan only, as long as it has its own grid.
     """
 
     array: np.ndarray
@@ -57,6 +61,12 @@ class Volume:
     header: nib.Nifti1Header | None = None
     repairs: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    segments: Segmentation | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether it may cover a part of its scan only; what is beyond is background then."""
+        return self.segments is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,14 +85,25 @@ def is_image_path(path: Path) -> bool:
     return not path.name.startswith(".") and path.name.lower().endswith(NIFTI + ITK)
 
 
-def case_id_of(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """The name without its ending (`.seg.nrrd` is one): the case id of a label map, which has no channels."""
+    ending = next((each for each in SEGMENTATIONS + NIFTI + ITK if path.name.lower().endswith(each)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def case_id_of(path: Path, others: Collection[str] = ()) -> str:
     """The name without its ending and without nnU-Net's channel suffix.
+
+    others: ids of what it is to be paired with; a whole name that is among them is kept, as cases may be numbered from
+    0000 on.
 
     >>> case_id_of(Path("scans/liver_004_0000.nii.gz"))
     'liver_004'
+    >>> case_id_of(Path("scans/case_0000.nii.gz"), {"case_0000", "case_0001"})
+    'case_0000'
     """
-    ending = next((each for each in NIFTI + ITK if path.name.lower().endswith(each)), "")
-    return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
+    stem = stem_of(path)
+    return stem if stem in others else stem.removesuffix("_0000")
 
 
 def read_volume(path: Path, channel: int | None = None) -> Volume:
@@ -103,8 +124,17 @@ def read_labels(path: Path) -> Volume:
 
 
 def read_raw(path: Path, frame: int | None = None, channel: int | None = None) -> Volume:
-    """The voxels in the file's own type; `frame` (from 0) chooses one of a 4D NIfTI. Else as `read_volume`."""
-    array, affine, header = _read(Path(path), frame, channel)
+    """The voxels in the file's own type; `frame` (from 0) chooses one of a 4D NIfTI. Else as `read_volume`.
+
+    The layers of a segmentation of 3D Slicer's become one label map, see `slicer.py`.
+    """
+    path = Path(path)
+    if channel is None and is_segmentation(path) and path.is_file():
+        array, affine, segments, repairs = read_segmentation(path)
+        _check(path, array, affine)
+        return Volume(array, affine, None, repairs, segments=segments)
+    array, affine, header = _read(path, frame, channel)
+    _check(path, array, affine)
     return Volume(array, affine, header)
 
 
@@ -115,8 +145,18 @@ def as_image(volume: Volume) -> Volume:
 
 
 def as_labels(volume: Volume, where: str) -> Volume:
-    """The same in the smallest type that holds it; RawDataError naming `where` for values that are not whole."""
+    """The same in the smallest type that holds it; RawDataError naming `where` for values that are not whole.
+
+    LabelValueError for a segmentation whose values mean nothing and whose names were not known either
+    (`mending.SegmentsByName`).
+    """
     array = volume.array
+    if volume.segments is not None and volume.segments.by_order:
+        names = ", ".join(name for name, _ in volume.segments.names)
+        raise LabelValueError(
+            f"The segments of {where} ({names}) share label values, so they need the names of the classes: rename "
+            "them in 3D Slicer, or export them to a label map there (Segmentations, Export)."
+        )
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if not np.isfinite(whole).all() or np.abs(array - whole).max() > FRACTION:
@@ -220,13 +260,17 @@ def _read(
         array, affine = from_itk_file(path, channel)
     else:
         raise RawDataError(f"{path} is in no known format: give {', '.join(NIFTI + ITK)} or a DICOM folder.")
+    return array, affine, header
+
+
+def _check(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """RawDataError for voxels that are no real numbers, or that have no place."""
     if array.dtype.kind not in "biuf":
         raise RawDataError(
             f"A voxel holds one real number, but {path} holds {array.dtype}: extract one channel."
         )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
         raise RawDataError(f"{path} has a singular affine, so its voxels have no place: mend its header.")
-    return array, affine, header
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -141,11 +141,14 @@ def pair(
     why: str = "",
     grid_of: tuple[np.ndarray, tuple[int, int, int]] | None = None,
     label_grid: tuple[np.ndarray, tuple[int, int, int]] | None = None,
+    label_header: np.ndarray | None = None,
+    label_codes: str | None = None,
 ) -> None:
     """One scan with its label map as NIfTI. stored: value of the class -> value in the file.
 
     also: value in the file -> voxel that has it and means background. qform: one that lies elsewhere than the
-    sform. label_grid: a grid of the label map's own.
+    sform. label_grid: a grid of the label map's own. label_header: an affine in its header that is wrong. label_codes:
+    the same voxels in other axes.
     """
     half = (46.0, 46.0, 40.0) if to.spec.quirks.volume_ml else HALF_FIELD_MM
     affine, shape = grid_of or grid(codes, half)
@@ -158,7 +161,15 @@ def pair(
     in_file = np.vectorize(lambda value: (stored or {}).get(value, value), otypes=[np.uint8])(there)
     for value, voxel in (also or {}).items():
         in_file[voxel] = value
-    save(to.top / labels, in_file, affine if label_grid is None else label_grid[0])
+    header = affine if label_grid is None else label_grid[0]
+    header = header if label_header is None else label_header
+    if label_codes is not None:
+        turn = nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(label_codes))
+        )
+        in_file = nib.orientations.apply_orientation(in_file, turn)
+        header = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    save(to.top / labels, in_file, header)
     remember(to, case, subject or case, truth, why, exact=label_grid is None and grid_of is None)
 
 

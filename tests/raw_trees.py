@@ -147,8 +147,11 @@ def lits(to: Download) -> None:
         place = (f"{folder}/{case}.nii", f"{folder}/segmentation-{number}.nii")
         if case == "volume-28":
             pair(to, case, *place, grid_of=(lost, shape), why="1 x 1 x 1 mm (z,y,x) is a known placeholder")
+        elif int(number) % 2:
+            # the label map's own header tells nothing: its voxels are the image's
+            pair(to, case, *place, "RPS", label_header=lost, why="from the image's, which places it")
         else:
-            pair(to, case, *place, "RPS" if int(number) % 2 else "LAS")
+            pair(to, case, *place, "LAS")
     shadow(to.top / "test-volume-0.nii", b"")
 
 
@@ -187,7 +190,9 @@ def mnms(to: Download) -> None:
 def structseg(to: Download) -> None:
     for list_name in ("train", "validation", "test"):
         for case in to.ids(list_name):
-            pair(to, case, f"{case}/data.nii.gz", f"{case}/label.nii.gz", "LAS")
+            turned = {"label_codes": "RPS", "why": "the label's axes are turned to the image's"}
+            place = (f"{case}/data.nii.gz", f"{case}/label.nii.gz")
+            pair(to, case, *place, "LAS", **(turned if list_name == "test" else {}))
 
 
 def csi(to: Download) -> None:

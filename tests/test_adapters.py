@@ -12,11 +12,12 @@ import pytest
 from conftest import TinyRaw
 
 from preprocessing.adapters import LAYOUTS, find_cases
+from preprocessing.adapters.msd import msd_case_ids
 from preprocessing.errors import RawDataError, SpecError
 from preprocessing.fingerprint import measure_case
 from preprocessing.layouts import FORMS
 from preprocessing.source import FileSource
-from preprocessing.spec import parse_spec
+from preprocessing.spec import DatasetSpec, parse_spec
 from preprocessing.volume import read_labels, read_volume, write_volume
 
 
@@ -42,6 +43,49 @@ def test_nnunet_names_shadows_and_other_files(tmp_path: Path, tiny_raw: TinyRaw)
     (case,) = find_cases(tmp_path, tiny_raw.spec)
     assert (case.id, case.image.name) == ("s1_a", "s1_a_0000.nii.gz")
     assert case.labels is not None and case.labels.name == "s1_a.nii.gz"
+
+
+@pytest.mark.parametrize("suffix", ["", "_0000"])
+def test_cases_may_be_numbered_from_0000_on(tmp_path: Path, tiny_raw: TinyRaw, suffix: str) -> None:
+    spec = tiny_raw.spec.model_copy(update={"subject_pattern": None})
+    touch(tmp_path, *(f"imagesTr/case_{number:04d}{suffix}.nii.gz" for number in range(2)))
+    touch(tmp_path, *(f"labelsTr/case_{number:04d}.nii.gz" for number in range(2)))
+    assert [
+        (case.id, case.image.name, case.labels and case.labels.name) for case in find_cases(tmp_path, spec)
+    ] == [
+        (f"case_{number:04d}", f"case_{number:04d}{suffix}.nii.gz", f"case_{number:04d}.nii.gz")
+        for number in range(2)
+    ]
+
+
+def channel_spec(spec: DatasetSpec, channel: int) -> DatasetSpec:
+    return spec.model_copy(update={"subject_pattern": None, "files": {"channel": channel}})
+
+
+def test_a_channel_may_be_a_file_of_its_own(tmp_path: Path, tiny_raw: TinyRaw) -> None:
+    """Ids with a point, and ids that look like channels, are told apart by the label maps."""
+    for case in ("pat.01", "pat_0001"):
+        touch(tmp_path, *(f"imagesTr/{case}_{number:04d}.nii.gz" for number in range(2)))
+        touch(tmp_path, f"labelsTr/{case}.nii.gz")
+    found = find_cases(tmp_path, channel_spec(tiny_raw.spec, 1))
+    assert [(case.id, case.image, case.labels and case.labels.name) for case in found] == [
+        (case, FileSource(tmp_path / "imagesTr" / f"{case}_0001.nii.gz"), f"{case}.nii.gz")
+        for case in ("pat.01", "pat_0001")
+    ]
+
+
+def test_or_one_of_a_file_with_four_axes(tmp_path: Path, tiny_raw: TinyRaw) -> None:
+    both = np.random.default_rng(0).integers(0, 9, (3, 4, 5, 2)).astype(np.int16)
+    for case in ("prostate_0000", "prostate_0001"):
+        for part, array in (("imagesTr", both), ("labelsTr", both[..., 0])):
+            (tmp_path / part).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / part / f"{case}.nii.gz")
+    found = find_cases(tmp_path, channel_spec(tiny_raw.spec, 1))
+    assert [case.id for case in found] == ["prostate_0000", "prostate_0001"]
+    assert np.array_equal(found[0].image.read().array, both[..., 1].transpose(2, 1, 0))
+    assert (
+        msd_case_ids(tmp_path, 0) == ["prostate_0000", "prostate_0001"] and msd_case_ids(tmp_path / "x") == []
+    )
 
 
 def test_a_case_without_a_partner_is_listed(tmp_path: Path, tiny_raw: TinyRaw) -> None:

@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from preprocessing import case as module
-from preprocessing.case import check_same_grid, in_axes_of, preprocess_case
+from preprocessing.case import check_same_grid, in_axes_of, in_axes_of_image, preprocess_case
 from preprocessing.errors import GridMismatchError, LabelValueError, RawDataError
 from preprocessing.geometry import Resampling
 from preprocessing.normalise import Normalisation, normalise
@@ -232,6 +232,21 @@ def test_a_label_map_of_other_axes_comes_to_the_images_as_nibabel_brings_it(axes
     assert np.array_equal(found.array, labels.array)
     np.testing.assert_allclose(found.affine, labels.affine, atol=1e-9)
     assert in_axes_of(labels, image) is labels
+    # What prepares a case does so, and says it.
+    brought = in_axes_of_image(image, moved)
+    assert np.array_equal(brought.array, labels.array)
+    theirs, ours = (",".join(nib.aff2axcodes(each.affine)) for each in (moved, image))
+    assert brought.repairs == (
+        f"the label's axes are turned to the image's (its axes run {theirs}, the image's {ours})",
+    )
+    spacing = (2.0, 1.0, 10.0)
+    one, other = (preprocess_case(image, spacing, PLAIN, each).labels for each in (labels, moved))
+    assert one is not None and other is not None and np.array_equal(one, other) and one.any()
+    assert in_axes_of_image(image, labels) is labels
+    away = Volume(moved.array, np.diag([1.0, 1.0, 1.0, 1.0]) + 5 * np.eye(4, k=3))
+    assert in_axes_of_image(image, away) is away
+    with pytest.raises(GridMismatchError, match="must have the same grid"):
+        preprocess_case(image, spacing, PLAIN, away)
 
 
 # Labels and grey values that cannot be used

@@ -263,3 +263,21 @@ def test_a_partly_labelled_dataset_says_what_an_absent_class_means(tiny_raw: Tin
         notes[-1]
         == "A class without a voxel in a case is unknown there and not background (partly_labelled)."
     )
+
+
+def test_ct_without_air_is_remarked_upon(tmp_path: Path) -> None:
+    """Stored with 1024 added: soft tissue would be taken for bone."""
+    raw = tmp_path / "made"
+    write_case(raw, "a")
+    for case in ("b", "c"):
+        grey = np.random.default_rng(sum(map(ord, case))).integers(-1000, 1000, (10, 8, 6)) + 1024
+        write_case(raw, case, grey=grey.astype(np.int16))
+    (remark,) = checked(raw, DatasetSpec.model_validate(SPEC)).report.remarks
+    assert remark.startswith("2 of 3 CT scans have no value below 0 HU (b, c): were 1024 or 1000 added?")
+    for other in ({"modality": "MR"}, {"intensity_offset": -1024.0}):
+        assert checked(raw, DatasetSpec.model_validate(SPEC | other)).report.remarks == ()
+
+
+def test_what_was_guessed_is_noted(tiny_raw: TinyRaw) -> None:
+    spec = tiny_raw.spec.model_copy(update={"guesses": ("Guessed: who is who.",)})
+    assert checked(tiny_raw.dataset, spec).report.notes[-1] == "Guessed: who is who."

@@ -126,18 +126,6 @@ def test_the_memory_bank_is_the_default(root: Path, scans: Path, tmp_path: Path,
     assert (out / "s2_a.nii.gz").is_file()
 
 
-def test_references_from_the_store(
-    root: Path, scans: Path, tmp_path: Path, tiny_store: Store, capsys: Any
-) -> None:
-    arguments = ["-i", str(scans), "-o", str(tmp_path / "out"), "-d", "tiny", "--strategy", "ensemble"]
-    train = tiny_store.manifest.splits["paper"]["train"]
-    assert {"s2_a", "s2_b"} < set(train), "one of them bears a query's name, the other shows the same person"
-    assert predict_main([*arguments, "--references", "9", "--root", str(root)]) == 0
-    usable = [case for case in train if tiny_store.entry(case).subject not in ("s2", "s3")]
-    said = capsys.readouterr().out
-    assert f"from {len(usable)} reference among the {len(usable)} train cases" in said and len(usable) == 1
-
-
 def test_a_split_becomes_a_folder_of_the_run(
     root: Path, tiny_raw: Any, tiny_store: Store, capsys: Any
 ) -> None:

@@ -259,11 +259,14 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_dicom_is_known_by_its_ending_or_its_first_bytes(tmp_path: Path) -> None:
-    slices = b"\0" * 128 + b"DICM" + b"\0" * 8
+    slices = b"\0" * 128 + b"DICM\x02\0\x02\0UI\x1a\x001.2.840.10008.5.1.4.1.1.2\0"
+    contours = slices.replace(b"1.1.2\0", b"1.1.481.3").replace(b"\x1a", b"\x1e")
     for file in ("P1/CT/IM0001", "P2/CT/1.2.840.7", "P2/DICOMDIR", "top", ".git/IM1"):
         write(tmp_path, [file])
         (tmp_path / file).write_bytes(slices)
     write(tmp_path, ["P3/CT/a.dcm", "P4/notes/readme", f"P4/mask{E}", "P5/CT/.IM1", "P5[a]/x.dcm"])
+    write(tmp_path, ["P4/RT/IM1"])
+    (tmp_path / "P4" / "RT" / "IM1").write_bytes(contours)
     (tmp_path / "P4" / "notes" / "readme").write_bytes(b"\0" * 129 + b"DICM")
     assert scan_paths(tmp_path) == ["P1/CT/", "P2/CT/", "P3/CT/", f"P4/mask{E}"]
     assert holds_dicom(tmp_path) and not holds_dicom(tmp_path / "P2"), "a DICOMDIR is no slice"

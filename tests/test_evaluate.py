@@ -242,6 +242,16 @@ def test_two_files_of_one_case_fail_it_as_nobody_knows_which_is_meant(toy: Toy) 
     assert math.isnan(rows["twice", "liver"].dice) and rows["doubted", "liver"].truth_voxels is None
 
 
+def test_cases_may_be_numbered_from_0000_on(toy: Toy) -> None:
+    for case in ("case_0000", "case_0001"):
+        toy.add(case, label_map(liver=8), label_map(liver=8))
+    rows = toy.rows()
+    assert [rows[f"case_000{number}", "liver"].dice for number in (0, 1)] == [1.0, 1.0] and len(rows) == 4
+    # Masks that another tool named as its images.
+    (toy.predicted / "case_0001.nii.gz").rename(toy.predicted / "case_0001_0000.nii.gz")
+    assert toy.rows()["case_0001", "liver"].dice == 1.0
+
+
 def test_classes_are_matched_by_name(toy: Toy) -> None:
     toy.add("a", np.where(label_map(10, 4) == 1, 7, 0).astype(np.uint8), label_map(6, 4))
     result = evaluate_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,85 @@ def test_series_at_any_depth_stand_beside_files(tmp_path: Path) -> None:
     assert first.image is not None and len(others) == 3
     with pytest.raises(RawDataError, match=r"'p1' has p1\.mha and series in .*: keep one of them"):
         first.image.read_image()
+
+
+def dicom_of_kind(path: Path, kind: str) -> None:
+    """The head of a DICOM file that says what it is, and nothing else."""
+    uid = kind.encode() + b"\0" * (len(kind) % 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        bytes(128) + b"DICM\x02\x00\x02\x00UI" + len(uid).to_bytes(2, "little") + uid + bytes(500)
+    )
+
+
+def test_a_disc_of_an_archive_is_a_folder_of_series(tmp_path: Path) -> None:
+    """Its DICOMDIR is DICOM too, and names the kinds of the slices that it lists."""
+    array = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 8))
+    for disc in ("p1", "p2"):
+        write_dicom(tmp_path / disc / "IMAGES" / "SER1", array)
+        dicom_of_kind(tmp_path / disc / "DICOMDIR", "1.2.840.10008.1.3.10")
+        with (tmp_path / disc / "DICOMDIR").open("ab") as stream:
+            stream.write(b"1.2.840.10008.5.1.4.1.1.2")
+    shutil.copy(tmp_path / "p2" / "DICOMDIR", tmp_path / "p2" / "INDEX")
+    dicom_of_kind(tmp_path / "p2" / "REPORT", "1.2.840.10008.5.1.4.1.1.88.67")
+    dicom_of_kind(tmp_path / "p2" / "IMAGES" / "contours.dcm", "1.2.840.10008.5.1.4.1.1.481.3")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["p1", "p2"] and notes == []
+    for case in cases:
+        assert case.image is not None
+        assert np.array_equal(case.image.read_image().array, array)
+    assert [case.id for case in find_inputs(tmp_path / "p1")[0]] == ["IMAGES"]
+    shutil.rmtree(tmp_path / "p2" / "IMAGES" / "SER1")
+    with pytest.raises(RawDataError, match=r"The folder .*p2 holds no scan: put NIfTI"):
+        find_inputs(tmp_path / "p2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.2", True),  # CT
+        ("1.2.840.10008.5.1.4.1.1.4.1", True),  # enhanced MR
+        ("1.2.840.10008.5.1.4.1.1.128", True),  # PET
+        ("1.2.840.10008.5.1.4.1.1.7", True),  # secondary capture
+        ("1.2.840.10008.5.1.4.1.1.12.1", True),  # angiography
+        ("1.2.840.113619.4.27", True),  # a maker's own
+        ("1.2.840.10008.5.1.4.1.1.104.1", False),  # PDF
+        ("1.2.840.10008.5.1.4.1.1.11.1", False),  # presentation state
+        ("1.2.840.10008.5.1.4.1.1.66", False),  # raw data
+        ("1.2.840.10008.5.1.4.1.1.481.2", False),  # dose
+        ("1.3.12.2.1107.5.9.1", False),  # Siemens, no image
+    ],
+)
+def test_only_slices_make_a_series(tmp_path: Path, kind: str, expected: bool) -> None:
+    dicom_of_kind(tmp_path / "in" / "p" / "IM1", kind)
+    touch(tmp_path / "in", "a.nii.gz")
+    assert [case.id for case in find_inputs(tmp_path / "in")[0]] == ["a", "p"][: 1 + expected]
+
+
+def test_files_beside_slices_do_not_vanish(tmp_path: Path) -> None:
+    array = np.zeros((2, 3, 4))
+    write_dicom(tmp_path / "night", array)
+    touch(tmp_path / "night", "a.nii.gz", "b_0000.mha")
+    cases, notes = find_inputs(tmp_path / "night")
+    assert [case.id for case in cases] == ["a", "b", "night"]
+    assert notes == [
+        f"{tmp_path / 'night'} holds DICOM slices beside files: they are one series, case night."
+    ]
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["night"]
+    assert notes == [
+        f"a.nii.gz, b_0000.mha left out: in {tmp_path / 'night'}, among the slices of a series; give each by its name."
+    ]
+
+
+def test_a_second_series_renames_the_first_aloud(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "p1" / "ct_a", np.zeros((2, 3, 4)))
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["p1"] and notes == []
+    write_dicom(tmp_path / "p1" / "ct_b", np.zeros((2, 3, 4)))
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["p1_ct_a", "p1_ct_b"]
+    assert notes == ["p1 holds 2 series, each a case of its own: p1_ct_a, p1_ct_b (one alone is p1)."]
 
 
 def test_a_channel_by_number_or_name(tmp_path: Path) -> None:

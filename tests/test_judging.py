@@ -23,8 +23,9 @@ from iris_pipeline.judging import (
     file_volumes,
     file_witnesses,
     known_volumes,
-    other_people,
+    other_volumes,
     stored_witnesses,
+    with_people,
 )
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, prepare_reference, stored_reference
@@ -52,12 +53,12 @@ def reference_files(folder: Path, voxels: dict[str, int]) -> ReferenceFiles:
 
 def test_the_volume_to_expect_is_not_the_querys_own(tmp_path: Path) -> None:
     files = reference_files(tmp_path, {"a": 10, "b": 30, "c": 100})
-    volumes = file_volumes(files)
+    volumes, query = file_volumes(files), InputCase("q", None)
     stranger = volume(np.zeros((8, 8, 8), np.float32), np.eye(4))
     # a voxel of 2 mm is 0.008 ml; nobody shows y
-    assert volumes(stranger) == {"x": pytest.approx(30 * 0.008)}
-    assert volumes(files.cases[2].image.read_image()) == {"x": pytest.approx(20 * 0.008)}
-    assert volumes(files.cases[0].image.read_image()) == {"x": pytest.approx(65 * 0.008)}
+    assert volumes(query, stranger) == {"x": pytest.approx(30 * 0.008)}
+    assert volumes(query, files.cases[2].image.read_image()) == {"x": pytest.approx(20 * 0.008)}
+    assert volumes(query, files.cases[0].image.read_image()) == {"x": pytest.approx(65 * 0.008)}
 
 
 def test_a_query_is_no_witness_of_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +92,19 @@ def test_a_query_is_no_witness_of_its_own_mask(monkeypatch: pytest.MonkeyPatch) 
     assert asked == ["q"], "nobody is asked whose answer is not used"
 
 
-def test_nobody_whom_a_query_may_show_is_a_reference(tiny_store: Store) -> None:
-    """s2 has two scans: where one is segmented, the other is not its reference, either."""
-    everybody = [entry.id for entry in tiny_store.manifest.cases]
-    assert other_people(tiny_store, everybody, {"s2_a", "unheard of"}) == [
-        case for case in everybody if not case.startswith("s2_")
-    ]
-    assert other_people(tiny_store, everybody, ()) == everybody
+def test_a_scan_that_bears_a_stored_name_is_of_its_subject(tiny_store: Store) -> None:
+    given = [InputCase("s2_a", None), InputCase("unheard of", None), InputCase("new", None, "somebody")]
+    assert [case.subject for case in with_people(tiny_store, given)] == ["s2", "", "somebody"]
+
+
+def test_the_volume_to_expect_is_of_other_people(tiny_store: Store) -> None:
+    ids = ["s1_a", "s2_a", "s2_b"]
+    ml = {i: tiny_store.entry(i).classes["left"].ml for i in ids}
+    image = volume(np.zeros((8, 8, 8), np.float32), np.eye(4))
+    volumes = other_volumes(tiny_store, ids)
+    for subject, counted in (("s2", ["s1_a"]), ("s1", ["s2_a", "s2_b"]), ("", ids)):
+        found = volumes(InputCase("q", None, subject), image)["left"]
+        assert found == pytest.approx(np.median([ml[i] for i in counted])), subject
 
 
 def test_nobody_whom_a_query_may_show_is_its_witness(tiny_store: Store) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scans import load, save
 from stub_model import make_task
 from test_cli_predict import write_run
 from test_cli_tasks import COARSE, references
 
 import iris_pipeline.cli.predict as command
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.kept_task import keep_task, kept_task, request_name
+from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.predict import digest
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import ReferenceFiles, find_references
@@ -124,3 +127,32 @@ def test_further_scans_find_the_task_made(
     with_file = ["-i", str(scans), "-o", str(tmp_path / "by_file"), "-t", str(kept), "--root", str(tmp_path)]
     assert predict_main([*with_file, *COARSE]) == 0
     assert (tmp_path / "by_file" / "s3_a.nii.gz").read_bytes() == (out / "s3_a.nii.gz").read_bytes()
+
+
+def test_a_retrieval_goes_on_by_another_precision(
+    tiny_raw: Any, tiny_store: Store, tmp_path: Path, capsys: Any
+) -> None:
+    """A nightly job whose machine chooses otherwise; the tokens differ in their last digits, the references do not."""
+    write_run(tmp_path / "results" / "run", tiny_store, 0, "2026-01-01 10:00:00")
+    refs = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s4_a"])
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    shown = ["--pose", "upright", "--scale", "1", "--grey", "0", "--looks", "1", *COARSE]
+    predict = ["-i", str(scans), "-o", str(out), "-r", str(refs), "--root", str(tmp_path), *shown]
+    predict += ["--strategy", "image-retrieval"]
+    shutil.copy(tiny_raw.dataset / "imagesTr" / "s2_a.nii.gz", scans)
+    assert predict_main([*predict, "--precision", "fp32"]) == 0
+    shutil.copy(tiny_raw.dataset / "imagesTr" / "s3_a.nii.gz", scans)
+    assert predict_main([*predict, "--precision", "bf16"]) == 0
+    assert "1 segmented, 1 skipped" in capsys.readouterr().out
+    record = json.loads((out / "predict.json").read_text(encoding="utf-8"))
+    assert record["precisions"] == ["bf16", "fp32"]
+    assert record["made_from"]["references"] == references_digest(find_references(refs))
+    assert predict_main([*predict, "-k", "1"]) == 1
+    assert "were made otherwise" in capsys.readouterr().err
+    labels, affine = load(refs / "labels" / "s1_a.nii.gz")
+    save(
+        refs / "labels" / "s1_a.nii.gz", np.where(labels == 5, 0, labels).astype(np.uint8), affine
+    )  # corrected
+    assert predict_main(predict) == 1
+    assert "were made otherwise" in capsys.readouterr().err

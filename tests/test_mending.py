@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from preprocessing.mending import (
     DoubtfulSpacing,
     NearestRotation,
     OnGridOf,
+    PlacedAs,
     SidesByPlace,
     ValuesMapped,
     WithSpacing,
@@ -69,6 +71,29 @@ def test_labels_come_to_the_images_grid_by_the_nearest_voxel(tmp_path: Path) -> 
     assert np.allclose(read.affine, AFFINE) and "it had another size" in read.repairs[0]
     near = saved(tmp_path / "n.nii", np.ones((6, 5, 4), np.uint8), AFFINE + np.eye(4, k=3) * 0.1)
     assert OnGridOf(near, image).read_labels().repairs == ()
+
+
+def test_a_label_map_that_lost_its_header_lies_where_the_image_does(tmp_path: Path) -> None:
+    image = saved(tmp_path / "i.nii", np.ones((6, 5, 4), np.int16))
+    array = np.random.default_rng(0).integers(0, 4, (6, 5, 4)).astype(np.uint8)
+    lost = PlacedAs(saved(tmp_path / "l.nii", array, np.eye(4)), image).read_labels()
+    assert np.array_equal(lost.array, array.T) and np.allclose(lost.affine, AFFINE)
+    furthest = max(
+        np.linalg.norm((AFFINE - np.eye(4)) @ [*corner, 1]) for corner in product((0, 5), (0, 4), (0, 3))
+    )
+    assert lost.repairs == (
+        f"the label's corners lay up to {furthest:.1f} mm from the image's, which places it",
+    )
+    # The same voxels in other axes are known by their own header, which is right.
+    turn = nib.orientations.inv_ornt_aff([[2, 1], [0, -1], [1, 1]], (6, 5, 4))
+    other = nib.orientations.apply_orientation(array, [[2, 1], [0, -1], [1, 1]])
+    turned = PlacedAs(saved(tmp_path / "t.nii", other, AFFINE @ turn), image).read_labels()
+    assert np.array_equal(turned.array, array.T) and np.allclose(turned.affine, AFFINE)
+    assert "axes are turned to the image's" in turned.repairs[0]
+    # Of another size it is left to be refused, and one that fits is left alone.
+    smaller = PlacedAs(saved(tmp_path / "s.nii", array[1:], np.eye(4)), image).read_labels()
+    assert smaller.shape == (4, 5, 5) and smaller.repairs == ()
+    assert PlacedAs(saved(tmp_path / "f.nii", array, AFFINE), image).read_labels().repairs == ()
 
 
 def test_sides_are_told_by_where_they_lie(tmp_path: Path) -> None:

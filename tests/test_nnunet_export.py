@@ -10,6 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from conftest import TinyRaw
 
 from iris_pipeline import nnunet_export as module
 from iris_pipeline.cli.evaluate import evaluate_main
@@ -23,9 +25,11 @@ from iris_pipeline.nnunet_export import (
     nnunet_splits,
 )
 from iris_pipeline.tables import read_rows
-from preprocessing.adapters import find_cases
-from preprocessing.errors import ExportError, LockError
+from preprocessing.adapters import Case, find_cases
+from preprocessing.errors import ExportError, LabelValueError, LockError
 from preprocessing.lock import only_run_in
+from preprocessing.mending import nearest_rotation
+from preprocessing.run import plan_and_preprocess
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.volume import Volume, read_volume, write_volume
@@ -43,6 +47,16 @@ def place(tiny_raw, tiny_store: Store, tmp_path: Path) -> Path:  # type: ignore[
 def export(place: Path, store: Store, **options: object):  # type: ignore[no-untyped-def]
     cases = find_cases(place / "raw" / "tiny", store.manifest.spec)
     return export_dataset(store, cases, place / "out", workers=1, progress=False, **options)  # type: ignore[arg-type]
+
+
+def stored_anew(place: Path, store: Store) -> tuple[Store, list[Case]]:
+    """The store and the cases of place/own/tiny, whose files are others than those of the store at hand."""
+    (place / "own" / "tiny.yaml").write_text(store.manifest.spec.model_dump_json(), encoding="utf-8")
+    plan_and_preprocess(
+        place / "own", place / "stores", ["tiny"], crop=(32, 32, 32), workers=1, progress=False
+    )
+    made = Store.open(place / "stores" / "tiny")
+    return made, find_cases(place / "own" / "tiny", made.manifest.spec)
 
 
 def test_read_back(place: Path, tiny_store: Store) -> None:
@@ -106,28 +120,6 @@ def test_an_export_of_something_else_is_not_mixed_with(place: Path, tiny_store: 
     assert export(place, tiny_store, overwrite=True).written == 5
 
 
-def test_overwrite_leaves_no_case_of_a_former_split(place: Path, tiny_store: Store) -> None:
-    """A training case became a test case and another one went: neither may stay among nnU-Net's training files."""
-    done = export(place, tiny_store)
-    paper = tiny_store.manifest.splits["paper"]
-    moved, gone, *stay = sorted(paper["train"] + paper["validation"])
-    test = [*paper["test"], moved]
-    splits = {name: {"train": stay, "validation": stay, "test": test} for name in tiny_store.manifest.splits}
-    other = Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"splits": splits}))
-    kept = [done.raw / "imagesTr" / "notes.txt", done.raw / "labelsTs" / "mine.nrrd"]
-    for path in kept:
-        path.write_text("not of the export", encoding="utf-8")
-    assert export(place, other, overwrite=True).written == len(stay) + len(test)
-    for image, label, cases in (("imagesTr", "labelsTr", stay), ("imagesTs", "labelsTs", test)):
-        names = {
-            folder: sorted(p.name for p in (done.raw / folder).glob("*.nii.gz")) for folder in (image, label)
-        }
-        assert names[image] == sorted(f"{case}_0000.nii.gz" for case in cases)
-        assert names[label] == sorted(f"{case}.nii.gz" for case in cases)
-    assert json.loads((done.raw / "dataset.json").read_text())["numTraining"] == len(stay)
-    assert not list(done.raw.rglob(f"{gone}*")) and all(path.is_file() for path in kept)
-
-
 def test_an_overwriting_run_that_is_broken_off_keeps_no_former_scan(
     place: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,18 +152,6 @@ def test_one_export_at_a_time(place: Path, tiny_store: Store) -> None:
     assert export(place, held_out(tiny_store), references=["s1_a"]).raw == empty
 
 
-def test_numbers(place: Path, tiny_store: Store) -> None:
-    (place / "out" / "nnUNet_raw" / "Dataset501_hearts").mkdir(parents=True)
-    (place / "out" / "nnUNet_preprocessed" / "Dataset502_lungs").mkdir(parents=True)
-    assert export(place, tiny_store).dataset == "Dataset503_tiny"
-    assert export(place, tiny_store).dataset == "Dataset503_tiny", "its own number is found again"
-    assert export(place, tiny_store, number=7).dataset == "Dataset007_tiny"
-    with pytest.raises(ExportError, match="501 is that of hearts: give another --number"):
-        export(place, tiny_store, number=501)
-    with pytest.raises(ExportError, match="1000 is none of them"):
-        export(place, tiny_store, number=1000)
-
-
 def test_other_formats_become_nifti_on_their_own_grid(place: Path, tiny_store: Store) -> None:
     raw = place / "own" / "tiny"
     for folder in ("imagesTr", "labelsTr"):
@@ -182,8 +162,8 @@ def test_other_formats_become_nifti_on_their_own_grid(place: Path, tiny_store: S
     (raw / "imagesTr" / f"{case}.nii.gz").unlink()
     volume = read_volume(place / "raw" / "tiny" / "imagesTr" / f"{case}.nii.gz")
     write_volume(raw / "imagesTr" / f"{case}.nii", Volume(volume.array[None][0], volume.affine))
-    cases = find_cases(raw, tiny_store.manifest.spec)
-    done = export_dataset(tiny_store, cases, place / "out", workers=1, progress=False)
+    store, cases = stored_anew(place, tiny_store)
+    done = export_dataset(store, cases, place / "out", workers=1, progress=False)
     back = read_volume(done.raw / "imagesTr" / f"{case}_0000.nii.gz")
     assert np.array_equal(back.array, volume.array)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-5)
@@ -196,8 +176,8 @@ def test_a_plain_file_named_gz_is_compressed(place: Path, tiny_store: Store) -> 
     case = tiny_store.manifest.splits["paper"]["train"][0]
     path = raw / "imagesTr" / f"{case}.nii.gz"
     path.write_bytes(gzip.decompress(path.read_bytes()))
-    cases = find_cases(raw, tiny_store.manifest.spec)
-    done = export_dataset(tiny_store, cases, place / "out", workers=1, progress=False)
+    store, cases = stored_anew(place, tiny_store)
+    done = export_dataset(store, cases, place / "out", workers=1, progress=False)
     made = done.raw / "imagesTr" / f"{case}_0000.nii.gz"
     assert done.written == 5 and made.read_bytes()[:2] == b"\x1f\x8b"
     back, source = nib.load(made), nib.load(place / "raw" / "tiny" / "imagesTr" / f"{case}.nii.gz")
@@ -225,7 +205,9 @@ def test_values_and_description() -> None:
 def test_there_and_back_by_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """nnU-Net's predictions carry its own label values and its dataset.json: both are undone by name."""
     root = ["--root", str(place)]
-    assert export_nnunet_main(["-d", "tiny", "--workers", "1", *root]) == 0
+    assert export_nnunet_main(["-d", "Tiny", "--workers", "1", *root]) == 0, (
+        "a raw folder's spelling is known"
+    )
     said = capsys.readouterr().out
     assert "Dataset501_tiny: " in said and "Labels: 1 left, 2 right, 3 core" in said
     raw = place / "nnunet" / "nnUNet_raw" / FOLDER
@@ -322,3 +304,83 @@ def test_who_is_tested_is_told(place: Path, tiny_store: Store, capsys: pytest.Ca
         export_nnunet_main(["-d", "tiny", "--references", case, "--workers", "1", "--root", str(place)]) == 0
     )
     assert f"--strategy trained --references 1 --cases {tests}" in capsys.readouterr().out
+
+
+def test_raw_files_that_changed_since_are_refused(place: Path, tiny_store: Store) -> None:
+    """A class drawn anew under another value would silently become background, and the test part another truth."""
+    raw = place / "own" / "tiny"
+    shutil.copytree(place / "raw" / "tiny", raw)
+    path = raw / "labelsTr" / "s3_a.nii.gz"
+    labels = nib.load(path)
+    voxels = np.asarray(labels.dataobj)
+    nib.save(nib.Nifti1Image(np.where(voxels == 5, 7, voxels).astype(np.uint8), labels.affine), path)
+    cases = find_cases(raw, tiny_store.manifest.spec)
+    changed = "The raw scan or label of s3_a changed since the store was made: run iris_plan_and_preprocess -d tiny ag"
+    with pytest.raises(ExportError, match=changed):
+        export_dataset(tiny_store, cases, place / "out", workers=1, progress=False)
+    assert not (place / "out").exists()
+    (place / "copy").mkdir()
+    shutil.copytree(tiny_store.folder, place / "copy" / "tiny")
+    (place / "copy" / "tiny" / "cases" / "s3_a.json").unlink()  # nothing tells what it was made of
+    untold = Store.open(place / "copy" / "tiny")
+    with pytest.raises(LabelValueError, match=r"s3_a\.nii\.gz holds unknown label values \(7\)"):
+        export_dataset(untold, cases, place / "out", workers=1, progress=False)
+
+
+def test_skewed_axes_become_the_nearest_that_itk_reads(
+    place: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(
+        "ITK_NIFTI_SFORM_PERMISSIVE", raising=False
+    )  # with which we read, and nnU-Net does not
+    raw = place / "own" / "tiny"
+    shutil.copytree(place / "raw" / "tiny", raw)
+    case = tiny_store.manifest.splits["paper"]["train"][0]
+    for part in ("imagesTr", "labelsTr"):
+        image = nib.load(raw / part / f"{case}.nii.gz")
+        voxels = np.asarray(image.dataobj)
+        affine = image.affine @ np.array([[1, 0.02, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        nib.save(nib.Nifti1Image(voxels, affine), raw / part / f"{case}.nii.gz")
+    store, cases = stored_anew(place, tiny_store)
+    assert "not orthonormal" in store.entry(case).why
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(raw / "imagesTr" / f"{case}.nii.gz"))
+    done = export_dataset(store, cases, place / "out", workers=1, progress=False)
+    source = nib.load(raw / "imagesTr" / f"{case}.nii.gz")
+    for made in (
+        done.raw / "imagesTr" / f"{case}_0000.nii.gz",
+        done.raw / "labelsTr" / f"{case}.nii.gz",
+    ):
+        assert sitk.ReadImage(str(made)).GetSize() == source.shape
+        written = nib.load(made)
+        expected, degrees = nearest_rotation(source.affine, source.shape[::-1])
+        assert 0 < degrees < 2
+        np.testing.assert_allclose(written.affine, expected, atol=1e-4)
+    image = nib.load(done.raw / "imagesTr" / f"{case}_0000.nii.gz")
+    assert np.array_equal(np.asarray(image.dataobj), np.asarray(source.dataobj))
+
+
+def test_a_fold_without_validation_and_what_is_partly_labelled_are_said(
+    place: Path, tiny_raw: TinyRaw, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_raw.dataset, place / "own" / "tiny")
+    lists = {"validation_subjects": [], "test_subjects": []}
+    spec = tiny_raw.spec.model_dump(mode="json") | {"split": lists, "partly_labelled": True}
+    (place / "own" / "tiny.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    (place / "root").mkdir()
+    (place / "root" / "raw").symlink_to(place / "own")
+    stores = place / "root" / "preprocessed"
+    plan_and_preprocess(place / "own", stores, ["tiny"], crop=(32, 32, 32), workers=1, progress=False)
+    assert export_nnunet_main(["-d", "tiny", "--workers", "1", "--root", str(place / "root")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "Note: no validation case in fold 0: since nnU-Net needs some, its training cases validate it" in said
+    )
+    assert (
+        "Note: tiny is partly labelled: a class that a case lacks is unknown there, but nnU-Net will learn"
+        in said
+    )
+    folds = json.loads(
+        (place / "root" / "nnunet" / "nnUNet_preprocessed" / FOLDER / "splits_final.json").read_text()
+    )
+    assert folds[0] == {"train": sorted(tiny_raw.cases), "val": sorted(tiny_raw.cases)}

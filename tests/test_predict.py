@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from grey_scans import BLOCKS, cases_of, grey_task, write_scans
 from scans import ORDERS, affine_of, load, paint, save, volume
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import (
-    InferenceOptions,
     modality_warning,
     predict_case,
     predict_folder,
     raise_for_refused,
 )
-from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import LockError, PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
 from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.source import FileSource
-
-BLOCKS = {1: np.s_[2:6, 6:18, 8:22], 2: np.s_[2:10, 24:36, 12:30]}
-
-
-def grey_task(image: np.ndarray, labels: np.ndarray, **changes: Any) -> tuple[GreyModel, TaskEmbedding]:
-    """The grey model and a task, both set to the z-scores that this image's blocks will have."""
-    scores = normalise(image, Normalisation.for_modality("MR"))
-    means = [float(scores[labels == value].mean()) for value in sorted(set(labels.ravel().tolist()) - {0})]
-    width = 0.5 * min(
-        abs(a - b) for a in [*means, float(scores[labels == 0].mean())] for b in means if a != b
-    )
-    return GreyModel(width), make_task(means, **changes)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -155,19 +140,7 @@ def test_another_modality_is_said_aloud(modality: Any, minimum: float, offset: f
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three good scans of different grids, b of them obliquely permuted, and two bad files."""
-    image, _ = paint((12, 40, 34), BLOCKS)
-    save(tmp_path / "in" / "a.nii.gz", image, affine_of("RAS", (3.0, 1.0, 1.0)))
-    save(tmp_path / "in" / "b.nii.gz", image, affine_of("PSR", (1.0, 1.0, 1.0), degrees=14.0))
-    save(tmp_path / "in" / "e.nii", image.astype(np.int16), affine_of("LPS", (3.0, 1.0, 1.0)))
-    content = (tmp_path / "in" / "a.nii.gz").read_bytes()
-    (tmp_path / "in" / "c.nii.gz").write_bytes(content[: len(content) // 2])
-    return tmp_path
-
-
-def cases_of(folder: Path) -> list[InputCase]:
-    paths = [folder / "in" / name for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz", "e.nii")]
-    return [InputCase(path.name.split(".")[0], FileSource(path)) for path in paths]
+    return write_scans(tmp_path)
 
 
 def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
@@ -193,7 +166,16 @@ def test_a_folder_is_finished_in_spite_of_bad_cases(folder: Path) -> None:
             assert result[code] == source.header[code], code
     assert json.loads((folder / "out" / "classes.json").read_text(encoding="utf-8")) == {"ball": 1, "doll": 9}
     names = sorted(path.name for path in (folder / "out").iterdir())
-    assert names == ["a.nii.gz", "b.nii.gz", "classes.json", "e.nii.gz", "predict.json", "predict.log"]
+    assert names == [
+        "a.nii.gz",
+        "b.nii.gz",
+        "classes.json",
+        "e.nii.gz",
+        "predict.json",
+        "predict.log",
+        "scans.json",
+        "volumes.csv",
+    ]
     log = (folder / "out" / "predict.log").read_text(encoding="utf-8")
     assert "a: done (" in log and "c: refused: " in log
     with pytest.raises(PredictionError, match=r"2 of 5 cases could not be segmented \(c, d\): predict.log"):
@@ -217,25 +199,6 @@ def test_existing_results_are_skipped_unless_overwritten(folder: Path) -> None:
     verdicts = predict_folder(loaded_with(model), task, cases, folder / "out", overwrite=True, progress=False)
     assert [v.status for v in verdicts] == ["done", "done"]
     assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns > before
-
-
-def test_the_record_says_by_which_precisions_masks_were_made(folder: Path) -> None:
-    image, labels = paint((12, 40, 34), BLOCKS)
-    model, task = grey_task(image, labels)
-    cases = [case for case in cases_of(folder) if case.id in "ab"]
-
-    def predict(chosen: list[InputCase], autocast: bool, overwrite: bool = False) -> list[str]:
-        options = InferenceOptions(autocast=autocast)
-        out = folder / "out"
-        predict_folder(loaded_with(model), task, chosen, out, options, overwrite=overwrite, progress=False)
-        return json.loads((out / "predict.json").read_text(encoding="utf-8"))["precisions"]
-
-    assert predict(cases[:1], False) == ["fp32"]
-    assert predict(cases[:1], True) == ["fp32"], "there was nothing to make"
-    assert predict(cases, True) == ["bf16", "fp32"], "the second case only"
-    assert predict(cases[:1], True, overwrite=True) == ["bf16", "fp32"], "the second is still there"
-    shutil.rmtree(folder / "out")
-    assert predict(cases, True) == ["bf16"]
 
 
 def test_a_scan_without_a_place_is_segmented_and_doubted(folder: Path) -> None:
@@ -267,80 +230,6 @@ def test_one_run_at_a_time_writes_into_a_folder(folder: Path) -> None:
     assert not (folder / "out").exists()
     predict_folder(loaded_with(model), task, cases_of(folder)[:1], folder / "out", progress=False)
     assert (folder / "out" / "a.nii.gz").is_file() and not (folder / "out" / ".lock").exists()
-
-
-def test_results_of_two_tasks_or_settings_are_not_mixed(folder: Path) -> None:
-    image, labels = paint((12, 40, 34), BLOCKS)
-    model, task = grey_task(image, labels)
-    cases = [case for case in cases_of(folder) if case.id in "ab"]
-    predict_folder(loaded_with(model), task, cases[:1], folder / "out", progress=False)
-    other = grey_task(image, labels, class_values=(2, 1))[1]
-    with pytest.raises(
-        PredictionError, match=r"those in .*out were made otherwise .*: give another -o, or --overwrite"
-    ):
-        predict_folder(loaded_with(model), other, cases, folder / "out", progress=False)
-    uniform = InferenceOptions(weighting="uniform")
-    with pytest.raises(PredictionError, match="were made otherwise"):
-        predict_folder(loaded_with(model), task, cases, folder / "out", uniform, progress=False)
-    # what only changes the speed may change
-    predict_folder(
-        loaded_with(model), task, cases, folder / "out", InferenceOptions(batch_size=2), progress=False
-    )
-    verdicts = predict_folder(
-        loaded_with(model), other, cases, folder / "out", overwrite=True, progress=False
-    )
-    assert [v.status for v in verdicts] == ["done", "done"]
-    assert set(np.unique(load(folder / "out" / "a.nii.gz")[0])) == {0, 1, 2}
-
-
-def test_results_of_another_task_make_way_before_the_first_is_made_anew(
-    folder: Path, monkeypatch: Any
-) -> None:
-    image, labels = paint((12, 40, 34), BLOCKS)
-    model, task = grey_task(image, labels)
-    other = grey_task(image, labels, names=("ball", "doll"))[1]
-    a, b = (case for case in cases_of(folder) if case.id in "ab")
-    out, masks = folder / "out", Outputs(per_class=True)
-    predict_folder(loaded_with(model), task, [a, b], out, outputs=masks, progress=False)
-    (out / "confidence.csv").write_text("of the first task")
-    with pytest.raises(
-        PredictionError,
-        match=r"--overwrite replaces .* given, and those of others in .*out \(b\) were made otherwise .*: give another",
-    ):
-        predict_folder(loaded_with(model), other, [a], out, overwrite=True, progress=False)
-    assert (out / "a.nii.gz").is_file(), "refused before anything is lost"
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("iris_pipeline.predict.segment_scan", stop)
-        predict_folder(loaded_with(model), other, [a, b], out, overwrite=True, progress=False)
-    assert not (out / "confidence.csv").exists()
-    verdicts = predict_folder(loaded_with(model), other, [a, b], out, outputs=masks, progress=False)
-    assert [v.status for v in verdicts] == ["done", "done"], "the first task's masks are not the second's"
-    for case in "ab":
-        names = sorted(path.name for path in (out / "per_class" / case).iterdir())
-        assert names == ["ball.nii.gz", "doll.nii.gz"]
-
-
-def test_a_file_that_happens_to_lie_there_is_no_result(folder: Path) -> None:
-    image, labels = paint((12, 40, 34), BLOCKS)
-    model, task = grey_task(image, labels)
-    cases, out = [case for case in cases_of(folder) if case.id in "ab"], folder / "out"
-    save(out / "a.nii.gz", image, np.eye(4))
-    with pytest.raises(
-        PredictionError, match=r"those in .*out have no predict\.json that says how: give another -o"
-    ):
-        predict_folder(loaded_with(model), task, cases, out, progress=False)
-    assert np.array_equal(load(out / "a.nii.gz")[0], image) and not (out / "predict.json").exists()
-    assert [
-        v.status for v in predict_folder(loaded_with(model), task, cases, out, overwrite=True, progress=False)
-    ] == [
-        "done",
-        "done",
-    ]
-    assert np.array_equal(load(out / "a.nii.gz")[0], labels)
 
 
 def test_results_never_land_among_the_inputs(folder: Path) -> None:

@@ -116,6 +116,7 @@ def test_a_changed_or_removed_case_leaves_nothing_old(tiny_raw: TinyRaw, tmp_pat
     before = bytes_of(tmp_path / "out" / "tiny")
     for folder in ("imagesTr", "labelsTr"):
         (raw / "tiny" / folder / "s4_a.nii.gz").unlink()
+    (tmp_path / "out" / "tiny" / "cases" / "@eaDir").mkdir()  # as network disks make it: not ours to remove
     labels = nib.load(raw / "tiny" / "labelsTr" / "s1_a.nii.gz")
     array = np.asarray(labels.dataobj)
     nib.save(nib.Nifti1Image(array * (array != 5), labels.affine), raw / "tiny" / "labelsTr" / "s1_a.nii.gz")

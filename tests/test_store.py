@@ -13,6 +13,7 @@ from conftest import TinyRaw
 
 from preprocessing.case import preprocess_case
 from preprocessing.errors import StoreError
+from preprocessing.findings import image_hash
 from preprocessing.store import (
     Store,
     describe_labels,
@@ -172,3 +173,30 @@ def test_stores_are_opened_by_name(tiny_store: Store, tmp_path: Path) -> None:
         open_stores(root, ["tinny"])
     with pytest.raises(StoreError, match="holds no finished store: run iris_plan_and_preprocess"):
         open_stores(tmp_path)
+
+
+def test_a_store_tells_what_its_cases_were_made_from(
+    tiny_store: Store, tiny_raw: TinyRaw, tmp_path: Path
+) -> None:
+    scan = read_volume(tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz")
+    assert tiny_store.content("s2_b") == image_hash(scan) and tiny_store.content("nobody") == ""
+    assert tiny_store.source("s2_b") not in ("", tiny_store.source("s2_a"))
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_store.folder, folder)
+    kept = (folder / "fingerprint.json").read_text(encoding="utf-8")
+    record = json.loads(record_path(folder, "s2_b").read_text(encoding="utf-8"))
+    assert Store.open(folder).source("s2_b") == record["source_digest"] == tiny_store.source("s2_b")
+    others = json.loads(kept)
+    for case in others["cases"]:
+        case["digest"] = "0" * 16 if case["id"] == "s2_b" else case["digest"]
+    # measured anew since, so that it may tell of another scan than the stored one; of another version; gone
+    for text in (json.dumps(others), kept.replace('"schema_version": 2', '"schema_version": 1'), None):
+        if text is None:
+            (folder / "fingerprint.json").unlink()
+        else:
+            (folder / "fingerprint.json").write_text(text, encoding="utf-8")
+        store = Store.open(folder)
+        assert store.content("s2_b") == ""
+        assert (store.content("s2_a") != "") == (text == json.dumps(others))
+    record_path(folder, "s2_b").unlink()
+    assert Store.open(folder).source("s2_b") == ""

@@ -20,6 +20,7 @@ from preprocessing.volume import (
     read_labels,
     read_raw,
     read_volume,
+    stem_of,
 )
 
 # Reading
@@ -278,6 +279,15 @@ def test_corner_shift_by_hand() -> None:
 def test_names(name: str, case: str, is_image: bool) -> None:
     assert case_id_of(Path("some/folder") / name) == case
     assert is_image_path(Path("some/folder") / name) is is_image
+
+
+def test_a_case_may_be_numbered_0000() -> None:
+    """nnU-Net's channel suffix looks the same: what a file is paired with tells."""
+    labels = [stem_of(Path(name)) for name in ("case_0000.nii.gz", "case_0001.nii.gz")]
+    assert labels == ["case_0000", "case_0001"]
+    assert [case_id_of(Path(f"{name}_0000.nii.gz"), labels) for name in labels] == labels
+    assert [case_id_of(Path(f"{name}.nii.gz"), labels) for name in labels] == labels
+    assert case_id_of(Path("case_0000.nii.gz"), ["case"]) == "case"
 
 
 def test_the_legend_of_the_module_is_true() -> None:

@@ -91,6 +91,22 @@ def test_an_oblique_series_agrees_with_nifti(tmp_path: Path, order: str) -> None
     assert np.array_equal(read_labels(tmp_path / "series").array, array)
 
 
+@pytest.mark.parametrize("slopes", [(1, 0.37, 0.5), (0.002, 1, 1), (1, 20, 20)])
+def test_each_slice_has_a_slope_of_its_own(tmp_path: Path, slopes: tuple[float, ...]) -> None:
+    """As in PET: the first slice's type (whole numbers for a slope of 1) must not be that of all."""
+    stored = np.random.default_rng(0).integers(0, 3000, (3, 5, 6)).astype(np.int16)
+    files = write_dicom(tmp_path / "series", itk_image(stored, AXIAL))
+    for path, slope, array in zip(files, slopes, stored, strict=True):
+        part = pydicom.dcmread(path)
+        part.RescaleSlope, part.RescaleIntercept = str(slope), "0"
+        part.PixelData = array.tobytes()
+        part.save_as(path)
+    expected = np.stack(
+        [slope * array.astype(np.float64) for slope, array in zip(slopes, stored, strict=True)]
+    )
+    np.testing.assert_allclose(read_volume(tmp_path / "series").array, expected, rtol=1e-6)
+
+
 def test_a_tilted_gantry_is_a_sheared_affine(tmp_path: Path) -> None:
     write_dicom(tmp_path / "series", itk_image(numbers(4, 5, 6), AXIAL), tilt_mm=0.7)
     expected = AXIAL.copy()

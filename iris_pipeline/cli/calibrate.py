@@ -12,6 +12,7 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
 from preprocessing.adapters import find_cases
 from preprocessing.errors import CheckpointError, TaskError
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 
@@ -25,7 +26,9 @@ def calibrate_main(argv: list[str] | None = None) -> int:
         description="Fit what iris_predict --confidence says to the validation cases of a run; kept with the model.",
     )
     add_model_options(parser)
-    parser.add_argument("-d", nargs="+", metavar="NAME", help="datasets (default: all that the model knows)")
+    parser.add_argument(
+        "-d", type=stored_name, nargs="+", metavar="NAME", help="datasets (default: all that the model knows)"
+    )
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
     parser.add_argument(
         "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all three"

@@ -31,6 +31,7 @@ from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
+from preprocessing.nnunet import stored_name
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
@@ -51,7 +52,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-g", metavar="TRUTH", help="folder of label maps (default: the raw labels of the dataset)"
     )
-    parser.add_argument("-d", metavar="NAME", help="the dataset (default: what PRED says)")
+    parser.add_argument("-d", type=stored_name, metavar="NAME", help="the dataset (default: what PRED says)")
     parser.add_argument(
         "--split", metavar="SPLIT", help="only the cases of this split (default: what PRED says)"
     )

@@ -14,6 +14,7 @@ from iris_pipeline.cli._models import find_run
 from iris_pipeline.judging import store_at_hand
 from iris_pipeline.nnunet_export import export_dataset
 from preprocessing.adapters import find_cases
+from preprocessing.nnunet import stored_name
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
@@ -26,7 +27,9 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
         prog="iris_export_nnunet",
         description="Write a preprocessed dataset's raw cases and its split as an nnU-Net (v2) dataset.",
     )
-    parser.add_argument("-d", required=True, metavar="NAME", help="a dataset with a finished store")
+    parser.add_argument(
+        "-d", type=stored_name, required=True, metavar="NAME", help="a dataset with a finished store"
+    )
     parser.add_argument(
         "-o",
         metavar="OUT",
@@ -114,6 +117,16 @@ def _export_command(arguments: argparse.Namespace) -> int:
         f"{done.written} written, {done.skipped} there already."
     )
     print("Labels: " + ", ".join(f"{value} {name}" for name, value in done.values.items()))
+    if done.unvalidated and not arguments.references:
+        print(
+            f"Note: no validation case in fold {', '.join(map(str, done.unvalidated))}: since nnU-Net needs some, its "
+            "training cases validate it, and its validation score says nothing."
+        )
+    if store.manifest.spec.partly_labelled:
+        print(
+            f"Note: {store.manifest.dataset} is partly labelled: a class that a case lacks is unknown there, but "
+            "nnU-Net will learn it as background."
+        )
     folds = "" if arguments.references else "; folds 1 to 5: our folds 0 to 4"
     if arguments.references:
         tests, count = " ".join(done.split["test"]), len(done.split["train"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from iris_pipeline import judging
 from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
+from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings, wishes_of
 from iris_pipeline.cli._models import (
     GivenReferences,
     add_device_options,
@@ -25,45 +25,30 @@ from iris_pipeline.cli._models import (
     summary,
     tell_better,
     tell_task,
-    tuning_settings,
 )
-from iris_pipeline.cli._outputs import add_output_options, judge_of, outputs_of, tell_judgements
-from iris_pipeline.cli._showing import check_showing, showing_of
-from iris_pipeline.cli._splits import experiment_name, raw_cases, stored_raw_cases
+from iris_pipeline.cli._outputs import add_output_options, judge_of, tell_judgements
+from iris_pipeline.cli._showing import check_showing
+from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.kept_showings import kept_showings
-from iris_pipeline.kept_task import keep_task, kept_task, request_name
+from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
+from iris_pipeline.made_from import check_out
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict import (
     InferenceOptions,
-    Judge,
     Verdict,
-    check_out,
     digest,
     predict_cases,
     predict_folder,
     raise_for_refused,
 )
-from iris_pipeline.predict_split import (
-    DEFAULT_REFERENCES,
-    Experiment,
-    check_plan,
-    note_references,
-    predict_split,
-    stored_tasks,
-)
-from iris_pipeline.query_tasks import (
-    ONE_TASK,
-    STRATEGIES,
-    default_strategy,
-    encode_files,
-    file_tasks,
-)
+from iris_pipeline.predict_split import predict_split
+from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
-from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
@@ -94,9 +79,7 @@ def predict_main(argv: list[str] | None = None) -> int:
         "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
     )
     how.add_argument("-r", nargs="+", metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL")
-    how.add_argument(
-        "-d", metavar="DATASET", help="a dataset (default: the one the model knows, if it is one)"
-    )
+    how.add_argument("-d", type=stored_name, metavar="DATASET", help="default: the only one the model knows")
     parser.add_argument(
         "--strategy",
         choices=STRATEGIES,
@@ -188,7 +171,7 @@ def _predict_inputs(
             for task in tasks:
                 print(f"Task: {summary(task)}.")
             judge = judge_of(arguments, loaded, folder, options)
-            return predict_folder(loaded, tasks, inputs, out, options, **_wishes(arguments, judge)), None
+            return predict_folder(loaded, tasks, inputs, out, options, **wishes_of(arguments, judge)), None
         given = given_references(arguments)
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
@@ -207,13 +190,8 @@ def _predict_inputs(
             ),
             volumes=lambda calibration: judging.known_volumes(calibration.volumes_ml.get(dataset, {})),
         )
-        return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge)), None
-    return _predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
-
-
-def _wishes(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
-    """What is to be written, for `predict_cases` and its like."""
-    return {"outputs": outputs_of(arguments), "judge": judge, "overwrite": arguments.overwrite}
+        return predict_folder(loaded, task, inputs, out, options, **wishes_of(arguments, judge)), None
+    return predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
 
 
 def _predict_from_files(
@@ -244,20 +222,20 @@ def _predict_from_files(
         tell_task(task, arguments, files.classes)
         if known is not None:
             print(f"It was made before: {path}; --overwrite makes it anew.")
-            return predict_folder(loaded, task, inputs, out, options, **_wishes(arguments, judge))
+            return predict_folder(loaded, task, inputs, out, options, **wishes_of(arguments, judge))
         tell_better(strategy, files)
 
         def keep() -> None:
             keep_task(path, task)
             print(f"Kept for further scans, also for -t: {path}.")
 
-        return predict_folder(loaded, task, inputs, out, options, begun=keep, **_wishes(arguments, judge))
+        return predict_folder(loaded, task, inputs, out, options, begun=keep, **wishes_of(arguments, judge))
     task_of, pool = file_tasks(
         strategy,
         loaded,
         files,
         options,
-        retrieval=_retrieval_settings(arguments),
+        retrieval=retrieval_settings(arguments),
         progress=True,
         **asked,
     )
@@ -271,75 +249,16 @@ def _predict_from_files(
         classes=files.classes,
         made_from={
             "strategy": strategy,
-            "references": [digest(reference.task) for reference in pool],
-            "settings": asdict(_retrieval_settings(arguments)),
+            "references": references_digest(files),
+            "encoding": {"count": asked["count"], "seed": asked["seed"], "modality": asked["modality"]}
+            | asdict(asked["showing"]),
+            "settings": asdict(retrieval_settings(arguments)),
         },
+        # Of before: by floats, which another precision makes others.
+        formerly={"references": [digest(reference.task) for reference in pool]},
         remarks={"references": [reference.id for reference in pool]},
-        **_wishes(arguments, judge),
+        **wishes_of(arguments, judge),
     )
-
-
-def _predict_from_store(
-    arguments: argparse.Namespace,
-    root: Root,
-    loaded: LoadedModel,
-    folder: Path,
-    dataset: str,
-    inputs: list[InputCase],
-    out: Path,
-    options: InferenceOptions,
-) -> list[Verdict]:
-    """-d with a strategy that draws references from the store's train part."""
-    store = open_stores(root.preprocessed, [dataset])[dataset]
-    check_plan(loaded, store)
-    ids = judging.other_people(store, judging.train_ids(loaded, store), {case.id for case in inputs})
-    if not ids:
-        raise TaskError(
-            f"Dataset {dataset} has no train case to be a reference ({store.manifest.role}): give references "
-            "with -r."
-        )
-    experiment = _experiment(arguments, arguments.strategy)
-    count = min(experiment.count, len(ids))
-    print(
-        f"Task: {experiment.strategy} from {count} reference{'s' * (count != 1)} among the {len(ids)} train cases "
-        f"of {dataset}."
-    )
-    raw = {case.id: case for case in stored_raw_cases(root, store)}
-    judge = judge_of(
-        arguments,
-        loaded,
-        folder,
-        options,
-        witnesses=lambda: judging.stored_witnesses(
-            loaded, store, ids, options, experiment.count, experiment.seed
-        ),
-        volumes=lambda _: judging.known_volumes(judging.stored_volumes(store, ids)),
-    )
-    return predict_cases(
-        loaded,
-        stored_tasks(loaded, store, ids, experiment, options, raw, note_references(out)),
-        inputs,
-        out,
-        options,
-        classes=store.manifest.classes,
-        made_from={"dataset": dataset, "from": ids} | experiment.describe(),
-        **_wishes(arguments, judge),
-    )
-
-
-def _experiment(arguments: argparse.Namespace, strategy: str) -> Experiment:
-    return Experiment(
-        strategy,
-        arguments.references or DEFAULT_REFERENCES,
-        arguments.seed or 0,
-        _retrieval_settings(arguments),
-        tuning_settings(arguments),
-        showing_of(arguments),
-    )
-
-
-def _retrieval_settings(arguments: argparse.Namespace) -> RetrievalSettings:
-    return RetrievalSettings(**({} if arguments.top is None else {"top": arguments.top}))
 
 
 def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:
@@ -360,7 +279,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     loaded, folder = load_run(arguments, root, options.device, options.autocast)
     dataset = _dataset(arguments, loaded)
     store = open_stores(root.preprocessed, [dataset])[dataset]
-    experiment = _experiment(arguments, arguments.strategy or "bank")
+    experiment = experiment_of(arguments, arguments.strategy or "bank")
     check_showing(experiment.showing, [store], [experiment.strategy])
     cases, part = raw_cases(root, store), arguments.part or "test"
     numbered = arguments.references is not None or arguments.seed is not None
@@ -391,7 +310,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         out=out,
         options=options,
         cache=EmbeddingCache(showings=kept_showings(results, arguments.overwrite)),
-        **_wishes(arguments, judge),
+        **wishes_of(arguments, judge),
     )
     if arguments.confidence:
         tell_judgements(out)

@@ -15,6 +15,7 @@ from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.tables import EVALUATION
 from preprocessing.errors import EvaluationError
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 
 ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
@@ -49,7 +50,7 @@ def report_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--picture", metavar="FILE", help="instead of a page: one case of -d as a picture (.png, .pdf)"
     )
-    parser.add_argument("-d", metavar="DATASET", help="of --picture")
+    parser.add_argument("-d", type=stored_name, metavar="DATASET", help="of --picture")
     parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
     parser.add_argument("--root", help=ROOT_HELP)
     parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")

@@ -26,6 +26,7 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
 from preprocessing.errors import IrisError, PredictionError
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-d",
+        type=stored_name,
         nargs="+",
         metavar="NAME",
         help="datasets of the store (default: all of them, held-out ones too)",

@@ -18,6 +18,7 @@ from iris_pipeline.train import train
 from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.lock import only_run_in
+from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -29,7 +30,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="iris_train", description=__doc__)
     parser.add_argument("fold", choices=["paper", "all", "0", "1", "2", "3", "4"], help="which split trains")
     parser.add_argument(
-        "-d", "--datasets", nargs="+", metavar="NAME", help="default: every upstream store there is"
+        "-d",
+        "--datasets",
+        type=stored_name,
+        nargs="+",
+        metavar="NAME",
+        help="default: every upstream store there is",
     )
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from iris_pipeline.view import find_predictions, make_gallery
 from iris_pipeline.view_server import address_of, make_server, write_page
+from preprocessing.nnunet import stored_name
 from preprocessing.options import ending
 from preprocessing.paths import Root
 
@@ -15,7 +16,9 @@ def view_main(argv: list[str] | None = None) -> int:
     """`iris_view OUT`: serves the viewer until Ctrl-C, or writes a page; returns the exit status."""
     parser = argparse.ArgumentParser(prog="iris_view", description=__doc__.partition(": ")[2])
     parser.add_argument("out", metavar="OUT", help="a folder of iris_predict, or a run under results/")
-    parser.add_argument("-d", metavar="DATASET", help="of a run; else the one the predictions are of")
+    parser.add_argument(
+        "-d", type=stored_name, metavar="DATASET", help="of a run; else the one the predictions are of"
+    )
     parser.add_argument("--strategy", metavar="NAME", help="of a run: one-shot, bank, ...")
     parser.add_argument("-i", metavar="IN", help="the scans (default: the raw files of the dataset)")
     parser.add_argument("-g", metavar="TRUTH", help="label maps (default: the raw files of the dataset)")

@@ -9,9 +9,11 @@ from preprocessing.mending import (
     DoubtfulSpacing,
     NearestRotation,
     OnGridOf,
+    PlacedAs,
     SidesByPlace,
     ValuesMapped,
     WithSpacing,
+    by_segment_names,
 )
 from preprocessing.source import Source, Unreadable
 from preprocessing.spec import DatasetSpec
@@ -41,8 +43,12 @@ def _labels(source: Source, image: Source, spec: DatasetSpec) -> Source:
     quirks = spec.quirks
     if quirks.values or quirks.ignored_values:
         source = ValuesMapped(source, tuple(sorted(quirks.values.items())), quirks.ignored_values)
+    else:  # values that the specification speaks of are those in the files
+        source = by_segment_names(source, spec.classes)
     if quirks.label_grid == "resample":
         source = OnGridOf(source, image)
+    elif quirks.label_grid == "image":
+        source = PlacedAs(source, image)
     if quirks.sides_between is not None:
         (left,), (right,) = spec.sides["left"], spec.sides["right"]
         names = (left, right, quirks.sides_between)
