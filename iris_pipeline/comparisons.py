@@ -150,7 +150,8 @@ def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once, as one of them has it.
     """
-    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
+    # As whole numbers: seven digits and more would become one in a shorter form.
+    draws = rows["draw"].map("{:.0f}".format).where(rows["draw"].notna(), rows["strategy"])
     once = ~rows.assign(one=draws).duplicated(["run", "dataset", "split", "one", "case", "class"])
     return {str(name): part for name, part in rows[once].groupby(draws[once])}
 
