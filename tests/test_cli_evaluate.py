@@ -97,6 +97,16 @@ def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.Captur
     assert "run 'night' has none for dataset 'mars'" in capsys.readouterr().err
 
 
+def test_a_picture_of_a_validation_case_is_called_no_test_case(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.predict("noon", "bank_validation", place.store.manifest.splits["paper"]["validation"], "validation")
+    for run, says in (("night", "scans, test case "), ("noon", "scans, case ")):
+        assert evaluate_main(["-p", run]) == 0
+        assert report_main([run, "--picture", str(place.folder / "one.png"), "-d", "tiny"]) == 0
+        assert says in capsys.readouterr().out
+
+
 def test_a_folder_named_as_the_run_does_not_hide_it(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
