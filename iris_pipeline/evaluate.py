@@ -304,9 +304,7 @@ def _score(job: _Job) -> _Scored:
             common = _common(job.truth_classes, job.classes)
             predicted = on_truth(job.prediction.read_labels(), truth_volume, job.classes, job.truth_classes)
             overlaps = label_overlaps(predicted, truth_volume.array, common)
-            measures = class_measures(
-                predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
-            )
+            measures = class_measures(predicted, truth_volume, overlaps, common, job.options)
     except IrisError as error:
         failure = str(error)
     if truth_volume is None:

@@ -167,9 +167,11 @@ def headline(rows: pd.DataFrame) -> list[tuple[str, str]]:
         (str(classes), "class" if classes == 1 else "classes"),
     ]
     several = ours["split"].nunique() > 1
-    for split, of_split in ours.groupby("split"):
+    for split in sorted(set(ours["split"])):
         where = f", {split}" if split and (several or tested.empty) else ""
-        told += [(figure, what + where) for figure, what in _mean_dice(of_split, datasets)]
+        told += [
+            (figure, what + where) for figure, what in _mean_dice(ours[ours["split"] == split], datasets)
+        ]
     return told
 
 

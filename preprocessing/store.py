@@ -204,11 +204,10 @@ def valid_record(folder: Path, case_id: str, plan: Plan, source_digest: str) -> 
     return record if same and whole and known_schema else None
 
 
-def describe_labels(labels: np.ndarray, spacing_mm: Triple, classes: dict[str, int]) -> dict[str, ClassEntry]:
+def describe_labels(labels: np.ndarray, voxel_ml: float, classes: dict[str, int]) -> dict[str, ClassEntry]:
     """Voxels, millilitres and bounding box of every class with a voxel in uint8 labels [D,H,W]."""
     counts = np.bincount(labels.ravel(), minlength=256)
     boxes = ndimage.find_objects(labels, max_label=max(classes.values()))
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
     described = {}
     for name, value in classes.items():
         found = boxes[value - 1]

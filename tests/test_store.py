@@ -83,7 +83,7 @@ def test_describe_labels_by_hand() -> None:
     labels = np.zeros((4, 5, 6), np.uint8)
     labels[1, 2:4, 3:6] = 7
     labels[3, 0, 0] = 7
-    described = describe_labels(labels, (3.0, 2.0, 1.0), {"a": 7, "b": 1})
+    described = describe_labels(labels, 0.006, {"a": 7, "b": 1})
     assert set(described) == {"a"}
     assert described["a"].voxels == 7
     assert described["a"].ml == pytest.approx(7 * 6 / 1000)
