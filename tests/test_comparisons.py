@@ -271,6 +271,17 @@ def test_a_comparison_names_rows_and_tests_them() -> None:
     assert list(table.frame["difference"]) == ["+0.300", "+0.100", "+0.200", "+0.500"]
     assert list(table.frame["subjects"]) == ["6", "6", "12", "6"]
     assert table.frame.iloc[0]["p"] == f"{2 / 2**6:.2g}"
+    # Four tests of 6, 6, 12 and 6 subjects that all differ one way: the least times 4, and no other below 3 * 2 / 2^6.
+    assert list(table.frame["p (Holm)"]) == [
+        "0.094",
+        "0.094",
+        f"{4 * float(table.frame.iloc[2]['p']):.2g}",
+        "0.094",
+    ]
+    assert table.notes[0].endswith("p (Holm): corrected by Holm's method for all tests of this table.")
+    assert "p (Holm)" not in comparison_table(frame, [["night/bank", "day"]]).frame, (
+        "one test needs no correction"
+    )
     assert set(find_row(frame, "day")["run"]) == {"day"}
     with pytest.raises(EvaluationError, match="'night' fits 2 of day/one-shot/paper/test, night/one-shot"):
         find_row(frame, "night")
