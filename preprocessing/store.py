@@ -115,6 +115,14 @@ class Store:
             why = f"it was refused: {refused}" if refused else f"it holds {len(self._entries)} others"
             raise StoreError(f"Store {self.manifest.dataset} has no case '{case_id}': {why}.") from None
 
+    def source_digest(self, case_id: str) -> str:
+        """Of the raw files that a stored case was made from, and of its classes; "" where its record is unreadable."""
+        try:
+            text = record_path(self.folder, case_id).read_text(encoding="utf-8")
+            return CaseRecord.model_validate_json(text).source_digest
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return ""
+
     def image(self, case_id: str, box: Box | None = None) -> np.ndarray:
         """float32 [D,H,W], or the part inside `box`; normalised grey values."""
         return self._read(image_path(self.folder, case_id), case_id, box).astype(np.float32)

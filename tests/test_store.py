@@ -115,6 +115,7 @@ def test_the_same_case_gives_the_same_bytes_and_the_record_notices_changes(
         same = [(tmp_path / folder / "cases" / name).read_bytes() for folder in ("a", "b")]
         assert same[0] == same[1]
     folder = tmp_path / "a"
+    assert Store(folder, tiny_store.manifest).source_digest("s1_a") == "digest"
     assert valid_record(folder, "s1_a", plan, "digest") is not None
     assert valid_record(folder, "s1_a", plan, "other raw file") is None
     assert (
@@ -127,6 +128,7 @@ def test_the_same_case_gives_the_same_bytes_and_the_record_notices_changes(
     assert valid_record(folder, "s1_a", plan, "digest") is None
     record_path(tmp_path / "b", "s1_a").write_text('{"schema', encoding="utf-8")
     assert valid_record(tmp_path / "b", "s1_a", plan, "digest") is None
+    assert Store(tmp_path / "b", tiny_store.manifest).source_digest("s1_a") == ""
 
 
 def test_an_unfinished_folder_is_no_store(tiny_store: Store, tmp_path: Path) -> None:
