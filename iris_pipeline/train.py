@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -239,7 +240,10 @@ def train(
         name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
     }
 
+    saved, whole = iteration, True  # the latest step on the disk; no step is half done
+
     def save() -> None:
+        nonlocal saved
         state = RunState(
             iteration, seconds, settings.seed, asdict(settings), best, trained, tuple(sorted(wide_met))
         )
@@ -253,6 +257,7 @@ def train(
             optimizer=optimizer,
             trained=model if mean else None,
         )
+        saved = iteration
 
     log_of_run = RunLog(folder, settings, list(stores), append=resume, network=model.config.to_dict())
     with log_of_run as log, StopAtStepEnd() as stop:
@@ -279,31 +284,43 @@ def train(
                 started = time.perf_counter()
                 rate = learning_rate(done, settings.learning_rate)
                 share = edge_share(settings.curriculum, done)
-                losses = []
+                losses, met = [], []
                 for _ in range(settings.groups):
                     episodes = next(groups)
                     with autocast(device, settings.precision):
                         result = group_forward(model, episodes, device, settings.both_ways, share)
                     (result.loss.total / settings.groups).backward()
                     losses.append(result.loss)
-                    update_bank(bank, episodes, result.tokens)
-                    wide_met.update(episode.dataset for episode in episodes if episode.wide)
+                    met.append((episodes, result.tokens))
+                whole = False  # until weights, their mean and the bank have all taken the step
                 norm = optimise(model, optimizer, rate, settings.clip_norm)
                 iteration += 1
                 if mean:
                     mean.update(model, iteration)
+                for episodes, tokens in met:
+                    update_bank(bank, episodes, tokens)
+                    wide_met.update(episode.dataset for episode in episodes if episode.wide)
                 seconds += time.perf_counter() - started
+                whole = True
                 log.step(iteration, losses, rate, norm, seconds)
                 stop.check()
-                if iteration % settings.validate_every == 0 and fixed:
-                    best = validate(used, fixed, device, settings.precision)
-                    log.validation(iteration, best)
+                if iteration % settings.validate_every == 0:
+                    if fixed:
+                        best = validate(used, fixed, device, settings.precision)
+                        log.validation(iteration, best)
                     save()
                 bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
                 bar.update(min(100.0, 100 * progress_of(settings, iteration, seconds)) - bar.n)
         except KeyboardInterrupt:
-            save()
-            log.say(f"Interrupted at iteration {iteration}; --resume goes on from here.")
+            if whole:
+                save()
+            log.say(f"Interrupted at iteration {iteration}; --resume goes on from iteration {saved}.")
+            raise
+        except Exception:
+            if whole and iteration > saved:
+                with suppress(Exception):  # the first error is the one to be told
+                    save()
+                    log.say(f"Saved at iteration {iteration}, before the error; --resume goes on from here.")
             raise
         finally:
             bar.close()
