@@ -27,7 +27,8 @@ from iris_pipeline.checkpoint import (
 )
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
+from iris_pipeline.episode_config import EpisodeConfig
+from iris_pipeline.episodes import EpisodeSampler, validation_episodes
 from iris_pipeline.groups import group_stream
 from iris_pipeline.interrupt import StopAtStepEnd
 from iris_pipeline.losses import LossParts, episode_loss

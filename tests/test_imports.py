@@ -79,6 +79,8 @@ ORDER = (
     "iris_pipeline.shapes",
     "iris_pipeline.episode",
     "iris_pipeline.made_episodes",
+    "iris_pipeline.episode_config",
+    "iris_pipeline.reference_crops",
     "iris_pipeline.episodes",
     "iris_pipeline.model.volume_ops",
     "iris_pipeline.model.blocks",
