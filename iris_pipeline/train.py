@@ -40,7 +40,7 @@ from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.precision import autocast, choose_precision
 from iris_pipeline.run_log import RunLog
 from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.train_settings import TrainSettings, network_options
 from iris_pipeline.trained_cases import cases_of_stores, join_cases
 from iris_pipeline.weight_mean import WeightMean
 from preprocessing.errors import CheckpointError, ModelError, StoreError
@@ -142,14 +142,30 @@ def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -
 
 
 def _run_to_start_from(run: Path, config: IrisConfig) -> LoadedModel:
-    """Another run; ModelError if its network is of another configuration."""
+    """Another run; ModelError names the options by which its network is another one."""
     loaded = load_model(run)
     if loaded.model.config != config:
+        own, here = network_options(loaded.model.config), network_options(config)
+        differ = [text for name, text in own.items() if text != here[name]]
         raise ModelError(
-            f"The run to start from, {run}, has another network than this one ({loaded.model.config} instead of "
-            f"{config}): give the same --size, --task-levels and --decoder-blocks."
+            f"The run to start from, {run}, has another network than this one; its own has {', '.join(differ)}: give "
+            "that, or leave these options out, and they are as its own."
         )
     return loaded
+
+
+def _check_stores(stores: Mapping[str, Store]) -> None:
+    """StoreError for a held-out dataset, and for two with the same people."""
+    held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
+    if held_out:
+        raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
+    for name, store in stores.items():
+        for other in store.manifest.spec.overlaps:
+            if other in stores:
+                raise StoreError(
+                    f"{name} and {other} show the same people under other names, so that one could train and test: "
+                    "train on one of them, by -d."
+                )
 
 
 def train(
@@ -166,19 +182,12 @@ def train(
     """Train one model over several stores; returns the checkpoint folder.
 
     start_from: a run whose weights (not its bank, not its optimiser) this one begins with; the cases it has learnt from
-    count as this one's. Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing
-    where it is; StoreError for a held-out dataset, and for two with the same people.
+    count as this one's. Where the run is resumed, it is only read if the checkpoint does not tell these.
+
+    Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError
+    for a held-out dataset, and for two with the same people.
     """
-    held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
-    if held_out:
-        raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
-    for name, store in stores.items():
-        for other in store.manifest.spec.overlaps:
-            if other in stores:
-                raise StoreError(
-                    f"{name} and {other} show the same people under other names, so that one could train and test: "
-                    "train on one of them, by -d."
-                )
+    _check_stores(stores)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
@@ -192,25 +201,25 @@ def train(
         raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
 
     config = settings.network()
-    start = None if start_from is None else _run_to_start_from(start_from, config)
+    before = load_model(checkpoint) if resume else None
+    # A run that goes on has its own weights, and tells what those it began with had learnt from.
+    needs_start = before is None or before.state.trained is None
+    start = None if start_from is None or not needs_start else _run_to_start_from(start_from, config)
     model = build_iris(config, seed=settings.seed) if start is None else start.model
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
     plans = {name: store.plan for name, store in stores.items()}
     learnt_before = cases_of_model(start) if start is not None else {}
     wide_met: set[str] = set()
-    if resume:
-        loaded = load_model(checkpoint)
-        if loaded.plans != plans:
+    if before is not None:
+        if before.plans != plans:
             raise CheckpointError(
-                f"{folder} was trained on {', '.join(loaded.plans)}, each with its plan of then, and the stores of "
+                f"{folder} was trained on {', '.join(before.plans)}, each with its plan of then, and the stores of "
                 f"{', '.join(plans)} are others: give the same -d, make the stores as they were, or start anew."
             )
-        model, bank = loaded.model, loaded.bank
-        iteration, seconds, best = loaded.state.iteration, loaded.state.seconds, loaded.state.validation
-        if loaded.state.trained is not None:
-            learnt_before = {}  # --start-from is in that record where it was given, and the weights are not its now
-        learnt_before = join_cases(cases_of_model(loaded), learnt_before)
+        model, bank = before.model, before.bank
+        iteration, seconds, best = before.state.iteration, before.state.seconds, before.state.validation
+        learnt_before = join_cases(cases_of_model(before), learnt_before)
     model.to(device).train()
     mean = WeightMean(model, settings.weight_momentum) if settings.weight_momentum else None
     used = mean.model if mean else model  # what validates, is saved, and predicts
@@ -231,8 +240,8 @@ def train(
         ),
         weights=dataset_weights(settings.weights, list(stores)),
     )
-    if resume:
-        known = loaded.state.wide_datasets
+    if before is not None:
+        known = before.state.wide_datasets
         wide_met.update(sampler.wide if known is None else known)
     # Of now and of then: a case that was added between two parts of a run has drawn its split anew.
     trained = join_cases(cases_of_stores(stores, settings.split), learnt_before)
