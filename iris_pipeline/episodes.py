@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,7 @@ from iris_pipeline.synthetic import (
     Draw,
     draw_cut,
     draw_tasks,
+    free_value,
     unite,
 )
 from preprocessing.errors import EpisodeError
@@ -124,7 +126,10 @@ class EpisodeSampler(Dataset[Episode]):
             ranges = ranges if config.augment else (NOT_AUGMENTED, NOT_AUGMENTED)
             count = int(made.integers(1, config.max_classes + 1))
             return made_group(index, pool, streams, ranges, config.reference_jitter, count, draw, wide)
-        cut = draw_cut(made, pool.classes[anchor], max(pool.classes.values()) + 1)
+        second = free_value(pool.classes.values())
+        cut = draw_cut(made, pool.classes[anchor], second or 0)
+        if second is None and draw.structure == "split":
+            draw = replace(draw, structure="")
         cut_anchor = (cut, anchor) if draw.structure == "split" else None
         drawn = []
         for stream in streams:
