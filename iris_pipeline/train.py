@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from iris_pipeline.checkpoint import (
@@ -49,10 +49,11 @@ from preprocessing.store import Store
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Loss of a group and the task tokens of its references, each level [B,K,m+1,C_l]."""
+    """Loss of a group, the task tokens of its references, each level [B,K,m+1,C_l], and which classes they show, [B,K]."""
 
     loss: LossParts
     tokens: TaskTokens
+    shown: Tensor
 
 
 def group_forward(
@@ -65,26 +66,34 @@ def group_forward(
     count = len(episodes)
     # One pass of the encoder over references and queries together: instance norm keeps samples apart.
     features = model.encode_image(torch.cat([references, queries]))
+    # A class that the other volume does not show says nothing: half of one that was cut, or what shrinking took.
+    shown = reference_masks.flatten(2).any(-1)
     if not both_ways:
         tokens = model.encode_task_from_features(tuple(f[:count] for f in features), reference_masks)
         logits = model.segment_from_features(tuple(f[count:] for f in features), tokens)
-        return GroupResult(episode_loss(logits, query_masks), tokens)
+        return GroupResult(episode_loss(logits, query_masks, shown), tokens, shown)
     masks = torch.cat([reference_masks, query_masks])
     tokens = model.encode_task_from_features(features, masks)
     swapped = tuple(torch.cat([t[count:], t[:count]]) for t in tokens)
     logits = model.segment_from_features(features, swapped)
-    shown = masks.flatten(2).any(-1)
-    valid = torch.cat([shown[count:], shown[:count]])  # a class the other volume does not show says nothing
-    return GroupResult(episode_loss(logits, masks, valid), tuple(t[:count] for t in tokens))
+    valid = torch.cat([query_masks.flatten(2).any(-1), shown])
+    return GroupResult(episode_loss(logits, masks, valid), tuple(t[:count] for t in tokens), shown)
 
 
-def update_bank(bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens) -> None:
-    """Every class of every reference moves its running mean; synthetic tasks are nobody's classes."""
+def update_bank(
+    bank: MemoryBank, episodes: list[Episode], tokens: TaskTokens, shown: Tensor | None = None
+) -> None:
+    """Every class that a reference shows moves its running mean; synthetic tasks are nobody's classes.
+
+    shown: [B,K], as of `GroupResult`; all by default.
+    """
     if any(episode.is_made for episode in episodes):
         return
     kept = tuple(t.detach().to("cpu", torch.float32) for t in tokens)
     for b, episode in enumerate(episodes):
         for k, name in enumerate(episode.class_names):
+            if shown is not None and not shown[b, k]:
+                continue
             bank.update(bank_key(episode.dataset, name, episode.wide), tuple(t[b, k] for t in kept))
 
 
@@ -301,14 +310,14 @@ def train(
                         result = group_forward(model, episodes, device, settings.both_ways, share)
                     (result.loss.total / settings.groups).backward()
                     losses.append(result.loss)
-                    met.append((episodes, result.tokens))
+                    met.append((episodes, result.tokens, result.shown))
                 whole = False  # until weights, their mean and the bank have all taken the step
                 norm = optimise(model, optimizer, rate, settings.clip_norm)
                 iteration += 1
                 if mean:
                     mean.update(model, iteration)
-                for episodes, tokens in met:
-                    update_bank(bank, episodes, tokens)
+                for episodes, tokens, shown in met:
+                    update_bank(bank, episodes, tokens, shown)
                     wide_met.update(episode.dataset for episode in episodes if episode.wide)
                 seconds += time.perf_counter() - started
                 whole = True
