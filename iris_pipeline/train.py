@@ -49,7 +49,7 @@ from preprocessing.store import Store
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Loss of a group, the task tokens of its references, each level [B,K,m+1,C_l], and which classes they show, [B,K]."""
+    """Loss of a group; of its references the task tokens, each level [B,K,m+1,C_l], and the classes shown, [B,K]."""
 
     loss: LossParts
     tokens: TaskTokens
@@ -197,6 +197,7 @@ def train(
     for a held-out dataset, and for two with the same people.
     """
     _check_stores(stores)
+    stores = dict(stores)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
@@ -217,15 +218,18 @@ def train(
     model = build_iris(config, seed=settings.seed) if start is None else start.model
     bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
     best: dict[str, float] = {}
-    plans = {name: store.plan for name, store in stores.items()}
     learnt_before = cases_of_model(start) if start is not None else {}
     wide_met: set[str] = set()
+    plans = {name: store.plan for name, store in stores.items()}
     if before is not None:
         if before.plans != plans:
             raise CheckpointError(
                 f"{folder} was trained on {', '.join(before.plans)}, each with its plan of then, and the stores of "
                 f"{', '.join(plans)} are others: give the same -d, make the stores as they were, or start anew."
             )
+        # Episodes are drawn by the datasets' places, so that another order would be another run.
+        stores = {name: stores[name] for name in before.plans}
+        plans = before.plans
         model, bank = before.model, before.bank
         iteration, seconds, best = before.state.iteration, before.state.seconds, before.state.validation
         learnt_before = join_cases(cases_of_model(before), learnt_before)
@@ -278,7 +282,13 @@ def train(
         )
         saved = iteration
 
-    log_of_run = RunLog(folder, settings, list(stores), append=resume, network=model.config.to_dict())
+    log_of_run = RunLog(
+        folder,
+        settings,
+        list(stores),
+        resumed_at=iteration if resume else None,
+        network=model.config.to_dict(),
+    )
     with log_of_run as log, StopAtStepEnd() as stop:
         log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
         log.say(f"Precision {precision.precision}: {precision.why}.")
@@ -326,8 +336,9 @@ def train(
                 if iteration % settings.validate_every == 0:
                     if fixed:
                         best = validate(used, fixed, device, settings.precision)
+                    save()  # before the row: of two the row is the one to be missing
+                    if fixed:
                         log.validation(iteration, best)
-                    save()
                 bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
                 bar.update(min(100.0, 100 * progress_of(settings, iteration, seconds)) - bar.n)
         except KeyboardInterrupt:
@@ -344,10 +355,11 @@ def train(
         finally:
             bar.close()
             groups.close()
-        if fixed:
-            save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
+        validated = log.validated == iteration  # by the last step, or by the part of the run before
+        save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
+        if fixed and not validated:
             best = validate(used, fixed, device, settings.precision)
+            save()
             log.validation(iteration, best)
-        save()
-        log.finish(iteration, seconds)
+        log.finish(iteration, seconds, best)
     return checkpoint
