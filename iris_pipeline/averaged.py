@@ -18,12 +18,16 @@ from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.trained_cases import join_cases
 from preprocessing.errors import CheckpointError
 
+COMMON_START = 0.5
+"""cosine of two networks' weights: about 0 for other starts, 0.99 after a night's training from one start"""
+
 
 def averaged(models: Sequence[LoadedModel]) -> LoadedModel:
     """The mean of models; one of them alone is itself.
 
     Its state counts the steps and the time of all, and says whose mean it is. CheckpointError if there is none, or if
-    they differ in network, datasets, plans or split, so that a mean would be nobody's.
+    they differ in network, datasets, plans or split, or did not start from the same weights, so that a mean would be
+    nobody's.
     """
     if not models:
         raise CheckpointError("A mean is of one model or more; got none.")
@@ -32,6 +36,7 @@ def averaged(models: Sequence[LoadedModel]) -> LoadedModel:
         return first
     for other in models[1:]:
         _check_alike(first, other)
+        _check_common_start(first, other)
     model = deepcopy(first.model)
     parts = [each.model.state_dict() for each in models]
     model.load_state_dict({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
@@ -75,6 +80,22 @@ def _check_alike(first: LoadedModel, other: LoadedModel) -> None:
             f"A mean is of runs of one network on the same data; {first.model_hash} and {other.model_hash} differ in "
             f"{', '.join(differ)}: leave one of them out."
         )
+
+
+def _check_common_start(first: LoadedModel, other: LoadedModel) -> None:
+    """The mean of networks that learned apart from the beginning is neither of them, and segments nothing."""
+    cosine = float(torch.cosine_similarity(_kernels(first), _kernels(other), dim=0))
+    if not cosine >= COMMON_START:
+        raise CheckpointError(
+            f"A mean is of runs that started from the same weights; those of {first.model_hash} and "
+            f"{other.model_hash} have a cosine of {cosine:.2f} (of one start it is near 1): leave one of them out, or "
+            "train both with the same --start-from."
+        )
+
+
+def _kernels(model: LoadedModel) -> torch.Tensor:
+    """Matrices and kernels in a row; biases and norms begin alike in every network and tell nothing."""
+    return torch.cat([each.detach().flatten() for each in model.model.parameters() if each.ndim > 1])
 
 
 def _classes(model: LoadedModel) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """Confidence calibrated on a run's validation cases: each segmented, its signs gathered, its true Dice measured.
 
 The rows are kept in the run's folder, one file a case and strategy, so that an interrupted calibration goes on where
-it stopped. Validation cases only: neither training nor test cases have a say.
+it stopped. Each tells by digests what it was made from, and is made anew where that has changed: the scan and label of
+the case, and the training cases that references are drawn from. Validation cases only: neither training nor test cases
+have a say.
 
 Of datasets it was trained on a model makes few bad masks, and so few tell nothing of how a bad one looks. So each case
 is also shown in poses and at scales that the model was not trained on, where it fails as it does on what is new, and is
@@ -13,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,16 @@ from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.showing import SEARCHED, Showing
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
+from preprocessing.files import text_digest
+from preprocessing.fingerprint import case_digest
 from preprocessing.orientation import UPRIGHT
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
 ROWS = "calibration"  # folder of the rows inside a run's folder
 SCHEMA_VERSION = 1
+CHANGED = "Rows made anew, as a scan or a label behind them has changed since"
+UNTOLD = "Rows of a former version, which tell nothing of their files, taken as they are (--overwrite: anew)"
 UNFAMILIAR = 3  # showings of each case, besides the one that the model was trained on
 UNFAMILIAR_SCALES = (0.65, 0.8, 1.25, 1.6)  # times the planned spacing
 
@@ -61,9 +68,12 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class _Job:
+    """made_from: what the row depends on -> its digest now, "" where that cannot be told."""
+
     data: CalibrationData
     case: str
     experiment: Experiment
+    made_from: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -103,9 +113,11 @@ def calibrate(
     unfamiliar: int = UNFAMILIAR,
     options: InferenceOptions | None = None,
     review_below: float = REVIEW_BELOW,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[Calibration, list[str]]:
-    """Fit the run's calibration; returned with a sentence for each case that could not be used.
+    """Fit the run's calibration; returned with a sentence for each case that could not be used, and on rows that were
+    there. overwrite: those are made anew.
 
     folder: the run's. The validation part of the split that the model was trained on is used, at most `most_cases`
     cases a dataset, as in training and in `unfamiliar` other ways (but from the bank, which knows no other). The
@@ -130,24 +142,27 @@ def calibrate(
             for showing in unfamiliar_showings(manifest.dataset, unfamiliar)
         ]
         usual = [replace(experiment, showing=SEARCHED) for experiment in experiments]
-        jobs += [_Job(data, case, experiment) for experiment in [*usual, *shown] for case in wanted]
+        jobs += _jobs(data, wanted, parts["train"], usual, shown)
     rows_folder = folder / ROWS / loaded.model_hash
     sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
     signs, truth, cases, subjects, familiar = [], [], [], [], []
+    kept = Counter[str]()
     for job in (bar := tqdm(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
         bar.set_postfix_str(job.case)
         dataset = job.data.store.manifest.dataset
         try:
-            row = _known_row(rows_folder / job.name)
+            row, why = (None, "") if overwrite else _known_row(rows_folder / job.name, job.made_from)
             if row is None:
                 key = (dataset, job.experiment)
                 if key not in sources:
                     sources[key] = _sources(loaded, job, split, options)
                 row = _row(loaded, job, *sources[key], volumes[dataset], options)
-                write_json(rows_folder / job.name, {"schema_version": SCHEMA_VERSION, "classes": row})
+                content = {"schema_version": SCHEMA_VERSION, "classes": row, "made_from": job.made_from}
+                write_json(rows_folder / job.name, content)
         except IrisError as error:
             notes.append(f"{dataset} {job.case} ({job.experiment.strategy}): {error}")
             continue
+        kept[why] += 1
         for values in row.values():
             # An empty mask is judged without numbers (0); where the truth does not tell, nothing can be learnt.
             if values["signs"] and values["dice"] is not None:
@@ -157,6 +172,7 @@ def calibrate(
                 # Equal ids in two datasets are one person or, now and then, two that are left out together.
                 subjects.append(job.data.store.entry(job.case).subject)
                 familiar.append(job.familiar)
+    notes += [f"{why}: {count}." for why, count in kept.items() if why]
     calibration = fit(
         signs,
         truth,
@@ -174,6 +190,37 @@ def calibrate(
         review_below=review_below,
     )
     return calibration, notes
+
+
+def _jobs(
+    data: CalibrationData,
+    wanted: Sequence[str],
+    train: Sequence[str],
+    usual: Sequence[Experiment],
+    shown: Sequence[Experiment],
+) -> list[_Job]:
+    """One for each case and experiment. References of `usual` come from the store, those of `shown` from raw files."""
+    ids = [*wanted, *(train if shown else [])]
+    bar = tqdm(ids, desc=f"Comparing files of {data.store.manifest.dataset}", leave=False)
+    digests = {case_id: _digest(data, case_id) for case_id in bar}
+    stored = [f"{case_id} {data.store.source_digest(case_id)}" for case_id in train]
+    raw = [f"{case_id} {digests[case_id]}" for case_id in train if digests.get(case_id)]
+    of_usual = text_digest(" ".join(stored))
+    of_shown = text_digest(" ".join([*stored, *raw])) if raw else ""
+    return [
+        _Job(data, case, experiment, {"case": digests[case], "references": references})
+        for experiments, references in ((usual, of_usual), (shown, of_shown))
+        for experiment in experiments
+        for case in wanted
+    ]
+
+
+def _digest(data: CalibrationData, case: str) -> str:
+    """Of a case's scan and label; "" where they are not at hand."""
+    try:
+        return case_digest(data.raw[case]) if case in data.raw else ""
+    except OSError:
+        return ""
 
 
 def _sources(
@@ -223,14 +270,22 @@ def _row(
     return row
 
 
-def _known_row(path: Path) -> dict[str, Any] | None:
-    """A row that was made before; PredictionError if it is damaged."""
+def _known_row(path: Path, made_from: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    """A row that was made before, None where there is none or it is not of these digests, and what to say of that.
+
+    What cannot be compared is taken as it is: a row of a former version, and one whose raw files are not at hand.
+    PredictionError if it is damaged.
+    """
     if not path.is_file():
-        return None
+        return None, ""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema_version"] == SCHEMA_VERSION:
-            return dict(content["classes"])
+            if "made_from" not in content:
+                return dict(content["classes"]), UNTOLD
+            then = dict(content["made_from"])
+            changed = any(then[what] != now for what, now in made_from.items() if now and then[what])
+            return (None, CHANGED) if changed else (dict(content["classes"]), "")
     except (ValueError, KeyError, TypeError):
         pass
     raise PredictionError(f"{path} is no row of a calibration that this version reads: take it away.")

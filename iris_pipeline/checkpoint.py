@@ -154,6 +154,17 @@ def save_checkpoint(
             old.unlink()
 
 
+def check_no_model_in(folder: Path) -> None:
+    """CheckpointError where a folder holds a model, its own or a run's: another one in it would hide that one."""
+    held = checkpoint_of(folder)
+    if held == folder:
+        raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
+    if held is not None:
+        raise CheckpointError(
+            f"{folder} is a run's folder, whose own model would be hidden: give another -o."
+        )
+
+
 def export_checkpoint(
     loaded: LoadedModel,
     folder: Path,
@@ -165,10 +176,9 @@ def export_checkpoint(
     Its hash is its own, since rounding changes the weights: tasks are encoded with the one or with the other.
     pieces, surroundings: of its datasets, for the bank; those that it tells itself stay.
 
-    Returns the hash. CheckpointError where `folder` holds a checkpoint already.
+    Returns the hash. CheckpointError where `folder` holds a checkpoint or a run already.
     """
-    if (folder / STATE_FILE).exists():
-        raise CheckpointError(f"{folder} holds a checkpoint already: give another -o, or remove it.")
+    check_no_model_in(folder)
     model = deepcopy(loaded.model).half().float()  # what load_model will find
     known = {name: dict(found) for name, found in (pieces or {}).items()} | (loaded.state.pieces or {})
     around = dict(surroundings or {}) | (loaded.state.surroundings or {})

@@ -1,6 +1,6 @@
 """All measures of every class of two label maps on one grid: overlap, surfaces, volume, lesions.
 
-Label maps are [D,H,W] = (z,y,x), as is `spacing_mm`. The empty-mask rule: a class that neither map has scores NaN
+Label maps are [D,H,W] = (z,y,x). The empty-mask rule: a class that neither map has scores NaN
 everywhere; one that only one of them has scores 0, and its distances are the diagonal of the image.
 """
 
@@ -14,8 +14,10 @@ from scipy import ndimage
 
 from iris_pipeline.lesions import count_lesions
 from iris_pipeline.metrics import Overlap
-from iris_pipeline.surfaces import Spacing, surface_scores
+from iris_pipeline.surfaces import surface_scores
+from preprocessing.geometry import voxel_ml
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec
+from preprocessing.volume import Volume
 
 MEASURES = (
     "iou",
@@ -51,36 +53,35 @@ class MeasureOptions:
 
 def class_measures(
     prediction: np.ndarray,
-    truth: np.ndarray,
+    truth: Volume,
     overlaps: Mapping[str, Overlap],
     classes: Mapping[str, int],
-    spacing_mm: Spacing,
     options: MeasureOptions,
 ) -> dict[str, dict[str, float]]:
     """Class -> {column of MEASURES: value}, for every class of `overlaps` (`metrics.label_overlaps`).
 
-    classes: name -> value, the same in both maps, which hold whole numbers.
+    prediction: [D,H,W] on the truth's grid. classes: name -> value, the same in both maps, which hold whole numbers.
     """
+    spacing_mm, ml = truth.spacing_mm, voxel_ml(truth.affine)
     diagonal_mm = float(np.linalg.norm(np.array(truth.shape) * np.array(spacing_mm)))
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
     highest = max((classes[name] for name in overlaps), default=0)
-    boxes = [ndimage.find_objects(array, max_label=highest) for array in (prediction, truth)]
+    boxes = [ndimage.find_objects(array, max_label=highest) for array in (prediction, truth.array)]
     found: dict[str, dict[str, float]] = {}
     for name, overlap in overlaps.items():
         value = classes[name]
         box = _union(boxes[0][value - 1], boxes[1][value - 1])
         tolerance = options.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM)
-        found[name] = {"tolerance_mm": tolerance, "truth_ml": overlap.truth * voxel_ml}
+        found[name] = {"tolerance_mm": tolerance, "truth_ml": overlap.truth * ml}
         if box is None:
             continue
-        marked, true = prediction[box] == value, truth[box] == value
+        marked, true = prediction[box] == value, truth.array[box] == value
         surfaces = surface_scores(marked, true, spacing_mm, tolerance, diagonal_mm)
         found[name] |= {
             "iou": overlap.iou,
             "nsd": surfaces.nsd,
             "hd95_mm": surfaces.hd95_mm,
             "assd_mm": surfaces.assd_mm,
-            "volume_error_ml": (overlap.predicted - overlap.truth) * voxel_ml,
+            "volume_error_ml": (overlap.predicted - overlap.truth) * ml,
         }
         if overlap.truth:
             found[name]["volume_error_percent"] = 100 * (overlap.predicted - overlap.truth) / overlap.truth

@@ -25,6 +25,7 @@ from iris_pipeline.uncertainty import (
     CI,
     PairedTest,
     bootstrap_mean,
+    holm,
     paired_test,
 )
 from preprocessing.errors import EvaluationError
@@ -89,8 +90,11 @@ def references_table(rows: pd.DataFrame) -> Table | None:
 
 
 def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Table:
-    """Pairs of rows, each named RUN or RUN/STRATEGY, tested subject by subject: a line a dataset and pair, then all."""
-    lines = []
+    """Pairs of rows, each named RUN or RUN/STRATEGY, tested subject by subject: a line a dataset and pair, then all.
+
+    Of several tests p stands there as it is, and corrected for their number.
+    """
+    lines, tests = [], []
     for first_name, second_name in pairs:
         first, second = find_row(rows, first_name), find_row(rows, second_name)
         names = sorted(set(first["dataset"]) & set(second["dataset"]))
@@ -102,6 +106,7 @@ def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Tabl
             )
         for scope in [*names, *(["all"] if len(names) > 1 else [])]:
             test = paired_test(first if scope == "all" else first[first["dataset"] == scope], second)
+            tests.append(test.p)
             lines.append(
                 {"first": first_name, "second": second_name, "dataset": scope}
                 | {"subjects": f"{test.difference.subjects}"}
@@ -113,7 +118,11 @@ def comparison_table(rows: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> Tabl
         f"difference: first minus second, with its {CI} by bootstrap over subjects; p: Wilcoxon signed-rank test over "
         "subjects, two-sided, not corrected for the number of lines."
     )
-    return Table("comparison", "Paired comparison, Dice", pd.DataFrame(lines), (note,))
+    frame = pd.DataFrame(lines)
+    if len(tests) > 1:
+        frame["p (Holm)"] = [p_text(p) for p in holm(tests)]
+        note += " p (Holm): corrected by Holm's method for all tests of this table."
+    return Table("comparison", "Paired comparison, Dice", frame, (note,))
 
 
 def difference_cells(test: PairedTest, column: str) -> dict[str, str]:
@@ -122,8 +131,13 @@ def difference_cells(test: PairedTest, column: str) -> dict[str, str]:
     return {
         column: "" if pd.isna(difference.mean) else f"{difference.mean:+.3f}",
         CI: interval_text(difference),
-        "p": "" if pd.isna(test.p) else f"{test.p:.2g}",
+        "p": p_text(test.p),
     }
+
+
+def p_text(p: float) -> str:
+    """Two digits; "" where nothing could be tested."""
+    return "" if pd.isna(p) else f"{p:.2g}"
 
 
 def find_row(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -150,7 +164,8 @@ def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     The same draw may lie in two folders ("tuning" and "tuning_k5_draw0"): it counts once, as one of them has it.
     """
-    draws = rows["draw"].map("{:g}".format).where(rows["draw"].notna(), rows["strategy"])
+    # As whole numbers: seven digits and more would become one in a shorter form.
+    draws = rows["draw"].map("{:.0f}".format).where(rows["draw"].notna(), rows["strategy"])
     once = ~rows.assign(one=draws).duplicated(["run", "dataset", "split", "one", "case", "class"])
     return {str(name): part for name, part in rows[once].groupby(draws[once])}
 

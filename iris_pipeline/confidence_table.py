@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from iris_pipeline.confidence import Agreement, agreement_of
+from iris_pipeline.confidence import Agreement, JudgedMask, agreement_of
 from iris_pipeline.table_format import Table
-from iris_pipeline.tables import EVALUATION
+from iris_pipeline.tables import EVALUATION, of_test_parts
 from preprocessing.errors import EvaluationError
 from preprocessing.files import load_json
 
 ENDING = "__confidence.json"
-Found = dict[tuple[str, str], Agreement]
-"""By dataset and strategy, with its number of references and its draw"""
+Found = dict[tuple[str, str], list[Agreement]]
+"""By dataset and draw; of one draw there are several where its masks lie in several folders"""
 
 
 def agreement_path(rows: Path) -> Path:
@@ -24,22 +24,28 @@ def agreement_path(rows: Path) -> Path:
 
 
 def confidence_table(
-    results: Path, runs: Sequence[str], trained: Mapping[str, Collection[str]] | None = None
+    results: Path,
+    runs: Sequence[str],
+    trained: Mapping[str, Collection[str]] | None = None,
+    rows: pd.DataFrame | None = None,
 ) -> Table | None:
     """A line a run, dataset and strategy whose masks were judged; None where none was. EvaluationError if damaged.
 
-    trained: the datasets that a run was trained on. Of the runs of which that is known, lines over all masks of several
-    datasets stand at the end: of those that were trained on, and of those that were not.
+    trained: the datasets that a run was trained on. rows: of the runs' evaluations. Where both tell, lines over all
+    masks of several datasets stand at the end: of those that were trained on, and of those that were not. Test parts
+    alone have a say there, as the numbers were fitted to validation cases.
     """
     lines, pools = [], dict[tuple[str, str, bool], Found]()
+    tested = _tested(rows)
     for path in sorted(path for run in runs for path in (results / run / EVALUATION).glob(f"*{ENDING}")):
         run = path.parents[1].name
         dataset, _, strategy = path.name.removesuffix(ENDING).partition("__")
         found = load_json(path, Agreement, EvaluationError, "make it again with iris_evaluate")
         lines.append(_line(run, dataset, strategy, found))
-        if trained is not None and run in trained:
-            known = dataset in trained[run]
-            pools.setdefault((run, strategy.partition("_")[0], known), {})[dataset, strategy] = found
+        if trained is not None and run in trained and (run, dataset, strategy) in tested:
+            base, draw = tested[run, dataset, strategy]
+            pool = pools.setdefault((run, base, dataset in trained[run]), {})
+            pool.setdefault((dataset, draw), []).append(found)
     if not lines:
         return None
     pooled = [_pooled(*key, found) for key, found in sorted(pools.items()) if _can_be_pooled(found)]
@@ -51,23 +57,39 @@ def confidence_table(
     ]
     if pooled:
         notes.append(
-            "all seen, all held out: the masks of the datasets above that the model was and was not trained on."
+            "all seen, all held out: the masks of the test parts of the datasets above that the model was and was not "
+            "trained on, those of one draw once."
         )
     return Table("confidence", "Confidence", pd.DataFrame([*lines, *pooled]), tuple(notes))
+
+
+def _tested(rows: pd.DataFrame | None) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """(run, dataset, folder's name) of masks of a test part -> strategy, and draw with its number of references."""
+    if rows is None:
+        return {}
+    found = {}
+    for row in of_test_parts(rows).drop_duplicates(["run", "dataset", "strategy"]).to_dict("records"):
+        drawn = pd.notna(row["draw"])
+        draw = f"k{row['references']:.0f} draw{row['draw']:.0f}" if drawn else str(row["strategy"])
+        found[str(row["run"]), str(row["dataset"]), str(row["strategy"])] = str(row["base"]), draw
+    return found
 
 
 def _can_be_pooled(found: Found) -> bool:
     """Of several datasets, with all of their masks."""
     datasets = {dataset for dataset, _ in found}
-    return len(datasets) > 1 and all(len(each.each) == each.masks for each in found.values())
+    return len(datasets) > 1 and all(len(one.each) == one.masks for each in found.values() for one in each)
 
 
 def _pooled(run: str, strategy: str, known: bool, found: Found) -> dict[str, object]:
-    masks = [
-        mask.model_copy(update={"case": f"{dataset} {mask.case}"})
-        for (dataset, _), agreed in found.items()
-        for mask in agreed.each
-    ]
+    masks: list[JudgedMask] = []
+    for (dataset, _), agreed in found.items():
+        cases = set[str]()
+        for each in agreed:
+            # The masks of a case in another folder of the same draw are the same ones.
+            new = [mask for mask in each.each if mask.case not in cases]
+            cases |= {mask.case for mask in new}
+            masks += [mask.model_copy(update={"case": f"{dataset} {mask.case}"}) for mask in new]
     return _line(run, "all seen" if known else "all held out", strategy, agreement_of(masks))
 
 

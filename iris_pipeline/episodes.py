@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,32 +19,27 @@ from torch.utils.data import Dataset
 
 from iris_pipeline.augment import (
     IDENTITY,
-    QUERY_RANGES,
-    REFERENCE_RANGES,
-    AugmentationRanges,
     draw_augmentation,
 )
 from iris_pipeline.crops import (
     CasePool,
     Crop,
-    Relabel,
     bounds,
-    centred_start,
-    densest_start,
     inside,
-    joint_box,
     roaming_start,
     voxels_of,
 )
 from iris_pipeline.episode import Episode, join_crops
+from iris_pipeline.episode_config import EpisodeConfig
 from iris_pipeline.halved import wide_view
 from iris_pipeline.made_episodes import NOT_AUGMENTED, made_group
+from iris_pipeline.reference_crops import reference_crop, relabelled
 from iris_pipeline.synthetic import (
     Cut,
     Draw,
-    SyntheticTasks,
     draw_cut,
     draw_tasks,
+    free_value,
     unite,
 )
 from preprocessing.errors import EpisodeError
@@ -54,51 +49,7 @@ if TYPE_CHECKING:
 
 EPISODES = 10**9
 """What `len()` of a sampler says: episodes never end, a loader only needs a number"""
-REFERENCE_ATTEMPTS = 3
-NO_TASKS = SyntheticTasks()
 TASK_STREAM, PAIR_STREAM, VALIDATION_STREAM, SYNTHETIC_STREAM, VIEW_STREAM = 0, 1, 2, 3, 4
-
-
-@dataclass(frozen=True)
-class EpisodeConfig:
-    """How episodes are drawn; shares of the patch's edge where a length is meant."""
-
-    max_classes: int = 8
-    full_set_probability: float = 0.5
-    """all classes of the dataset are wanted; else a random subset that holds the anchor"""
-    empty_query_probability: float = 0.05
-    """classes that the query lacks are asked for all the same (its truth is then empty); never of a dataset that is
-    partly labelled, whose query may show them"""
-    foreground_probability: float = 0.65
-    """the query's crop shows one of the asked classes; else it lies anywhere, as most windows of a whole scan do"""
-    reference_jitter: float = 0.1
-    """the reference's crop moves this far off its objects' centre, as long as they stay inside"""
-    query_jitter: float = 0.25
-    """the query's crop moves this far beyond where its object is wholly inside"""
-    minimum_voxels: int = 50
-    """a class is kept where the reference's crop shows min(this, half of the class's voxels in the case) ..."""
-    minimum_share: float = 0.2
-    """... and no less than this share of them: a sliver of an organ is a poor reference for the whole"""
-    augment: bool = True
-    reference_ranges: AugmentationRanges = REFERENCE_RANGES
-    query_ranges: AugmentationRanges = QUERY_RANGES
-    synthetic: SyntheticTasks = NO_TASKS
-    wide_probability: float = 0.0
-    """the crops show eight times the volume at half the resolution, where scans are large enough (`halved.py`)"""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "full_set_probability",
-            "empty_query_probability",
-            "foreground_probability",
-            "minimum_share",
-            "wide_probability",
-        ):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise EpisodeError(f"{name} must lie between 0 and 1, but is {getattr(self, name)}.")
-        for name in ("max_classes", "minimum_voxels"):
-            if getattr(self, name) < 1:
-                raise EpisodeError(f"{name} must be at least 1, but is {getattr(self, name)}.")
 
 
 class EpisodeSampler(Dataset[Episode]):
@@ -175,13 +126,16 @@ class EpisodeSampler(Dataset[Episode]):
             ranges = ranges if config.augment else (NOT_AUGMENTED, NOT_AUGMENTED)
             count = int(made.integers(1, config.max_classes + 1))
             return made_group(index, pool, streams, ranges, config.reference_jitter, count, draw, wide)
-        cut = draw_cut(made, pool.classes[anchor], max(pool.classes.values()) + 1)
+        second = free_value(pool.classes.values())
+        cut = draw_cut(made, pool.classes[anchor], second or 0)
+        if second is None and draw.structure == "split":
+            draw = replace(draw, structure="")
         cut_anchor = (cut, anchor) if draw.structure == "split" else None
         drawn = []
         for stream in streams:
             reference, query = _draw_pair(stream, pool, anchor, empty)
             asked = [c for c in wanted if voxels_of(reference, c) > 0 and (empty or voxels_of(query, c) > 0)]
-            crop, kept = _reference_crop(stream, pool, reference, anchor, asked, config, cut_anchor)
+            crop, kept = reference_crop(stream, pool, reference, anchor, asked, config, cut_anchor)
             drawn.append((crop, query, kept))
         # The pairs of a batch share what every one of their references shows: the anchor at the least.
         names = [c for c in wanted if all(c in kept for _, _, kept in drawn)]
@@ -223,7 +177,7 @@ def validation_episodes(
             query = queries[number // len(rounds) % len(queries)]
             reference = _choose(rng, _others(train.showing[anchor], query.subject))
             asked = [c for c in train.classes if voxels_of(reference, c) > 0 and voxels_of(query, c) > 0]
-            crop, kept = _reference_crop(rng, train, reference, anchor, asked, config)
+            crop, kept = reference_crop(rng, train, reference, anchor, asked, config)
             size, (low, high) = np.asarray(held.patch_size), bounds(query.classes[anchor].bbox)
             start = inside((low + high - size) / 2, size, np.asarray(query.shape))
             names = _truncate(rng, kept, anchor, max_classes)
@@ -323,58 +277,6 @@ def _draw_pair(
     return reference, _choose(rng, _others(pool.cases if empty else pool.showing[anchor], reference.subject))
 
 
-def _reference_crop(
-    rng: np.random.Generator,
-    pool: CasePool,
-    entry: CaseEntry,
-    anchor: str,
-    asked: Sequence[str],
-    config: EpisodeConfig,
-    cut_anchor: tuple[Cut, str] | None = None,
-) -> tuple[Crop, list[str]]:
-    """The reference's patch and the classes it shows well enough; redrawn until the anchor is one of them."""
-    relabel = _relabel(cut_anchor, entry)
-    box = joint_box(rng, pool, entry, anchor, asked)
-    for _ in range(REFERENCE_ATTEMPTS):
-        start = centred_start(rng, pool, entry, anchor, box, config.reference_jitter)
-        params = draw_augmentation(rng, pool.patch_size, config.reference_ranges)
-        crop = pool.crop(entry, start, params if config.augment else IDENTITY, relabel)
-        kept = _kept(crop, pool, asked, config, cut_anchor)
-        if anchor in kept:
-            return crop, kept
-    crop = pool.crop(entry, densest_start(pool, entry, anchor), IDENTITY, relabel)
-    kept = _kept(crop, pool, asked, config, cut_anchor)
-    # A class strewn so thinly that no patch holds enough of it: this patch shows the most there is.
-    return crop, kept if anchor in kept else [c for c in asked if c == anchor or c in kept]
-
-
-def _relabel(cut_anchor: tuple[Cut, str] | None, entry: CaseEntry) -> Relabel | None:
-    """What cuts the anchor of this case in two; nothing where no cut was drawn or the case lacks the class."""
-    if cut_anchor is None or voxels_of(entry, cut_anchor[1]) == 0:
-        return None
-    cut, name = cut_anchor
-    return lambda labels, begin: cut.apply(labels, begin, entry, name)
-
-
-def _kept(
-    crop: Crop,
-    pool: CasePool,
-    asked: Sequence[str],
-    config: EpisodeConfig,
-    cut_anchor: tuple[Cut, str] | None = None,
-) -> list[str]:
-    kept = []
-    for name in asked:
-        whole = voxels_of(crop.entry, name)
-        needed = max(min(config.minimum_voxels, whole / 2), config.minimum_share * whole)
-        voxels = crop.voxels(pool.classes[name])
-        if cut_anchor is not None and name == cut_anchor[1]:
-            voxels += crop.voxels(cut_anchor[0].second)
-        if voxels >= needed:
-            kept.append(name)
-    return kept
-
-
 def _query_crop(
     rng: np.random.Generator,
     pool: CasePool,
@@ -389,4 +291,4 @@ def _query_crop(
     name = present[int(rng.integers(len(present)))] if focus else None
     start = roaming_start(rng, pool, entry, name, config.query_jitter)
     params = draw_augmentation(rng, pool.patch_size, config.query_ranges)
-    return pool.crop(entry, start, params if config.augment else IDENTITY, _relabel(cut_anchor, entry))
+    return pool.crop(entry, start, params if config.augment else IDENTITY, relabelled(cut_anchor, entry))

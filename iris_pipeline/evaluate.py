@@ -308,9 +308,7 @@ def _score(job: _Job) -> _Scored:
             truth_volume = whole_where_partial(truth_volume, found)
             predicted = on_truth(found, truth_volume, job.classes, job.truth_classes)
             overlaps = label_overlaps(predicted, truth_volume.array, common)
-            measures = class_measures(
-                predicted, truth_volume.array, overlaps, common, truth_volume.spacing_mm, job.options
-            )
+            measures = class_measures(predicted, truth_volume, overlaps, common, job.options)
     except IrisError as error:
         failure = str(error)
     if truth_volume is None:

@@ -13,11 +13,15 @@ from iris_pipeline.episode import Episode
 from iris_pipeline.episodes import EpisodeSampler
 from iris_pipeline.interrupt import SIGNALS
 from iris_pipeline.train_settings import TrainSettings
+from preprocessing.errors import IrisError
 from preprocessing.parallel import end_with_parent
 
 
-class _Groups(Dataset[list[Episode]]):
-    """Step i of a run as a list of groups, so that workers can prepare steps ahead."""
+class _Groups(Dataset[list[Episode] | Exception]):
+    """Step i of a run as a list of groups, so that workers can prepare steps ahead.
+
+    An error that a user can mend is handed over as a value: raised in a worker it would come back as a page of text.
+    """
 
     def __init__(self, sampler: EpisodeSampler, settings: TrainSettings):
         self.sampler, self.settings = sampler, settings
@@ -25,14 +29,19 @@ class _Groups(Dataset[list[Episode]]):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __getitem__(self, group: int) -> list[Episode]:
-        return self.sampler.batch(group, self.settings.group_size)
+    def __getitem__(self, group: int) -> list[Episode] | Exception:
+        try:
+            return self.sampler.batch(group, self.settings.group_size)
+        except (IrisError, OSError) as error:
+            return error
 
 
 def group_stream(
     sampler: EpisodeSampler, settings: TrainSettings, first_group: int
 ) -> Generator[list[Episode], None, None]:
     """Groups first_group, first_group + 1, ... without end; prepared ahead by `settings.workers` processes.
+
+    IrisError and OSError of a worker are raised here, as they would be without one.
 
     The processes start with the first group, and end when the stream is closed, or with the process that asked.
     """
@@ -54,7 +63,10 @@ def group_stream(
     with _signals_held() if settings.workers else nullcontext():
         groups = iter(loader)
     try:
-        yield from groups
+        for group in groups:
+            if isinstance(group, Exception):
+                raise group
+            yield group
     finally:
         # The iterator does it when the last traceback that knows it is gone, which may be too late: at the end of the
         # process it is the workers' signal to end that is left, and they ignore it.

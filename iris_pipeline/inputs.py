@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from preprocessing.scan_paths import holds_dicom
 from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.volume import case_id_of, is_image_path
+
+MOST_CHANNELS = 8
+"""of one scan as files: more of one name and a number are scans, case_0000 to case_0099"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     at any depth (one series below is named as the folder, several by their paths, which a note tells: with the second
     one the first has another id). DICOM that is no slice makes no series. channel: a number from 0 on, or a name that a
     dataset.json in the folder or the one above gives ("channel_names", "modality");
-    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id. A case with two
+    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id; more than eight of one name
+    are no channels, but scans that are numbered. A case with two
     files cannot be read, the others can. RawDataError if there is nothing to segment or no such channel.
     """
     if path.is_file():
@@ -100,7 +105,9 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     """Case id -> its files in a folder, one where all is well, and notes on the channels left out."""
     found: dict[str, list[FileSource]] = {}
     notes = []
-    split = {case_id_of(p) for p in files if _channel_of(p) == 0}  # whose channels are files
+    bases = Counter(_case_id(path, of_file) for path in files if (of_file := _channel_of(path)) is not None)
+    numbered = {base for base, count in bases.items() if count > MOST_CHANNELS}  # case_0000 to case_0099
+    split = {case_id_of(p) for p in files if _channel_of(p) == 0} - numbered  # whose channels are files
     for path in files:
         if is_segmentation(path):
             notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
@@ -115,7 +122,7 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
                     "this one)."
                 )
             continue
-        name = base if is_channel else case_id_of(path)
+        name = base if is_channel else case_id_of(path, [_stem(path)] if base in numbered else [])
         found.setdefault(name, []).append(FileSource(path, None if is_channel else number))
     for base in sorted(split - found.keys()):
         notes.append(f"{base} left out: it has no file {base}_{number:04d}.")

@@ -36,6 +36,7 @@ from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
 from preprocessing.findings import image_hash
+from preprocessing.geometry import voxel_ml
 from preprocessing.store import MANIFEST, Store
 from preprocessing.volume import Volume
 
@@ -244,9 +245,8 @@ def file_volumes(files: ReferenceFiles) -> Volumes:
     for case in files.cases:
         assert case.labels is not None
         labels = case.labels.read_labels()
-        voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
         counts = {name: int(np.count_nonzero(labels.array == value)) for name, value in files.classes.items()}
-        millilitres = {name: count * voxel_ml for name, count in counts.items() if count}
+        millilitres = {name: count * voxel_ml(labels.affine) for name, count in counts.items() if count}
         known.append((image_hash(case.image.read_image()), millilitres))
 
     def volumes(_: InputCase, image: Volume) -> Mapping[str, float]:

@@ -27,11 +27,14 @@ def bank_key(dataset: str, class_name: str, wide: bool = False) -> str:
 
 
 class MemoryBank:
-    """Running means of task tokens; lives inside the checkpoint, so that a seen class needs no reference."""
+    """Running means of task tokens; lives inside the checkpoint, so that a seen class needs no reference.
+
+    momentum: 0 remembers the latest reference alone. TaskError unless it is 0 or more and under 1.
+    """
 
     def __init__(self, momentum: float = 0.999):
-        if not 0 < momentum < 1:
-            raise TaskError(f"The bank's momentum must lie between 0 and 1; got {momentum}.")
+        if not 0 <= momentum < 1:
+            raise TaskError(f"The bank's momentum must be 0 or more and under 1; got {momentum}.")
         self.momentum = momentum
         self._sums: dict[str, TokensOfClass] = {}
         self._counts: dict[str, int] = {}

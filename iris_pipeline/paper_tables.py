@@ -12,7 +12,7 @@ import pandas as pd
 
 from iris_pipeline import paper
 from iris_pipeline.table_format import Table
-from iris_pipeline.tables import PAPER_METHODS, PAPER_RULE, PAPER_RUN, paper_table
+from iris_pipeline.tables import PAPER_METHODS, PAPER_RULE, PAPER_RUN, of_test_parts, paper_table
 from preprocessing.errors import SpecError
 from preprocessing.spec import DatasetSpec
 
@@ -32,7 +32,8 @@ def with_paper_tables(
 def paper_tables(rows: pd.DataFrame, specs: Mapping[str, DatasetSpec]) -> list[Table]:
     """Table 1, Table 2 and the list of columns.
 
-    rows: of evaluations; specs: by name, of all known datasets. Only the classes that a column reports count.
+    rows: of evaluations; specs: by name, of all known datasets. Only test parts and the classes that a column reports
+    count.
     SpecError for a column that the paper lacks.
     """
     columns = {name: spec.paper_column for name, spec in sorted(specs.items()) if spec.paper_column}
@@ -42,7 +43,7 @@ def paper_tables(rows: pd.DataFrame, specs: Mapping[str, DatasetSpec]) -> list[T
             raise SpecError(
                 f"paper_column of dataset {name} must be one of {known}; it is '{column}': correct the specification."
             )
-    reported = of_reported_classes(rows, specs)
+    reported = of_reported_classes(of_test_parts(rows), specs)
     forms = [_form(reported, number, columns, specs) for number in paper.DICE_TABLES]
     return [*forms, columns_table(reported, columns, specs)]
 

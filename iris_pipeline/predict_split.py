@@ -161,7 +161,7 @@ def stored_digest(store: Store, ids: Iterable[str]) -> str:
     References of a held-out dataset are read from raw files and planned alone: of them as the store met them.
     """
     plan = "" if store.manifest.role == "held-out" else store.plan.digest
-    return text_digest(f"{plan} {[(case_id, store.source(case_id)) for case_id in ids]}")
+    return text_digest(f"{plan} {[(case_id, store.source_digest(case_id)) for case_id in ids]}")
 
 
 def reference_ids(store: Store, split: str) -> list[str]:

@@ -37,7 +37,7 @@ from iris_pipeline.report_parts import (
     told_score,
 )
 from iris_pipeline.rows import BASELINE_RUN
-from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, overview_table, read_run
+from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, of_test_parts, overview_table, read_run
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import replaced, write_text
 from preprocessing.paths import Root
@@ -132,7 +132,8 @@ def write_picture(
         )
     spec = dataset_spec(dataset, root.preprocessed)
     view = read_view(run / "predictions" / dataset / chosen, str(case), spec, spec.raw_folder(root.raw))
-    title = f"{spec.title}, test case {case}, {chosen}: mean Dice {told_score(scores.mean())}"
+    kind = "case" if of_test_parts(rows[rows["case"] == case]).empty else "test case"
+    title = f"{spec.title}, {kind} {case}, {chosen}: mean Dice {told_score(scores.mean())}"
     figure = case_figure(view, title)
     with replaced(out, out.suffix) as temporary:
         figure.savefig(temporary, dpi=100, facecolor="black")

@@ -22,7 +22,7 @@ from iris_pipeline.overlays import PLANES, CaseView, view_case
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.table_format import Table
-from iris_pipeline.tables import class_means, dataset_table, strategy_place
+from iris_pipeline.tables import class_means, dataset_table, of_test_parts, strategy_place
 from preprocessing.adapters import find_cases
 from preprocessing.case import on_grid_of_image
 from preprocessing.class_names import read_class_names
@@ -154,9 +154,12 @@ def case_table(rows: pd.DataFrame, dataset: str) -> Table:
 def headline(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """(figure, what it is) for the top of the page: sizes, then each strategy's mean Dice, if all datasets have it.
 
-    Over a dataset's draws of the references first, those that gave the same masks once (as in Tables 1 and 2).
+    Of test parts alone where there are any, each split apart. Over a dataset's draws of the references first, those
+    that gave the same masks once (as in Tables 1 and 2).
     """
     ours = rows[rows["run"] != BASELINE_RUN]
+    tested = of_test_parts(ours)
+    ours = ours if tested.empty else tested
     datasets = ours["dataset"].nunique()
     cases = len(ours[["dataset", "case"]].drop_duplicates())
     classes = len(ours[["dataset", "class"]].drop_duplicates())
@@ -165,12 +168,22 @@ def headline(rows: pd.DataFrame) -> list[tuple[str, str]]:
         (str(cases), "scans segmented"),
         (str(classes), "class" if classes == 1 else "classes"),
     ]
-    of_strategy = [ours[ours["strategy"] == name] for name in ordered_strategies(ours)]
+    several = ours["split"].nunique() > 1
+    for split in sorted(set(ours["split"])):
+        where = f", {split}" if split and (several or tested.empty) else ""
+        told += [
+            (figure, what + where) for figure, what in _mean_dice(ours[ours["split"] == split], datasets)
+        ]
+    return told
+
+
+def _mean_dice(rows: pd.DataFrame, datasets: int) -> list[tuple[str, str]]:
+    """The figures of one split: of each strategy and number of references that as many datasets have."""
     named: dict[str, list[pd.DataFrame]] = {}
-    for part in of_strategy:
-        named.setdefault(strategy_and_count(part["base"].iloc[0], part["references"].iloc[0]), []).append(
-            part
-        )
+    for part in (rows[rows["strategy"] == name] for name in ordered_strategies(rows)):
+        name = strategy_and_count(part["base"].iloc[0], part["references"].iloc[0])
+        named.setdefault(name, []).append(part)
+    told = []
     for name, parts in named.items():
         by_dataset = [
             pd.Series([class_means(one).mean() for one in distinct(by_draw(part)).values()]).dropna()

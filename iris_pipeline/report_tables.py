@@ -52,7 +52,7 @@ def all_tables(
         comparison_table(rows, compare) if compare else None,
         strategies_table(rows),
         references_table(rows),
-        confidence_table(root.results, names, {name: found.datasets for name, found in facts.items()}),
+        confidence_table(root.results, names, {name: found.datasets for name, found in facts.items()}, rows),
         *left_out_tables(rows, facts),
         *parts_tables(rows, facts),
         *ablation_tables(rows, facts),

@@ -15,7 +15,7 @@ import matplotlib
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, write_json
 from iris_pipeline.losses import LossParts
 from iris_pipeline.provenance import command_line, revision
-from preprocessing.files import replaced
+from preprocessing.files import replaced, write_bytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,6 +28,9 @@ class RunLog:
 
     Rows of train.csv hold the mean since the last row; `validation_dice` (mean over datasets) is filled where it was
     measured, and validation.csv has it per dataset.
+
+    resumed_at: the iteration from which a run goes on; rows of later ones, which a killed run left behind its last
+    checkpoint, are dropped. validated: the iteration of the latest validation, None before the first.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class RunLog:
         folder: Path,
         settings: Any,
         datasets: list[str],
-        append: bool = False,
+        resumed_at: int | None = None,
         every: int = 20,
         network: dict[str, Any] | None = None,
     ):
@@ -51,7 +54,11 @@ class RunLog:
             "code": revision(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        fresh = not (append and (folder / "train.csv").exists())
+        fresh = resumed_at is None or not (folder / "train.csv").exists()
+        self.validated: int | None = None
+        if resumed_at is not None:
+            keep_rows(folder / "train.csv", resumed_at)
+            self.validated = keep_rows(folder / "validation.csv", resumed_at)
         self._csv = (folder / "train.csv").open("w" if fresh else "a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._csv, COLUMNS)
         if fresh:
@@ -115,18 +122,35 @@ class RunLog:
         parts = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.say(f"iteration {iteration}  validation Dice {mean:.4f}  ({parts})")
         self._run["validation"] = scores
+        self.validated = iteration
         draw_curve(self.folder)
 
-    def finish(self, iteration: int, seconds: float) -> None:
-        """Mark the run as finished: prediction takes the newest finished run by default."""
+    def finish(self, iteration: int, seconds: float, scores: dict[str, float]) -> None:
+        """Mark the run as finished: prediction takes the newest finished run by default. scores: of its validation."""
         self.say(f"Finished: {iteration} iterations in {seconds / 60:.1f} minutes.")
         self._run |= {
             "status": "finished",
+            "validation": scores,
             "iterations": iteration,
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         write_json(self.folder / "run.json", self._run)
+
+
+def keep_rows(path: Path, iteration: int) -> int | None:
+    """Drop the rows of a table of later iterations, and half a row at its end; the last iteration that is left."""
+    if not path.exists():
+        return None
+    header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
+    kept: list[tuple[int, bytes]] = []
+    for row in rows:
+        number = row.split(b",")[0]
+        if row.endswith(b"\n") and number.isdigit() and int(number) <= iteration:
+            kept.append((int(number), row))
+    if len(kept) < len(rows):
+        write_bytes(path, header + b"".join(row for _, row in kept))
+    return kept[-1][0] if kept else None
 
 
 def draw_curve(folder: Path) -> None:

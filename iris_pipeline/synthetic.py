@@ -16,7 +16,7 @@ The first two go with any task, of the others one at most is drawn. A made task 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -167,6 +167,15 @@ class Cut:
         part = result[tuple(beyond)]
         part[part == self.value] = self.second
         return result
+
+
+def free_value(used: Iterable[int]) -> int | None:
+    """The smallest label value of 1..255 that no class has, for a class of our own; None where all are taken.
+
+    >>> free_value([1, 3, 255]), free_value(range(256))
+    (2, None)
+    """
+    return min(set(range(1, 256)) - set(used), default=None)
 
 
 def draw_cut(rng: np.random.Generator, value: int, second: int) -> Cut:

@@ -21,6 +21,8 @@ SPECIAL = {
     "·": r"$\cdot$",
     "≥": r"$\geq$",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+MADE_BY = re.compile(r"(# )?Made by (`|\\texttt\{)iris\\?_tables\b")
+"""How the command begins under a table, in CSV or in LaTeX"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def to_latex(table: Table, made_by: str) -> str:
 
 
 def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: str = "Results") -> Path:
-    """results/tables.md and results/tables/<name>.csv and .tex; returns the page. Tables of former calls go."""
+    """results/tables.md and results/tables/<name>.csv and .tex; returns the page.
+
+    Tables of former calls go, known by the command at their end; other files in the folder stay.
+    """
     folder = results / "tables"
     written = set()
     for table in tables:
@@ -97,12 +102,20 @@ def write_tables(tables: Sequence[Table], results: Path, made_by: str, heading: 
             write_text(folder / f"{table.name}{ending}", text)
             written.add(f"{table.name}{ending}")
     for old in [*folder.glob("*.csv"), *folder.glob("*.tex")]:
-        if old.name not in written:
+        if old.name not in written and _ends_with_its_command(old):
             old.unlink()
     page = results / "tables.md"
     shown = [to_markdown(table, made_by) for table in tables if table.on_page]
     write_text(page, "\n".join([f"# {heading}\n", *shown]))
     return page
+
+
+def _ends_with_its_command(path: Path) -> bool:
+    """Whether a CSV or LaTeX file is a table of ours; in LaTeX one more line follows the command."""
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-2:]
+    return any(MADE_BY.match(line) for line in lines)
 
 
 def _tex_line(cells: Sequence[str]) -> str:

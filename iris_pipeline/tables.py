@@ -142,6 +142,11 @@ def collect_rows(results: Path, runs: Sequence[str] | None = None) -> pd.DataFra
     return frame[~repeated].reset_index(drop=True)
 
 
+def of_test_parts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the test part of a split; not those of validation, nor of scans of which no split tells."""
+    return rows[rows["split"].str.endswith("/test")]
+
+
 def count_pairs(rows: pd.DataFrame) -> Counts:
     """The empty-mask rule's counts over rows of one table row."""
     truth, mask, scored = rows["truth_voxels"], rows["predicted_voxels"], rows["dice"].notna()

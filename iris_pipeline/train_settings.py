@@ -6,12 +6,12 @@ Lengths of crops are shares of their edge; what a setting does stands in the mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from iris_pipeline.curriculum import Curriculum, check_curriculum
-from iris_pipeline.model import IrisConfig, build_config
+from iris_pipeline.model import SIZES, IrisConfig, build_config
 from preprocessing.errors import ModelError
 
 # The least value of each setting that counts something; without it a negative --iterations would never end.
@@ -24,6 +24,45 @@ _LEAST = {
     "workers": 0,
     "seed": 0,
 }
+
+CHANGES = (
+    "task_levels",
+    "context_tokens",
+    "decoder_blocks",
+    "rectified_stem",
+    "foreground_token",
+    "full_resolution_masking",
+)
+"""what options change of a size's network"""
+
+
+def size_of(network: IrisConfig) -> str | None:
+    """The name of the size whose network this one is, apart from what single options change; None for no size."""
+    return next((name for name, whole in SIZES.items() if _of_size(whole) == _of_size(network)), None)
+
+
+def network_options(network: IrisConfig) -> dict[str, str]:
+    """What each option of `iris_train` that shapes a network would have to say for this one."""
+
+    def flag(option: str, given: bool) -> str:
+        return option if given else f"no {option}"
+
+    def numbers(values: Iterable[int]) -> str:
+        return " ".join(map(str, values))
+
+    return {
+        "size": f"--size {size_of(network) or 'of another kind'}",
+        "task_levels": f"--task-levels {numbers(network.task_levels)}",
+        "context_tokens": f"--context-tokens {network.context_tokens}",
+        "decoder_blocks": f"--decoder-blocks {numbers(network.decoder_blocks)}",
+        "rectified_stem": flag("--rectified-stem", network.rectified_stem),
+        "foreground_token": flag("--no-foreground-token", not network.foreground_token),
+        "full_resolution_masking": flag("--coarse-masking", not network.full_resolution_masking),
+    }
+
+
+def _of_size(network: IrisConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(network).items() if name not in CHANGES}
 
 
 @dataclass(frozen=True)

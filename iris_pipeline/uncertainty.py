@@ -137,6 +137,22 @@ def paired_test(
     return PairedTest(first_mean, second_mean, interval, _wilcoxon(differences))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """p of several tests corrected for their number (Holm 1979), in the same order.
+
+    The least is multiplied by the number of tests, the next by one less, and so on; none becomes less than a smaller
+    one did, nor more than 1. NaN, where nothing could be tested, stays so and is not counted.
+    """
+    corrected, least = list(p), 0.0
+    tested = sorted(
+        (number for number, value in enumerate(p) if not pd.isna(value)), key=lambda number: p[number]
+    )
+    for place, number in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - place) * p[number]))
+        corrected[number] = least
+    return corrected
+
+
 def _wilcoxon(differences: np.ndarray) -> float:
     if len(differences) < 2:
         return float("nan")

@@ -23,6 +23,7 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
+from preprocessing.geometry import voxel_ml
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
 from preprocessing.orientation import Reorientation
@@ -226,7 +227,7 @@ def _measure_readable(case: Case, spec: DatasetSpec, digest: str, reference: boo
     reorientation = Reorientation.to_ras(image.affine)
     array, label_map = reorientation.apply(image.array), reorientation.apply(labels.array)
     spacing = _ras_spacing(reorientation.apply_affine(image.affine, image.array.shape))
-    classes = _measure_classes(label_map, spacing, spec)
+    classes = _measure_classes(label_map, spacing, voxel_ml(image.affine), spec)
     check_volumes(classes, case.id, spec)
     whose = "references" if reference else "specification"
     remarks = [no_place(image.header), None if classes else f"no class of the {whose} has a voxel"]
@@ -293,8 +294,10 @@ def _measure_intensity(array: np.ndarray, offset: float) -> dict[str, float]:
     return shifted | {"sd": round(float(array.std(dtype=float)), 4)}
 
 
-def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> dict[str, ClassPrint]:
-    """Classes with at least one voxel."""
+def _measure_classes(
+    labels: np.ndarray, spacing: Triple, ml: float, spec: DatasetSpec
+) -> dict[str, ClassPrint]:
+    """Classes with at least one voxel. ml: of a voxel."""
     highest = max(spec.classes.values())
     counts = np.bincount(labels.ravel(), minlength=highest + 1)
     boxes = ndimage.find_objects(labels.astype(np.uint8, copy=False), max_label=highest)
@@ -306,7 +309,7 @@ def _measure_classes(labels: np.ndarray, spacing: Triple, spec: DatasetSpec) -> 
         extent = [round((part.stop - part.start) * edge, 3) for part, edge in zip(box, spacing, strict=True)]
         measured[name] = ClassPrint(
             voxels=int(counts[value]),
-            ml=round(float(counts[value] * np.prod(spacing) / 1000), 4),
+            ml=round(float(counts[value] * ml), 4),
             extent_mm=(extent[0], extent[1], extent[2]),
         )
     return measured

@@ -27,6 +27,7 @@ from preprocessing.fingerprint import (
     verdict_text,
     verdicts_of,
 )
+from preprocessing.geometry import voxel_ml
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.parallel import parallel_map
@@ -199,7 +200,7 @@ def _store_case(job: _Job) -> tuple[str, CaseRecord | str]:
         shape=(depth, height, width),
         spacing_mm=spacing_mm,
         native_shape=job.found.shape,
-        classes=describe_labels(prepared.labels, spacing_mm, job.spec.classes),
+        classes=describe_labels(prepared.labels, voxel_ml(prepared.affine), job.spec.classes),
         verdict=job.found.verdict,
         why=job.found.why,
     )
@@ -215,7 +216,7 @@ def made_of(store: Store, case: Case, digest: str) -> bool:
     """
     entry = store.entry(case.id)
     found = CasePrint(id=case.id, subject=entry.subject, verdict=entry.verdict, why=entry.why, digest=digest)
-    known = store.source(case.id)
+    known = store.source_digest(case.id)
     return not known or known == digest_of_source(found, store.manifest.spec)
 
 

@@ -116,7 +116,7 @@ class Store:
             why = f"it was refused: {refused}" if refused else f"it holds {len(self._entries)} others"
             raise StoreError(f"Store {self.manifest.dataset} has no case '{case_id}': {why}.") from None
 
-    def source(self, case_id: str) -> str:
+    def source_digest(self, case_id: str) -> str:
         """Digest of what a stored case was made from (`digest_of_source`); "" where its record is not there."""
         try:
             text = record_path(self.folder, case_id).read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ class Store:
         "" where the fingerprint is gone, of another version, or of other files than the stored ones.
         """
         found = self._prints.get(case_id)
-        if found is None or digest_of_source(found, self.manifest.spec) != self.source(case_id):
+        if found is None or digest_of_source(found, self.manifest.spec) != self.source_digest(case_id):
             return ""
         return found.content
 
@@ -236,11 +236,10 @@ def valid_record(folder: Path, case_id: str, plan: Plan, source_digest: str) -> 
     return record if same and whole and known_schema else None
 
 
-def describe_labels(labels: np.ndarray, spacing_mm: Triple, classes: dict[str, int]) -> dict[str, ClassEntry]:
+def describe_labels(labels: np.ndarray, voxel_ml: float, classes: dict[str, int]) -> dict[str, ClassEntry]:
     """Voxels, millilitres and bounding box of every class with a voxel in uint8 labels [D,H,W]."""
     counts = np.bincount(labels.ravel(), minlength=256)
     boxes = ndimage.find_objects(labels, max_label=max(classes.values()))
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
     described = {}
     for name, value in classes.items():
         found = boxes[value - 1]

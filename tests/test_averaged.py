@@ -23,9 +23,12 @@ def part(case: str) -> dict[str, tuple[TrainedPart, ...]]:
     return {"ct": (TrainedPart("paper", {case: f"p{case}"}),)}
 
 
-def one(seed: int, met: dict[str, list[float]]) -> LoadedModel:
-    """A run that has met these classes with these values of their only token."""
-    model = build_iris("tiny", seed=seed)
+def one(seed: int, met: dict[str, list[float]], start: int = 0) -> LoadedModel:
+    """A run from the weights of `start` that has met these classes with these values of their only token."""
+    model, noise = build_iris("tiny", seed=start), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=noise)
     bank = MemoryBank(0.5)
     for name, values in met.items():
         for value in values:
@@ -96,6 +99,17 @@ def test_no_mean_of_what_does_not_go_together() -> None:
             averaged([first, other])
     with pytest.raises(CheckpointError, match="of one model or more; got none"):
         averaged([])
+
+
+def test_no_mean_of_runs_that_began_apart() -> None:
+    runs = [one(0, {}), one(1, {}), one(2, {}, start=9)]
+    says = (
+        rf"started from the same weights; those of {runs[0].model_hash} and {runs[2].model_hash} have a cosine of "
+        r"-?0\.0\d \(of one start it is near 1\): leave one of them out, or train both with the same --start-from\.$"
+    )
+    with pytest.raises(CheckpointError, match=says):
+        averaged(runs)
+    assert averaged(runs[:2]).model_hash != runs[0].model_hash
 
 
 def test_the_command_writes_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,16 +1,22 @@
-"""Ways to show a validation case that no model was trained on, so that a calibration has masks that fail."""
+"""Ways to show a validation case that no model was trained on, so that a calibration has masks that fail; rows that are
+kept, and when they are made anew."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scans import save
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline.calibrate import UNFAMILIAR_SCALES, unfamiliar_showings
+from iris_pipeline import calibrate as calibrate_module
+from iris_pipeline.calibrate import ROWS, UNFAMILIAR_SCALES, CalibrationData, calibrate, unfamiliar_showings
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import bank_witnesses, no_witnesses, stored_witnesses
@@ -22,8 +28,9 @@ from iris_pipeline.showing import Showing
 from iris_pipeline.strategies import one_shot
 from preprocessing.adapters import find_cases
 from preprocessing.orientation import UPRIGHT
+from preprocessing.spec import DatasetSpec
 from preprocessing.store import Store
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, read_labels
 
 
 def test_unfamiliar_showings_are_other_scales_and_then_other_poses() -> None:
@@ -91,3 +98,102 @@ def test_a_store_that_was_planned_anew_is_not_asked(tiny_store: Store) -> None:
         )
         witnesses = bank_witnesses(loaded, tiny_store.folder, InferenceOptions())
         assert (witnesses is not no_witnesses) == asked
+
+
+class Calibrated:
+    """Copies of the tiny dataset and its store, whose one validation case s1_a is calibrated on."""
+
+    def __init__(self, folder: Path, spec: DatasetSpec) -> None:
+        self.folder, self.spec = folder, spec
+        store = Store.open(folder / "store")
+        self.train = store.manifest.splits["paper"]["train"]
+        self.loaded = loaded_with(
+            GreyModel(width=0.45), plans={"tiny": store.plan}, state=RunState(1, 1.0, 0, {"split": "paper"})
+        )
+
+    def run(self, run: str = "run", at_hand: bool = True, **options: Any) -> tuple[list[float], list[str]]:
+        """The true Dice of its masks, and what is said. at_hand: whether the raw files are there."""
+        raw = {case.id: case for case in find_cases(self.folder / "raw", self.spec) if at_hand}
+        data = CalibrationData(Store.open(self.folder / "store"), raw)
+        found, notes = calibrate(
+            self.loaded,
+            self.folder / run,
+            [data],
+            [Experiment("one-shot")],
+            **({"unfamiliar": 0, "progress": False} | options),
+        )
+        return found, notes  # type: ignore[return-value]
+
+    def rows(self) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (self.folder / "run" / ROWS).rglob("*.json")}
+
+    def correct(self, case: str) -> None:
+        """The label of a raw case: its left organ is somewhere else."""
+        path = self.folder / "raw" / "labelsTr" / f"{case}.nii.gz"
+        labels = read_labels(path)
+        array = np.where(labels.array == 1, 0, labels.array)
+        array[:, :, :4] = 1
+        save(path, array.astype(np.uint8), labels.affine)
+
+
+@pytest.fixture
+def place(tiny_raw: Any, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrated:
+    shutil.copytree(tiny_raw.dataset, tmp_path / "raw")
+    shutil.copytree(tiny_store.folder, tmp_path / "store")
+    # One validation case is too little to fit anything to: what would be fitted is handed back.
+    monkeypatch.setattr(calibrate_module, "fit", lambda _signs, truth, _cases, **_more: list(truth))
+    return Calibrated(tmp_path, tiny_raw.spec)
+
+
+ANEW = "Rows made anew, as a scan or a label behind them has changed since: {}."
+
+
+def test_a_corrected_label_is_noticed(place: Calibrated) -> None:
+    first, notes = place.run()
+    assert len(first) == 3 and notes == []
+    before = place.rows()
+    assert place.run() == (first, []) and place.rows() == before
+    place.correct("s1_a")
+    again, notes = place.run()
+    assert notes == [ANEW.format(1)] and again[0] < first[0] - 0.1 and again[1:] == first[1:]
+    assert place.run("fresh") == (again, [])
+    assert place.run() == (again, []), "and it is kept in its turn"
+
+
+def test_references_that_have_changed_are_noticed(place: Calibrated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As usual they come from the store, in other poses and at other scales from the raw files."""
+    row = {"left": {"signs": {"windows": 1.0}, "dice": 0.5}}
+    monkeypatch.setattr(calibrate_module, "_row", lambda *_: row)
+    monkeypatch.setattr(calibrate_module, "_sources", lambda *_: (None, None))
+    assert place.run(unfamiliar=2)[1] == [] == place.run(unfamiliar=2)[1]
+    place.correct(place.train[0])
+    assert place.run(unfamiliar=2)[1] == [ANEW.format(2)], "the store is as it was"
+    record = place.folder / "store" / "cases" / f"{place.train[0]}.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"source_digest": "0123456789abcdef"}))
+    assert place.run(unfamiliar=2)[1] == [ANEW.format(3)]
+    place.correct(place.train[1])
+    place.correct("s1_a")
+    assert place.run(unfamiliar=2, at_hand=False)[1] == [], "without the raw files nothing can be compared"
+    assert place.run(unfamiliar=2)[1] == [ANEW.format(3)]
+
+
+def test_rows_that_tell_nothing_of_their_files_are_taken(place: Calibrated) -> None:
+    first, _ = place.run()
+    ((name, text),) = place.rows().items()
+    (path,) = (place.folder / "run" / ROWS).rglob(name)
+    older = json.loads(text)
+    del older["made_from"]
+    older["classes"]["left"]["dice"] = 0.25
+    path.write_text(json.dumps(older))
+    place.correct("s1_a")
+    taken, notes = place.run()
+    assert taken == [0.25, *first[1:]] and json.loads(path.read_text()) == older
+    assert notes == [
+        "Rows of a former version, which tell nothing of their files, taken as they are (--overwrite: anew): 1."
+    ]
+    anew, notes = place.run(overwrite=True)
+    assert notes == [] and anew == place.run("fresh")[0] and anew[0] < first[0] - 0.1
+    path.write_text("{}")
+    (note,) = place.run()[1]
+    assert note.endswith(f"{name} is no row of a calibration that this version reads: take it away.")

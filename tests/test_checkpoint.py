@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes back, damage is noticed, no pickle is ever read."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,26 @@ def test_the_wide_view_is_known_where_one_was_met(
 def test_the_shipped_model_does_not_tell_what_trained_it_and_knows_the_wide_view() -> None:
     loaded = load_model(Path(iris_pipeline.__file__).parent / "weights" / "iris_small_5")
     assert (loaded.state.trained, loaded.state.wide_datasets, loaded.knows_wide_view) == (None, None, True)
+
+
+def test_a_model_is_not_exported_into_a_run_and_nothing_is_measured_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "results" / "run" / "checkpoint")
+    monkeypatch.setattr("iris_pipeline.cli.export.averaged", lambda *_: pytest.fail("too late"))
+    folder = tmp_path / "results" / "run"
+    for out, says in (
+        (folder, f"{folder} is a run's folder, whose own model would be hidden: give another -o."),
+        (
+            folder / "checkpoint",
+            f"{folder / 'checkpoint'} holds a checkpoint already: give another -o, or remove it.",
+        ),
+    ):
+        assert export_model_main(["run", "-o", str(out), "--root", str(tmp_path)]) == 1
+        assert capsys.readouterr().err == f"Error: {says}\n"
+        with pytest.raises(CheckpointError, match=re.escape(says)):
+            export_checkpoint(load_model(folder), out)
+    assert not (folder / "state.json").exists()
 
 
 def test_an_exported_model_says_that_it_names_its_cases(

@@ -11,20 +11,22 @@ from iris_pipeline.class_scores import MEASURES, MeasureOptions, class_measures
 from iris_pipeline.lesions import LesionCounts, count_lesions
 from iris_pipeline.metrics import label_overlaps
 from preprocessing.spec import load_spec
+from preprocessing.volume import Volume
 
 CLASSES = {"liver": 1, "tumour": 7, "cyst": 9}
-SPACING_MM = (4.0, 1.0, 2.0)
+AFFINE = np.diag([2.0, 1.0, 4.0, 1.0])  # spacing (z,y,x) 4, 1, 2 mm
 SHAPE = (6, 10, 12)
 
 
-def measured(prediction: np.ndarray, truth: np.ndarray, **options: object) -> dict[str, dict[str, float]]:
+def measured(
+    prediction: np.ndarray, truth: np.ndarray, affine: np.ndarray = AFFINE, **options: object
+) -> dict[str, dict[str, float]]:
     overlaps = label_overlaps(prediction, truth, CLASSES)
     return class_measures(
         prediction,
-        truth,
+        Volume(truth, affine),
         overlaps,
         CLASSES,
-        SPACING_MM,
         MeasureOptions(**options),  # type: ignore[arg-type]
     )
 
@@ -55,6 +57,20 @@ def test_by_hand() -> None:
     assert tumour["lesion_f1"] == 0.0
     assert cyst == {"tolerance_mm": 2.0, "truth_ml": 0.0}, "in neither: nothing to score"
     assert set(liver) | set(tumour) == set(MEASURES)
+
+
+def test_volumes_under_a_tilted_gantry() -> None:
+    """Slices that are shifted by the tilt: the voxels are no boxes, and 250 of 20 mm^3 become 5 ml times its cosine."""
+    truth, prediction = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    truth[:5, :5, :10] = 1
+    prediction[:5, :5, :5] = 1
+    tilt = np.deg2rad(20)
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    affine[:3, 2] = 0, 5 * np.sin(tilt), 5 * np.cos(tilt)
+    liver = measured(prediction, truth, affine)["liver"]
+    assert liver["truth_ml"] == pytest.approx(5 * np.cos(tilt)) == pytest.approx(4.698, abs=1e-3)
+    assert liver["volume_error_ml"] == pytest.approx(-2.5 * np.cos(tilt))
+    assert liver["volume_error_percent"] == -50.0
 
 
 def test_only_one_has_it() -> None:

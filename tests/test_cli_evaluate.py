@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TinyRaw
 from scans import save
 
 from iris_pipeline.cli.evaluate import evaluate_main
@@ -94,6 +95,16 @@ def test_a_run_from_rows_to_tables_to_a_page(place: Place, capsys: pytest.Captur
     assert "name it with -d" in capsys.readouterr().err
     assert report_main(["night", "--picture", "one.png", "-d", "mars"]) == 1
     assert "run 'night' has none for dataset 'mars'" in capsys.readouterr().err
+
+
+def test_a_picture_of_a_validation_case_is_called_no_test_case(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.predict("noon", "bank_validation", place.store.manifest.splits["paper"]["validation"], "validation")
+    for run, says in (("night", "scans, test case "), ("noon", "scans, case ")):
+        assert evaluate_main(["-p", run]) == 0
+        assert report_main([run, "--picture", str(place.folder / "one.png"), "-d", "tiny"]) == 0
+        assert says in capsys.readouterr().out
 
 
 def test_a_folder_named_as_the_run_does_not_hide_it(
@@ -198,6 +209,45 @@ def test_truth_by_a_datasets_name(place: Place) -> None:
     assert evaluate_main([*arguments, "-o", str(place.folder / "rows.csv")]) == 0
     frame = read_rows(place.folder / "rows.csv")
     assert set(frame["class"]) == {"left", "right", "core"} and set(frame["case"]) == set(place.test)
+
+
+@pytest.mark.parametrize(("classes_in", "more"), [("truth", []), ("hospital", []), ("truth", ["-d", "tiny"])])
+def test_truth_from_elsewhere_is_read_by_its_own_numbers(
+    place: Place, classes_in: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks say whose classes they bear; the truth beside them is another hospital's, as are its cases' names."""
+    masks, truth = place.folder / "hospital" / "masks", place.folder / "hospital" / "truth"
+    source = read_labels(place.labels / "s1_a.nii.gz")
+    save(masks / "hosp_01.nii.gz", source.array, source.affine)
+    (masks / "classes.json").write_text(json.dumps(place.store.manifest.classes))
+    (masks / "predict.json").write_text(json.dumps({"made_from": {"dataset": "tiny", "strategy": "bank"}}))
+    theirs = np.array([0, 2, 1, 0, 0, 7], np.uint8)[source.array]  # left, right and core by other values
+    save(truth / "hosp_01.nii.gz", theirs, source.affine)
+    folder = {"truth": truth, "hospital": truth.parent}[classes_in]
+    (folder / "classes.json").write_text(json.dumps({"left": 2, "right": 1, "core": 7}))
+    assert evaluate_main(["-p", str(masks), "-g", str(truth), *more]) == 0
+    frame = read_rows(masks / "evaluation.csv")
+    assert dict(zip(frame["class"], frame["dice"], strict=True)) == {"left": 1.0, "right": 1.0, "core": 1.0}
+    assert set(frame["subject"]) == {"hosp_01"} and set(frame["dataset"]) == {"tiny"}
+    (folder / "classes.json").unlink()  # by the dataset's values, then: 7 is none of them
+    assert evaluate_main(["-p", str(masks), "-g", str(truth), *more]) == 1
+    assert (
+        "hosp_01: The truth holds the value 7, but its classes are 1 left, 2 right" in capsys.readouterr().err
+    )
+
+
+def test_labels_of_the_dataset_itself_are_read_by_its_specification(
+    place: Place, tiny_raw: TinyRaw, tmp_path: Path
+) -> None:
+    """A dataset.json of the download may call the classes otherwise."""
+    raw = tmp_path / "other" / "tiny"
+    shutil.copytree(tiny_raw.dataset, raw)
+    (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "c": 5}}))
+    arguments = ["-p", str(place.masks("bank")), "-g", str(raw / "labelsTr"), "--raw", str(raw.parent)]
+    assert evaluate_main([*arguments, "-o", str(tmp_path / "rows.csv")]) == 0
+    frame = read_rows(tmp_path / "rows.csv")
+    assert set(frame["class"]) == {"left", "right", "core"} and frame["dice"].dropna().eq(1.0).all()
+    assert set(frame["subject"]) == {place.store.entry(case).subject for case in place.test}
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,9 @@ def test_confidence_from_calibration_to_agreement(
     error = capsys.readouterr().err
     assert re.search(r"on 8 or more masks of at least two people's validation cases; got \d of 1", error)
     (made,) = (root / "results" / "run" / ROWS).rglob("*.json")
+    first = made.stat().st_mtime_ns
+    assert calibrate_main([*calibrate, "bank", "--overwrite"]) == 1
+    assert made.stat().st_mtime_ns > first
     assert made.name == "tiny__bank_k0_draw0_looks_2__s1_a.json"
     for values in json.loads(made.read_text(encoding="utf-8"))["classes"].values():
         assert 0 <= values["dice"] <= 1 and {"windows", "cycle", "volume", "references"} <= set(
@@ -177,6 +180,7 @@ def test_confidence_from_calibration_to_agreement(
     state.write_text(json.dumps(trained))
     assert calibrate_main([*calibrate, "one-shot", "--unfamiliar", "0"]) == 0
     said = capsys.readouterr().out
+    assert "Note: Rows of a former version, which tell nothing of their files, taken as they are" in said
     assert "12 masks: 0.400 +" in said, "a line through the 12 Dice, whose mean is 0.4"
     # left out in turn, the one of two people is told by the other's mean
     assert (

@@ -11,6 +11,7 @@ import pytest
 
 from iris_pipeline.ablations import ablation_tables, only_difference, parts_tables
 from iris_pipeline.comparisons import (
+    by_draw,
     comparison_table,
     find_row,
     references_table,
@@ -92,6 +93,18 @@ def test_mean_and_spread_over_draws() -> None:
     ]
     assert len(table.frame) == 1, "the bank draws nothing"
     assert references_table(frame_of(rows(0.5, references=1, draw=0))) is None
+
+
+def test_seeds_of_many_digits_are_draws_of_their_own() -> None:
+    """A date as the seed: 2.02611e+07 would be all of these."""
+    drawn = [
+        row
+        for seed, dice in ((20261127, 0.9), (20261128, 0.2), (20261129, 0.4))
+        for row in rows(dice, strategy=f"ensemble_k3_draw{seed}", references=3, draw=seed, base="ensemble")
+    ]
+    assert list(by_draw(frame_of(drawn))) == ["20261127", "20261128", "20261129"]
+    table = references_table(frame_of(drawn))
+    assert table is not None and table.frame.iloc[0]["k = 3"] == "0.500 ± 0.361 (3)"  # sd of 0.4, -0.3, -0.1
 
 
 def test_draws_that_gave_the_same_masks_count_once() -> None:
@@ -258,6 +271,17 @@ def test_a_comparison_names_rows_and_tests_them() -> None:
     assert list(table.frame["difference"]) == ["+0.300", "+0.100", "+0.200", "+0.500"]
     assert list(table.frame["subjects"]) == ["6", "6", "12", "6"]
     assert table.frame.iloc[0]["p"] == f"{2 / 2**6:.2g}"
+    # Four tests of 6, 6, 12 and 6 subjects that all differ one way: the least times 4, and no other below 3 * 2 / 2^6.
+    assert list(table.frame["p (Holm)"]) == [
+        "0.094",
+        "0.094",
+        f"{4 * float(table.frame.iloc[2]['p']):.2g}",
+        "0.094",
+    ]
+    assert table.notes[0].endswith("p (Holm): corrected by Holm's method for all tests of this table.")
+    assert "p (Holm)" not in comparison_table(frame, [["night/bank", "day"]]).frame, (
+        "one test needs no correction"
+    )
     assert set(find_row(frame, "day")["run"]) == {"day"}
     with pytest.raises(EvaluationError, match="'night' fits 2 of day/one-shot/paper/test, night/one-shot"):
         find_row(frame, "night")

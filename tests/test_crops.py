@@ -11,7 +11,8 @@ from iris_pipeline.crops import (
     CasePool,
     bounds,
     centred_start,
-    densest_start,
+    densest_patch,
+    fits_patch,
     inside,
     joint_box,
     roaming_start,
@@ -86,7 +87,25 @@ def test_the_densest_patch_is_found() -> None:
     labels[::9, ::9, ::9] = 2
     labels[31:39, 22:30, 40:48] = 2
     pool, entry = pool_with(labels, (8, 8, 8))
-    assert densest_start(pool, entry, "spleen") == (31, 22, 40)
+    found = densest_patch(pool, entry, "spleen")
+    shown = np.count_nonzero(labels[31:39, 22:30, 40:48])
+    assert (found.start, found.voxels) == ((31, 22, 40), shown) and shown >= 8**3
+    pool.store.read.clear()
+    assert densest_patch(pool, entry, "spleen") is found and not pool.store.read, "read once"
+
+
+def test_the_densest_patch_of_a_large_class_is_near_the_best() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((100, 70, 40)) < np.linspace(0, 1, 100)[:, None, None]).astype(np.uint8)
+    pool, entry = pool_with(labels, (64, 32, 48))  # steps of 4, 2 and 3 voxels; the last axis fits
+    found = densest_patch(pool, entry, "liver")
+    sums = np.pad(labels.cumsum(0).cumsum(1).sum(2, dtype=np.int64), ((1, 0), (1, 0)))
+    every = sums[64:, 32:] - sums[:-64, 32:] - sums[64:, :-32] + sums[:-64, :-32]
+    z, y, x = found.start
+    assert found.voxels <= np.count_nonzero(labels[z : z + 64, y : y + 32]) and x == -4
+    assert 0.97 * every.max() < found.voxels <= every.max()
+    assert not fits_patch(pool, entry, "liver")
+    assert fits_patch(pool_with(labels, (112, 80, 48))[0], entry, "liver")
 
 
 def test_the_query_patch_roams_from_one_side_of_the_object_to_the_other() -> None:

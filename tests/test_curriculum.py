@@ -47,6 +47,21 @@ def test_images_are_area_means_and_masks_are_majorities() -> None:
     assert dropped.sum() == 0 and small.query_masks.shape == (1, 1, 32, 32, 32)
 
 
+def test_a_class_thinner_than_the_new_voxels_does_not_vanish() -> None:
+    masks = torch.zeros(2, 3, 64, 64, 64)
+    masks[0, 0, 10:50, 20, 30] = 1  # a nerve: 2 of the 8 voxels of each new one
+    masks[0, 0, 50, 20, 30] = 1  # 1 of 8
+    masks[0, 1, 8:12, 8:12, 8:12] = 1
+    masks[0, 1, 20, 20, 20] = 1  # a speck beside an organ, which stays
+    images = torch.zeros(2, 1, 64, 64, 64)
+    whole = StackedEpisodes("some", ("nerve", "organ", "nothing"), images, masks, images, masks)
+    small = shrink_group(whole, 0.5)
+    for found in (small.reference_masks, small.query_masks):
+        assert found[0, 0].nonzero().tolist() == [[z, 10, 15] for z in range(5, 25)]
+        assert found[0, 1].nonzero().min() == 4 and found[0, 1].nonzero().max() == 5
+        assert found.sum().item() == 20 + 8, "what was not there is not there"
+
+
 def test_whole_crops_are_left_as_they_are() -> None:
     whole = group(torch.ones(1, 1, 32, 32, 32), torch.ones(1, 1, 32, 32, 32))
     assert shrink_group(whole, 1.0) is whole

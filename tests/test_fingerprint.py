@@ -66,6 +66,19 @@ def test_the_measures_of_a_hand_made_case(tmp_path: Path) -> None:
     assert found.intensity["sd"] == pytest.approx(np.std([100] + [0] * 119), abs=1e-3)
 
 
+def test_millilitres_under_a_tilted_gantry(tmp_path: Path) -> None:
+    case = hand_made(tmp_path)
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    affine[:3, 2] = 0, 3 * np.sin(np.deg2rad(20)), 3 * np.cos(np.deg2rad(20))
+    for source in (case.image, case.labels):
+        assert isinstance(source, FileSource)
+        save(source.path, np.asarray(nib.load(source.path).dataobj), affine)
+    found = measure_case(case, SPEC)
+    assert found.spacing_mm == (3.0, 2.0, 1.0)
+    assert found.classes["a"].ml == pytest.approx(6 * 6 / 1000 * np.cos(np.deg2rad(20)), abs=1e-4)
+    assert "degrees off" in found.why
+
+
 def test_axes_are_those_of_ras_whatever_the_file_stores(tmp_path: Path) -> None:
     """Stored with z first (codes SAR): the same box of voxels must get the same extents in (z,y,x)."""
     affine = np.zeros((4, 4))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from preprocessing.errors import StoreError
+
 START = """
 import os, signal, sys, threading, time
 from multiprocessing import active_children
@@ -71,3 +73,29 @@ def test_a_stream_that_broke_off_has_no_workers_left_though_its_error_is_kept() 
         "print(active_children())\n"
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+class Damaged:
+    """Stands for a sampler whose eighth group cannot be read."""
+
+    def __len__(self) -> int:
+        return 99
+
+    def batch(self, index: int, size: int) -> list[int]:
+        if index == 7:
+            raise StoreError("case1 is damaged: make the store anew.")
+        return [index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_the_same_one_sentence(workers: int) -> None:
+    done = run(
+        "from test_groups import Damaged, StoreError\n"
+        f"groups = group_stream(Damaged(), TrainSettings(workers={workers}), 5)\n"
+        "print(next(groups), next(groups))\n"
+        "try:\n"
+        "    next(groups)\n"
+        "except StoreError as error:\n"
+        "    print(error, active_children())\n"
+    )
+    assert done.stdout.splitlines() == ["[5] [6]", "case1 is damaged: make the store anew. []"], done.stderr

@@ -64,6 +64,16 @@ def test_a_folder_of_any_formats_is_sorted_by_id(tmp_path: Path) -> None:
     assert notes == []
 
 
+def test_scans_that_are_numbered_are_no_channels(tmp_path: Path) -> None:
+    names = [f"case_{number:04d}" for number in range(9)]
+    touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+    found, notes = find_inputs(tmp_path)
+    assert [case.id for case in found] == names and notes == []
+    (tmp_path / "case_0008.nii.gz").unlink()
+    found, notes = find_inputs(tmp_path)
+    assert [case.id for case in found] == ["case"] and len(notes) == 7, "as nnU-Net names eight channels"
+
+
 def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0002.nii.gz", "scan_2001.nii.gz")
     cases, notes = find_inputs(tmp_path)

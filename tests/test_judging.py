@@ -37,15 +37,17 @@ from preprocessing.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import write_volume
 
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
-def reference_files(folder: Path, voxels: dict[str, int]) -> ReferenceFiles:
+
+def reference_files(folder: Path, voxels: dict[str, int], affine: np.ndarray = AFFINE) -> ReferenceFiles:
     """Scans of 2 mm voxels whose masks hold so many of them; each has a grey of its own."""
     cases = []
     for number, (name, count) in enumerate(voxels.items()):
         image, labels = np.full((8, 8, 8), 10.0 + number, np.float32), np.zeros((8, 8, 8), np.uint8)
         image[0, 0, 0], labels.flat[:count] = 1.0, 3
         for kind, array in (("image", image), ("labels", labels)):
-            write_volume(folder / f"{name}_{kind}.nii.gz", volume(array, np.diag([2.0, 2.0, 2.0, 1.0])))
+            write_volume(folder / f"{name}_{kind}.nii.gz", volume(array, affine))
         sources = (FileSource(folder / f"{name}_{kind}.nii.gz") for kind in ("image", "labels"))
         cases.append(Case(name, name, *sources, "MR"))
     return ReferenceFiles(tuple(cases), {"x": 3, "y": 4})
@@ -59,6 +61,14 @@ def test_the_volume_to_expect_is_not_the_querys_own(tmp_path: Path) -> None:
     assert volumes(query, stranger) == {"x": pytest.approx(30 * 0.008)}
     assert volumes(query, files.cases[2].image.read_image()) == {"x": pytest.approx(20 * 0.008)}
     assert volumes(query, files.cases[0].image.read_image()) == {"x": pytest.approx(65 * 0.008)}
+
+
+def test_the_volume_to_expect_under_a_tilted_gantry(tmp_path: Path) -> None:
+    tilted = AFFINE.copy()
+    tilted[:3, 2] = 0, 2 * np.sin(np.deg2rad(20)), 2 * np.cos(np.deg2rad(20))
+    volumes = file_volumes(reference_files(tmp_path, {"a": 100}, tilted))
+    expected = 100 * 0.008 * np.cos(np.deg2rad(20))
+    assert volumes(volume(np.zeros((8, 8, 8), np.float32), np.eye(4))) == {"x": pytest.approx(expected)}
 
 
 def test_a_query_is_no_witness_of_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:

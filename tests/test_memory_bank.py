@@ -69,5 +69,17 @@ def test_unseen_class_is_named() -> None:
         TaskError, match="holds ct/liver, but ct/spleen was asked for: give references with -r"
     ):
         bank.get(["ct/liver", "ct/spleen"])
-    with pytest.raises(TaskError, match="must lie between 0 and 1; got 1"):
-        MemoryBank(1.0)
+
+
+@pytest.mark.parametrize("momentum", [1.0, -0.1, float("nan")])
+def test_momentum_that_cannot_be(momentum: float) -> None:
+    with pytest.raises(TaskError, match=rf"momentum must be 0 or more and under 1; got {momentum}\."):
+        MemoryBank(momentum)
+
+
+def test_without_momentum_the_latest_is_remembered() -> None:
+    bank = MemoryBank(0.0)
+    for value in (3.0, 7.0):
+        bank.update("a/b", tokens(value))
+    again = MemoryBank.restore(bank.momentum, bank.tensors(), bank.counts())
+    assert torch.equal(again.get(["a/b"])[0], torch.full((1, 1, 3, 4), 7.0))

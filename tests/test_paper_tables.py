@@ -94,6 +94,19 @@ def test_a_dataset_fills_its_column_and_only_the_classes_it_reports_count() -> N
     assert set(of_reported_classes(given, SPECS)["class"]) == {"tumour", "left", "right", "liver"}
 
 
+def test_validation_cases_fill_no_column() -> None:
+    tested = rows("hearts", {"left": 0.5, "right": 0.5})
+    for split in ("paper/validation", ""):
+        given = pd.concat([tested, rows("hearts", {"left": 0.9, "right": 0.9}).assign(split=split, case="v")])
+        tables = by_name(paper_tables(given, SPECS))
+        ours = tables["paper_table2"].frame[lambda frame: frame["from"] == "ours"]
+        assert ours["ACDC"].tolist() == ["50.00"] and ours["method"].tolist() == [
+            "night · one-shot · paper/test"
+        ]
+        columns = tables["paper_columns"].frame.set_index("column")
+        assert columns.loc["ACDC", "evaluated"] == "1"
+
+
 def test_the_list_of_columns_says_what_is_still_to_be_had() -> None:
     frame = columns_table(
         rows("hearts", {"left": 0.5}), {"hearts": "ACDC", "kidneys": "KiTS Tumor"}, SPECS

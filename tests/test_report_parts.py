@@ -124,6 +124,30 @@ def test_draws_that_gave_the_same_masks_count_once_at_the_top() -> None:
     ]
 
 
+def test_the_figures_at_the_top_are_of_test_parts() -> None:
+    """What was tuned on would flatter what is tested."""
+    test = rows()[lambda frame: frame["strategy"] == "one-shot"].assign(
+        base="ensemble", references=5.0, draw=0.0
+    )
+    told = [("2", "datasets"), ("4", "scans segmented"), ("4", "classes")]
+    validation = test.assign(
+        split="paper/validation",
+        strategy="ensemble_validation",
+        case="v" + test["case"],
+        dice=test["dice"] + 0.2,
+    )
+    assert headline(pd.concat([test, validation])) == [*told, ("0.625", "mean Dice, ensemble, k = 5")]
+    alone = [*told, ("0.825", "mean Dice, ensemble, k = 5, paper/validation")]
+    assert headline(validation) == alone, "where nothing else was measured, it is named"
+    fold = test.assign(split="0/test", dice=test["dice"] - 0.1)
+    assert headline(pd.concat([test, fold]))[3:] == [
+        ("0.525", "mean Dice, ensemble, k = 5, 0/test"),
+        ("0.625", "mean Dice, ensemble, k = 5, paper/test"),
+    ]
+    own = test.assign(split="")
+    assert headline(own)[3:] == [("0.625", "mean Dice, ensemble, k = 5")], "of a folder that tells no split"
+
+
 def test_order_of_strategies() -> None:
     frame = pd.DataFrame({"strategy": ["mine", "bank", "one-shot"]})
     assert ordered_strategies(frame) == ["one-shot", "bank", "mine"]

@@ -84,7 +84,7 @@ def test_describe_labels_by_hand() -> None:
     labels = np.zeros((4, 5, 6), np.uint8)
     labels[1, 2:4, 3:6] = 7
     labels[3, 0, 0] = 7
-    described = describe_labels(labels, (3.0, 2.0, 1.0), {"a": 7, "b": 1})
+    described = describe_labels(labels, 0.006, {"a": 7, "b": 1})
     assert set(described) == {"a"}
     assert described["a"].voxels == 7
     assert described["a"].ml == pytest.approx(7 * 6 / 1000)
@@ -116,6 +116,7 @@ def test_the_same_case_gives_the_same_bytes_and_the_record_notices_changes(
         same = [(tmp_path / folder / "cases" / name).read_bytes() for folder in ("a", "b")]
         assert same[0] == same[1]
     folder = tmp_path / "a"
+    assert Store(folder, tiny_store.manifest).source_digest("s1_a") == "digest"
     assert valid_record(folder, "s1_a", plan, "digest") is not None
     assert valid_record(folder, "s1_a", plan, "other raw file") is None
     assert (
@@ -128,6 +129,7 @@ def test_the_same_case_gives_the_same_bytes_and_the_record_notices_changes(
     assert valid_record(folder, "s1_a", plan, "digest") is None
     record_path(tmp_path / "b", "s1_a").write_text('{"schema', encoding="utf-8")
     assert valid_record(tmp_path / "b", "s1_a", plan, "digest") is None
+    assert Store(tmp_path / "b", tiny_store.manifest).source_digest("s1_a") == ""
 
 
 def test_an_unfinished_folder_is_no_store(tiny_store: Store, tmp_path: Path) -> None:
@@ -180,12 +182,16 @@ def test_a_store_tells_what_its_cases_were_made_from(
 ) -> None:
     scan = read_volume(tiny_raw.dataset / "imagesTr" / "s2_b.nii.gz")
     assert tiny_store.content("s2_b") == image_hash(scan) and tiny_store.content("nobody") == ""
-    assert tiny_store.source("s2_b") not in ("", tiny_store.source("s2_a"))
+    assert tiny_store.source_digest("s2_b") not in ("", tiny_store.source_digest("s2_a"))
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_store.folder, folder)
     kept = (folder / "fingerprint.json").read_text(encoding="utf-8")
     record = json.loads(record_path(folder, "s2_b").read_text(encoding="utf-8"))
-    assert Store.open(folder).source("s2_b") == record["source_digest"] == tiny_store.source("s2_b")
+    assert (
+        Store.open(folder).source_digest("s2_b")
+        == record["source_digest"]
+        == tiny_store.source_digest("s2_b")
+    )
     others = json.loads(kept)
     for case in others["cases"]:
         case["digest"] = "0" * 16 if case["id"] == "s2_b" else case["digest"]
@@ -199,4 +205,4 @@ def test_a_store_tells_what_its_cases_were_made_from(
         assert store.content("s2_b") == ""
         assert (store.content("s2_a") != "") == (text == json.dumps(others))
     record_path(folder, "s2_b").unlink()
-    assert Store.open(folder).source("s2_b") == ""
+    assert Store.open(folder).source_digest("s2_b") == ""

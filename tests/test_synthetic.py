@@ -5,11 +5,14 @@ In the stores of memory_store.py the image is 10 * case + label: liver 1, spleen
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 from memory_store import CLASSES, make_store
 
+from iris_pipeline import synthetic
 from iris_pipeline.cli.train import _synthetic
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
@@ -25,6 +28,7 @@ from iris_pipeline.synthetic import (
     draw_curve,
     draw_orientation,
     draw_tasks,
+    free_value,
     frequent,
     recolour,
     region_box,
@@ -87,6 +91,37 @@ def test_a_cut_lies_where_the_whole_class_says_whatever_box_was_read() -> None:
     assert np.array_equal(cut.apply(labels[12:18], (12, 0, 0), entry, "liver"), expected[12:18])
     assert np.array_equal(cut.apply(labels[17:], (17, 0, 0), entry, "liver"), expected[17:])
     assert labels.max() == 2, "the store's own labels were changed"
+
+
+def test_a_free_value_is_found_up_to_the_last_one() -> None:
+    result = doctest.testmod(synthetic)
+    assert result.attempted >= 1 and result.failed == 0
+    assert free_value(range(1, 255)) == 255
+
+
+def test_a_class_with_the_highest_value_is_cut_as_any_other() -> None:
+    store, high = make_store(), make_store()
+    for _, _, labels in high.volumes.values():
+        labels[labels == 5] = 255
+    high.classes = high.manifest.classes = CLASSES | {"tumour": 255}
+    config = EpisodeConfig(augment=False, synthetic=SyntheticTasks(split=1.0))
+    for i in range(20):
+        usual, other = (EpisodeSampler({"a": each}, config=config).episode(i) for each in (store, high))
+        assert usual.class_names == other.class_names and ", first part" in other.class_names[0]
+        assert torch.equal(usual.reference.masks, other.reference.masks)
+        assert torch.equal(usual.query.masks, other.query.masks)
+
+
+def test_where_every_value_is_a_class_nothing_is_cut() -> None:
+    store = make_store()
+    store.manifest.classes = CLASSES | {f"class {value}": value for value in (3, 4, *range(6, 256))}
+    made = EpisodeConfig(augment=False, synthetic=SyntheticTasks(split=1.0))
+    for i in range(8):
+        plain, kept = (
+            EpisodeSampler({"a": store}, config=c).episode(i) for c in (EpisodeConfig(augment=False), made)
+        )
+        assert kept.class_names == plain.class_names and not kept.is_made
+        assert torch.equal(kept.reference.masks, plain.reference.masks)
 
 
 def test_cells_are_the_nearest_seeds_in_place_and_grey() -> None:

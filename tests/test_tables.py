@@ -281,9 +281,24 @@ def test_rows_of_all_runs_with_one_baseline(tmp_path: Path) -> None:
 def test_written_tables(tmp_path: Path) -> None:
     frame = frame_of([*rows("toy"), *rows("hearts")])
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "gone.csv").write_text("of a former call")
+    former = Table("gone", "Gone", pd.DataFrame({"a": ["1"]}), ("A note.",))
+    write_tables([former], tmp_path, "Made by `iris_tables --results x_y -o z` at commit abc.")
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {"gone.csv", "gone.tex"}
+    theirs = {
+        "patients.csv": "name,age\nA,1\n",
+        "notes.tex": "Made by hand.\n",
+        "grown.csv": (tmp_path / "tables" / "gone.csv").read_text(encoding="utf-8")
+        + "one,line,more\nand,another,one\n",
+        "scan.csv": "\udcff",
+    }
+    for name, text in theirs.items():
+        (tmp_path / "tables" / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    (tmp_path / "tables" / "folder.csv").mkdir()
     page = write_tables(result_tables(frame, {"toy": "CHAOS"}), tmp_path, MADE_BY)
-    names = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert all((tmp_path / "tables" / name).exists() for name in (*theirs, "folder.csv"))
+    names = sorted(
+        path.name for path in (tmp_path / "tables").iterdir() if path.name not in (*theirs, "folder.csv")
+    )
     assert names == [
         f"{name}.{ending}"
         for name in ("hearts", "overview", "paper_table1", "toy")

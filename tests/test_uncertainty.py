@@ -17,6 +17,7 @@ from iris_pipeline.uncertainty import (
     bootstrap_draws,
     bootstrap_mean,
     bootstrap_mean_of_datasets,
+    holm,
     paired_test,
 )
 
@@ -135,3 +136,12 @@ def test_paired_on_what_both_have() -> None:
     assert paired_test(second, second).p == 1.0
     nothing = paired_test(first, frame({("s0", "liver"): [0.4]}, "other"))
     assert nothing.difference.subjects == 0 and math.isnan(nothing.p)
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 * 4; 0.015 * 3 = 0.045; 0.02 * 2 = 0.04 is not below it; 0.7 * 1
+    assert holm([0.7, 0.01, 0.02, 0.015]) == pytest.approx([0.7, 0.04, 0.045, 0.045])
+    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8]) and holm([0.6, 0.6]) == [1.0, 1.0]
+    corrected = holm([0.02, math.nan, 0.03])
+    assert math.isnan(corrected[1]) and corrected[::2] == pytest.approx([0.04, 0.04])
+    assert holm([]) == []

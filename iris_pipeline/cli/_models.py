@@ -68,8 +68,9 @@ def newest_run(results: Path) -> Path:
     return max(finished)[1]
 
 
-def find_run(results: Path, model: str | None) -> Path:
-    """The folder that -m means: a run's name under results/, a path, or the name of a model of the package.
+def find_run(results: Path, model: str | None, option: str = "-m") -> Path:
+    """The folder that -m means, or another option: a run's name under results/, a path, or the name of a model of the
+    package.
 
     None: the newest finished run, or, where there is none, the model that comes with the package.
     """
@@ -91,7 +92,7 @@ def find_run(results: Path, model: str | None) -> Path:
     known = sorted(path.parent.name for path in results.glob("*/run.json"))
     ours = shipped_model()
     raise CheckpointError(
-        f"-m names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder"
+        f"{option} names a run under {results} ({', '.join(known) or 'there is none'}) or a run's folder"
         f"{f', or {ours.name}, which comes with the package' if ours else ''}; got {model!r}."
     )
 

@@ -54,6 +54,11 @@ def calibrate_main(argv: list[str] | None = None) -> int:
         metavar="DICE",
         help="for the report (default: 0.7)",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make all rows anew (default: those whose scans and labels have changed, and those that are missing)",
+    )
     add_device_options(parser)
     arguments = parser.parse_args(argv)
     return run(
@@ -96,6 +101,7 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
         unfamiliar=arguments.unfamiliar,
         options=InferenceOptions(device=device, autocast=autocast_of(arguments.precision, device)),
         review_below=arguments.review_below,
+        overwrite=arguments.overwrite,
     )
     for note in notes:
         print(f"Note: {note}")

@@ -50,7 +50,10 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "-p", required=True, metavar="PRED", help="folder of predictions, or a run with predictions/"
     )
     parser.add_argument(
-        "-g", metavar="TRUTH", help="folder of label maps (default: the raw labels of the dataset)"
+        "-g",
+        metavar="TRUTH",
+        help="folder of label maps; classes.json or dataset.json in it or above it names their values, else the "
+        "dataset does (default: the raw labels of the dataset)",
     )
     parser.add_argument("-d", type=stored_name, metavar="NAME", help="the dataset (default: what PRED says)")
     parser.add_argument(
@@ -257,11 +260,28 @@ def _truth(
         folder = Path(arguments.g).expanduser()
         truths = truth_cases(folder)
         if spec is None:
-            return truths, read_class_names(folder) or read_class_names(folder.parent)
-        return [replace(truth, subject=spec.subject_of(truth.id)) for truth in truths], spec.classes
+            return truths, _own_classes(folder)
+        # Labels of the dataset itself mean what its specification says, whatever lies beside them.
+        raw = spec.raw_folder(root.raw).resolve()
+        own = None if folder.resolve().is_relative_to(raw) else _own_classes(folder)
+        truths = [replace(truth, subject=_subject(spec, truth.id)) for truth in truths]
+        return truths, own or spec.classes
     assert spec is not None
     cases = find_cases(spec.raw_folder(root.raw), spec)
     return [TruthCase(c.id, c.labels, c.subject) for c in cases if c.labels is not None], spec.classes
+
+
+def _own_classes(folder: Path) -> dict[str, int] | None:
+    """What a folder of label maps, or the one above it, says of their values; None where neither does."""
+    return read_class_names(folder) or read_class_names(folder.parent)
+
+
+def _subject(spec: DatasetSpec, case: str) -> str:
+    """The person of a case; a scan from elsewhere, whose name the dataset's pattern does not fit, is one by itself."""
+    try:
+        return spec.subject_of(case)
+    except SpecError:
+        return case
 
 
 def _split_cases(origin: Origin, root: Root) -> list[str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iris_pipeline.averaged import averaged
 from iris_pipeline.bank_tasks import stored_pieces, stored_surroundings
-from iris_pipeline.checkpoint import export_checkpoint, load_model
+from iris_pipeline.checkpoint import check_no_model_in, export_checkpoint, load_model
 from iris_pipeline.cli._common import at_least_one, run
 from iris_pipeline.cli._models import find_run
 from iris_pipeline.judging import store_at_hand
@@ -77,6 +77,7 @@ def export_model_main(argv: list[str] | None = None) -> int:
 
 def _export_model_command(arguments: argparse.Namespace) -> int:
     root, out = Root.resolve(arguments.root), Path(arguments.o).expanduser()
+    check_no_model_in(out)  # before what takes minutes
     loaded = averaged([load_model(find_run(root.results, name)) for name in arguments.runs])
     at_hand = {name: store_at_hand(loaded, root.preprocessed / name) for name in loaded.plans}
     stores = {name: store for name, store in at_hand.items() if store is not None}

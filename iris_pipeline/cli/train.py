@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import load_model
+from iris_pipeline.checkpoint import RunState, load_model
 from iris_pipeline.cli._common import choose_device, run
-from iris_pipeline.cli._models import shipped_model
+from iris_pipeline.cli._training import find_start, given_options, resumed_settings, with_start
 from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
 from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train import train
+from iris_pipeline.train import progress_of, train
 from iris_pipeline.train_settings import TrainSettings
-from preprocessing.errors import CheckpointError, ModelError, StoreError
+from preprocessing.errors import ModelError, StoreError
 from preprocessing.lock import only_run_in
 from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
@@ -135,10 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the run under results/ (default: datasets_size_fold)")
     parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
     parser.add_argument(
-        "--start-from", metavar="RUN", help="begin with the weights of this run under results/"
+        "--start-from",
+        metavar="RUN",
+        help="begin with the weights of a run under results/, of a run's or an exported model's folder, or of the "
+        "package's model; its network, too, where no option says another",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with a run that was stopped, as it was set"
+        "--resume",
+        action="store_true",
+        help="go on with a run that was stopped, as it was set"
+        " (but for --workers, --device, --precision and --validate-every, where given)",
     )
     return parser
 
@@ -222,37 +229,46 @@ def _trainable_stores(root: Root, names: list[str] | None) -> dict[str, Store]:
     return stores
 
 
-def _command(arguments: argparse.Namespace) -> int:
+def _command(arguments: argparse.Namespace, given: Collection[str]) -> int:
     root = Root.resolve(arguments.root)
     device = torch.device(choose_device(arguments.device))
     stores = _trainable_stores(root, arguments.datasets)
-    start = root.results / arguments.start_from if arguments.start_from else None
-    if start is not None and not (start / "checkpoint").is_dir():
-        start = shipped_model(arguments.start_from)
-    if arguments.start_from and start is None:
-        known = sorted(path.parent.name for path in root.results.glob("*/checkpoint"))
-        raise CheckpointError(
-            f"--start-from names a run under {root.results} ({', '.join(known) or 'there is none'}); "
-            f"got {arguments.start_from!r}."
-        )
+    arguments, start = with_start(arguments, given, root.results)
     default_name = f"{next(iter(stores)) if len(stores) == 1 else f'{len(stores)}_datasets'}"
     folder: Path = root.results / (arguments.name or f"{default_name}_{arguments.size}_{arguments.fold}")
     with only_run_in(folder, "wait until it has ended, or give another --name"):
-        return _train(arguments, device, stores, folder, start)
+        settings = _settings(arguments, device)
+        if arguments.resume and (folder / "checkpoint" / "state.json").exists():
+            before = load_model(folder)
+            settings = resumed_settings(before.state, settings, given, folder)
+            if arguments.datasets is None:
+                stores = open_stores(root.preprocessed, list(before.plans))
+            if arguments.start_from and start is None and before.state.trained is None:
+                find_start(
+                    root.results, arguments.start_from
+                )  # it is needed, and this says why it is not there
+            _tell_end(settings, before.state, folder)
+        return _train(arguments, device, settings, stores, folder, start)
+
+
+def _tell_end(settings: TrainSettings, state: RunState, folder: Path) -> None:
+    if progress_of(settings, state.iteration, state.seconds) >= 1:
+        print(
+            f"{folder.name} had come to its end, so nothing is trained; to train on, start another run from it: "
+            f"--start-from {folder.name} --name OTHER."
+        )
 
 
 def _train(
     arguments: argparse.Namespace,
     device: torch.device,
+    settings: TrainSettings,
     stores: dict[str, Store],
     folder: Path,
     start: Path | None,
 ) -> int:
     """The run in its folder, which is ours alone meanwhile."""
-    settings = _settings(arguments, device)
-    if arguments.resume and (folder / "checkpoint" / "state.json").exists():
-        settings = TrainSettings.from_json(load_model(folder).state.settings)
-    print(f"Training {settings.size} on {', '.join(stores)} ({arguments.fold}); log: {folder / 'train.log'}")
+    print(f"Training {settings.size} on {', '.join(stores)} ({settings.split}); log: {folder / 'train.log'}")
     checkpoint = train(settings, stores, folder, device=device, resume=arguments.resume, start_from=start)
     print(f"Finished. Checkpoint: {checkpoint}; curve: {folder / 'curve.png'}")
     return 0
@@ -260,9 +276,10 @@ def _train(
 
 def train_main(argv: list[str] | None = None) -> int:
     """Console script; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, given = parser.parse_args(argv), given_options(parser, argv)
     return run(
-        lambda: _command(arguments),
+        lambda: _command(arguments, given),
         "Interrupted; run the same command with --resume to go on from where it was.",
     )
 
