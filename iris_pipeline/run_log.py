@@ -54,15 +54,17 @@ class RunLog:
             "code": revision(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        fresh = resumed_at is None or not (folder / "train.csv").exists()
+        table = folder / "train.csv"
+        fresh = resumed_at is None or not table.exists() or not table.stat().st_size
         self.validated: int | None = None
-        if resumed_at is not None:
-            keep_rows(folder / "train.csv", resumed_at)
+        if resumed_at is not None and not fresh:
+            keep_rows(table, resumed_at)
             self.validated = keep_rows(folder / "validation.csv", resumed_at)
-        self._csv = (folder / "train.csv").open("w" if fresh else "a", newline="", encoding="utf-8")
+        self._csv = table.open("w" if fresh else "a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._csv, COLUMNS)
         if fresh:
             self._writer.writeheader()
+            self._csv.flush()  # a run that is killed before its first row can go on with the table
             (folder / "validation.csv").write_text("iteration,dataset,dice\n", encoding="utf-8")
         self._log = (folder / "train.log").open("w" if fresh else "a", encoding="utf-8")
         self._recent: list[tuple[float, float, float]] = []

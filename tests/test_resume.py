@@ -146,6 +146,23 @@ def test_rows_behind_the_last_checkpoint_are_dropped(
     assert b"\r\r" not in (tmp_path / "killed" / "train.csv").read_bytes()
 
 
+def test_a_run_that_was_killed_before_its_first_row_has_a_table_in_the_end(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        left = (tmp_path / "train.csv").read_bytes()
+        assert left.startswith(b"iteration,loss") and left.count(b"\n") == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(SHORT, {"tiny": tiny_store}, tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "train.csv").write_bytes(b"")  # as a kill left it that came before the header was on the disk
+    run(SHORT, {"tiny": tiny_store}, tmp_path, resume=True)
+    assert [row["iteration"] for row in rows(tmp_path)] == ["2", "4", "4"]
+
+
 def test_rows_that_stay_are_left_byte_for_byte(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_bytes(b"iteration,x\r\n10,1\r\n20,2\r\n30,3\r\n")

@@ -127,7 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         help="keep a running mean of the weights, such as 0.999, and predict with it: steadier than the last step "
         "(default: 0, none)",
     )
-    parser.add_argument("--validate-every", type=int, default=TrainSettings.validate_every, metavar="N")
+    parser.add_argument(
+        "--validate-every",
+        type=int,
+        default=TrainSettings.validate_every,
+        metavar="N",
+        help="steps from one validation, and one checkpoint, to the next (default: %(default)s)",
+    )
     parser.add_argument(
         "--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)"
     )
