@@ -15,11 +15,11 @@ import numpy as np
 
 from preprocessing.errors import PredictionError
 from preprocessing.files import write_text
+from preprocessing.geometry import voxel_ml
 from preprocessing.volume import Volume
 
 TABLE = "volumes.csv"
 COLUMNS = ("case", "class", "voxels", "ml")
-MM3_PER_ML = 1000.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def volumes_of(case: str, labels: Volume, classes: Mapping[str, int]) -> list[Cl
     counts = np.zeros(256, dtype=np.int64)
     for plane in labels.array:  # bincount makes copies of 8 bytes a voxel
         counts += np.bincount(plane.ravel(), minlength=256)
-    ml = abs(float(np.linalg.det(labels.affine[:3, :3]))) / MM3_PER_ML
+    ml = voxel_ml(labels.affine)
     return [
         ClassVolume(case, name, int(counts[value]), float(counts[value] * ml))
         for name, value in classes.items()
