@@ -5,7 +5,7 @@ classes with `--margin` voxels on each side. Of a held-out dataset one-shot, fro
 `iris_predict --split` draws them; of one that the model was trained on by its memory bank. Dice is counted on what was
 segmented. OUT/cropped.csv has a row a case, and OUT/cropped.md the means over classes and cases.
 
-    python benchmarks/cropped_queries.py lung_mr chaos_t2 -m iris_small_5 --draws 0 1 --raw ../shared/data
+    python benchmarks/cropped_queries.py lung_mr chaos_t2 -m iris_small_6 --draws 0 1 --raw ../shared/data
 """
 
 from __future__ import annotations

@@ -165,9 +165,12 @@ def test_the_wide_view_is_known_where_one_was_met(
     assert (loaded.state.trained is None) == (recorded is None)
 
 
-def test_the_shipped_model_does_not_tell_what_trained_it_and_knows_the_wide_view() -> None:
-    loaded = load_model(Path(iris_pipeline.__file__).parent / "weights" / "iris_small_5")
-    assert (loaded.state.trained, loaded.state.wide_datasets, loaded.knows_wide_view) == (None, None, True)
+def test_the_shipped_model_tells_what_trained_it_and_knows_the_wide_view() -> None:
+    loaded = load_model(Path(iris_pipeline.__file__).parent / "weights" / "iris_small_6")
+    trained = loaded.state.trained
+    assert trained is not None and set(trained) == set(loaded.plans) and all(trained.values())
+    assert "patient101_frame01" not in trained["acdc_mini"], "a test case of ACDC's"
+    assert loaded.knows_wide_view
 
 
 def test_a_model_is_not_exported_into_a_run_and_nothing_is_measured_first(

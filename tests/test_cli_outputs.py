@@ -278,7 +278,7 @@ def test_calibration_is_for_datasets_the_model_knows(root: Path, capsys: Any) ->
 
 
 def test_the_package_is_not_calibrated_into(tmp_path: Path, capsys: Any) -> None:
-    assert calibrate_main(["-m", "iris_small_5", "--root", str(tmp_path)]) == 1
+    assert calibrate_main(["-m", "iris_small_6", "--root", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert "the package is not written to: copy " in told
-    assert told.strip().endswith(f"to {tmp_path / 'results' / 'iris_small_5' / 'checkpoint'} first.")
+    assert told.strip().endswith(f"to {tmp_path / 'results' / 'iris_small_6' / 'checkpoint'} first.")

@@ -185,7 +185,7 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
         (["-i", "SCANS", "-o", "SCANS"], "Results need a folder of their own;"),
         (
             ["-i", "SCANS", "-o", "out", "-m", "best"],
-            "(new, old, unfinished) or a run's folder, or iris_small_5, which comes with the package; got 'best'.",
+            "(new, old, unfinished) or a run's folder, or iris_small_6, which comes with the package; got 'best'.",
         ),
         (["-i", "SCANS", "-o", "out", "--overlap", "1"], "under 1 (0.5 is half a window); got 1.0"),
         (

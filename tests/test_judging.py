@@ -68,7 +68,8 @@ def test_the_volume_to_expect_under_a_tilted_gantry(tmp_path: Path) -> None:
     tilted[:3, 2] = 0, 2 * np.sin(np.deg2rad(20)), 2 * np.cos(np.deg2rad(20))
     volumes = file_volumes(reference_files(tmp_path, {"a": 100}, tilted))
     expected = 100 * 0.008 * np.cos(np.deg2rad(20))
-    assert volumes(volume(np.zeros((8, 8, 8), np.float32), np.eye(4))) == {"x": pytest.approx(expected)}
+    stranger = volume(np.zeros((8, 8, 8), np.float32), np.eye(4))
+    assert volumes(InputCase("q", None), stranger) == {"x": pytest.approx(expected)}
 
 
 def test_a_query_is_no_witness_of_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:

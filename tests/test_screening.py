@@ -152,6 +152,6 @@ def test_two_files_of_one_reference_refuse_this_one_alone(folder: Path) -> None:
         "them."
     }
     (folder / "images" / "one_0000.nii.gz").unlink()
-    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two_0000.nii.gz")
+    shutil.copy(folder / "labels" / "two.nii.gz", folder / "labels" / "two.nii")
     files = find_references(folder)
     assert files.classes == {"label_2": 2, "label_7": 7} and list(screen_references(files)[1]) == ["two"]
