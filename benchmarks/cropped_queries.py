@@ -23,9 +23,16 @@ from tqdm import tqdm
 from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import choose_device, not_negative
-from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._models import (
+    add_device_options,
+    add_model_options,
+    autocast_of,
+    load_run,
+    results_folder,
+)
 from iris_pipeline.cli._splits import raw_cases
 from iris_pipeline.inputs import InputCase
+from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.predict_split import Experiment, TaskOf, held_out_tasks, reference_ids
@@ -54,14 +61,18 @@ def cropped(image: Volume, labels: Volume, margin: int) -> tuple[Volume, Volume]
 
 
 def ways_of(
-    loaded: LoadedModel, store: Store, raw: dict[str, Case], draws: list[int], options: InferenceOptions
+    loaded: LoadedModel,
+    store: Store,
+    raw: dict[str, Case],
+    draws: list[int],
+    options: InferenceOptions,
+    cache: EmbeddingCache,
 ) -> Iterator[tuple[str, TaskOf]]:
     """How a dataset's tasks are made: the name of the way, and what makes a query's task."""
     if store.manifest.role != "held-out":
         task = bank_task(loaded, store.manifest.dataset, store)
         yield "bank", lambda _case, _image: task
         return
-    cache = EmbeddingCache()
     for draw in draws:
         experiment, ids = Experiment(seed=draw), reference_ids(store, "paper")
         yield (
@@ -146,11 +157,12 @@ def main() -> None:
     options = InferenceOptions(
         overlap=0.25, device=device, autocast=autocast_of(arguments.precision, device), skip="air"
     )
-    loaded, _ = load_run(arguments, root, device, options.autocast)
+    loaded, folder = load_run(arguments, root, device, options.autocast)
+    cache = EmbeddingCache(showings=kept_showings(results_folder(folder, root)))
     rows: list[dict[str, object]] = []
     for store in open_stores(root.preprocessed, arguments.datasets).values():
         raw = {case.id: case for case in raw_cases(root, store)}
-        for way in ways_of(loaded, store, raw, arguments.draws, options):
+        for way in ways_of(loaded, store, raw, arguments.draws, options, cache):
             rows += rows_of(loaded, store, raw, way, arguments.margin, options)
     frame = pd.DataFrame(rows)
     page = to_markdown(table_of(frame, arguments.margin), made_by("python", sys.argv), 1)
