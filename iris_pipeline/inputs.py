@@ -17,7 +17,7 @@ from preprocessing.errors import RawDataError
 from preprocessing.scan_paths import holds_dicom
 from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
-from preprocessing.volume import case_id_of, is_image_path
+from preprocessing.volume import case_id_of, is_image_path, stem_of
 
 MOST_CHANNELS = 8
 """of one scan as files: more of one name and a number are scans, case_0000 to case_0099"""
@@ -122,7 +122,8 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
                     "this one)."
                 )
             continue
-        name = base if is_channel else case_id_of(path, [_stem(path)] if base in numbered else [])
+        own = stem_of(path) if base in numbered else case_id_of(path)
+        name = base if is_channel else own
         found.setdefault(name, []).append(FileSource(path, None if is_channel else number))
     for base in sorted(split - found.keys()):
         notes.append(f"{base} left out: it has no file {base}_{number:04d}.")

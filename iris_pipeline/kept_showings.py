@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import UserDict
+from contextlib import suppress
 from pathlib import Path
 
 from iris_pipeline.checkpoint import write_json
@@ -30,13 +31,11 @@ class KeptShowings(UserDict[str, Found]):
 
     def __setitem__(self, key: str, found: Found) -> None:
         super().__setitem__(key, found)
-        if self.path.parent.is_dir() and _read(self.path).get(key) != found:
-            # What another process has found meanwhile is kept.
-            kept = {**_read(self.path), **self.data}
-            try:
+        there = _read(self.path)
+        if there.get(key) != found and self.path.parent.is_dir():
+            kept = there | self.data  # what another process has found meanwhile is kept
+            with suppress(OSError):
                 write_json(self.path, {name: list(each) for name, each in sorted(kept.items())})
-            except OSError:
-                return
 
 
 def kept_showings(run: Path, fresh: bool = False) -> KeptShowings:
