@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -160,9 +160,7 @@ def find_weights(
 
     tasks: of each reference, with its evidence.
     """
-    losses: dict[str, np.ndarray] = {}
-    gains: dict[str, float] = {}
-    crops: dict[str, int] = {}
+    weighing = Weighing(settings)
     numbers = tqdm(
         range(settings.judges), desc="Weighing grey values", unit="crop", leave=False, disable=not progress
     )
@@ -177,17 +175,47 @@ def find_weights(
                 augmented=alone,
                 device=options.device,
             )
-            for name, found in _losses(loaded, task, example, options, settings.weights).items():
-                losses[name] = losses.get(name, 0.0) + found
-                crops[name] = crops.get(name, 0) + 1
-                gains[name] = max(gains.get(name, 0.0), settings.gain_alone if alone else settings.gain)
-    best = {}
-    for name, found in losses.items():
+            weighing.add(losses_by_weight(loaded, task, example, options, settings.weights), alone)
+    return weighing.best()
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Losses that are gathered crop by crop, of each class at each of the weights of the settings."""
+
+    settings: WeightSettings
+    _sums: dict[str, np.ndarray] = field(default_factory=dict, init=False)
+    _crops: dict[str, int] = field(default_factory=dict, init=False)
+    _gains: dict[str, float] = field(default_factory=dict, init=False)
+
+    def add(self, losses: Mapping[str, np.ndarray], alone: bool) -> None:
+        """losses: class -> its loss on one crop at each weight; alone: by the evidence of that very reference."""
+        gain = self.settings.gain_alone if alone else self.settings.gain
+        for name, found in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + found
+            self._crops[name] = self._crops.get(name, 0) + 1
+            self._gains[name] = max(self._gains.get(name, 0.0), gain)
+
+    def best(self) -> dict[str, float]:
+        """Class -> the weight at which its loss is least; 0, where it is among them, unless one is far better."""
+        return {name: self.settings.weights[place] for name, place in self._places().items()}
+
+    def loss(self) -> float:
+        """The mean over the classes of their mean over crops, each at its best weight; NaN where nothing was added."""
+        means = [self._sums[name][place] / self._crops[name] for name, place in self._places().items()]
+        return float(np.mean(means)) if means else float("nan")
+
+    def _places(self) -> dict[str, int]:
+        return {name: self._place(name) for name in self._sums}
+
+    def _place(self, name: str) -> int:
+        found, weights = self._sums[name], self.settings.weights
         least = int(np.argmin(found))
-        plain = found[settings.weights.index(0.0)]
-        enough = max(gains[name] * plain, settings.least_gain * crops[name])
-        best[name] = settings.weights[least] if plain - found[least] > enough else 0.0
-    return best
+        if 0.0 not in weights:
+            return least
+        none = weights.index(0.0)
+        enough = max(self._gains[name] * found[none], self.settings.least_gain * self._crops[name])
+        return least if found[none] - found[least] > enough else none
 
 
 def _lessons(
@@ -201,14 +229,14 @@ def _lessons(
     return [(task, alone), *([(tasks[which].select(lacking), True)] if lacking else [])]
 
 
-def _losses(
+def losses_by_weight(
     loaded: LoadedModel,
     task: TaskEmbedding,
     example: Example,
     options: InferenceOptions,
     weights: Sequence[float],
 ) -> dict[str, np.ndarray]:
-    """Class -> its training loss on an example at each weight."""
+    """Class -> its training loss on an example at each weight; the task has evidence."""
     assert task.grey is not None
     evidence, device = task.grey.to(options.device), torch.device(options.device)
     features = encode_example(loaded.model, example, options)

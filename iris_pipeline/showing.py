@@ -10,15 +10,28 @@ search: this one is ours (LOG.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.grey_weights import with_grey
+from iris_pipeline.grey_weights import (
+    Weighing,
+    WeightSettings,
+    grey_evidence,
+    losses_by_weight,
+    with_grey,
+)
 from iris_pipeline.pool import Embedded, EmbeddingCache, content_key
-from iris_pipeline.pose import POSES, SEARCH, in_frame_of, pose_named, turned_plan
+from iris_pipeline.pose import (
+    POSES,
+    SEARCH,
+    in_frame_of,
+    pose_named,
+    turned_plan,
+    turned_reference,
+)
 from iris_pipeline.second_look import with_surroundings
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, who_is_who
@@ -59,7 +72,7 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
-SEARCH_RULES = 1
+SEARCH_RULES = 2
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
@@ -71,12 +84,13 @@ class SearchSettings:
     """How poses and scales are tried; scales are multiples of the planned spacing.
 
     references: how many take part, of as many subjects as there are. All poses are tried at the first of `pose_scales`
-    by `first_judges` crops of them, the `rivals` best and the upright one at all of these scales by `judges`. The
-    planned spacing is not among them: there the network reads no reference of a new kind well in any pose, and chance
-    decides (LOG.md). The pose that is found is judged at every one of `scales` by `final_judges`. gain: the share of
-    the loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss
-    is above the least by no more than this share, the finest is taken, as it follows finer edges; coarser ones than
-    these lose edges that tuning could still learn.
+    by `first_judges` crops of them, the `rivals` best at all of these scales by `judges`. The planned spacing is not
+    among them: there the network reads no reference of a new kind well in any pose, and chance decides (LOG.md). Of
+    these the `finalists` best, and the upright pose, are tried at every one of `scales` by `final_judges`, which gives
+    each its scale, and judged there by `weighers` with their grey values; the least loss wins. pose_gain, gain: the
+    share of the loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales
+    whose loss is above the least by no more than this share, the finest is taken, as it follows finer edges; coarser
+    ones than these lose edges that tuning could still learn.
     """
 
     references: int = 3
@@ -84,8 +98,11 @@ class SearchSettings:
     first_judges: int = 2
     rivals: int = 12
     judges: int = 4
+    finalists: int = 4
+    weighers: int = 8
     scales: tuple[float, ...] = (1.0, 1.25, 1.6)
     final_judges: int = 6
+    pose_gain: float = 0.05
     gain: float = 0.1
     near: float = 0.2
     seed: int = 0
@@ -94,31 +111,31 @@ class SearchSettings:
 @dataclass(frozen=True)
 class Search:
     """Trials of references at several scales. shown_at: for a scale the upright plan and the references prepared at it,
-    each with a class or more. cache: keeps what a reference becomes as it is tried, for other sets of which it is one.
+    each with a class or more. grey: the weight that their grey values will have, or "auto". cache: keeps what a
+    reference becomes as it is tried, for other sets of which it is one.
     """
 
     loaded: LoadedModel
     shown_at: Callable[[float], Shown]
+    grey: float | str = SEARCH
     options: InferenceOptions = field(default_factory=InferenceOptions)
     settings: SearchSettings = field(default_factory=SearchSettings)
     cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     progress: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict, init=False)
 
-    def pose(self) -> str:
-        """The axes in which the model segments the references best over several scales; UPRIGHT unless far better."""
-        settings = self.settings
-        scales = self.usable(settings.pose_scales)
-        first = self._trial(scales[0]).losses(POSES, range(settings.first_judges))
-        best = sorted(first, key=first.__getitem__)[: settings.rivals]
-        rivals = list(dict.fromkeys([UPRIGHT, *best]))
-        rest = self._trial(scales[0]).losses(rivals, range(settings.first_judges, settings.judges))
-        total = {axes: first[axes] + rest[axes] for axes in rivals}
-        for scale in scales[1:]:
-            for axes, loss in self._trial(scale).losses(rivals, range(settings.judges)).items():
-                total[axes] += loss
-        found = min(rivals, key=total.__getitem__)
-        return found if total[found] < (1 - settings.gain) * total[UPRIGHT] else UPRIGHT
+    def showing(self, scale: float | None = None) -> tuple[str, float]:
+        """The pose in which the model segments the references best, and the scale there (`scale`, where it is given).
+
+        Each of the best few poses is judged as it would be shown: at its own scale, with its grey values. UPRIGHT
+        unless another is better by the gain.
+        """
+        scales = {axes: scale or self.scale(axes) for axes in self._finalists()}
+        losses = {axes: self._loss_as_shown(axes, its) for axes, its in scales.items()}
+        found = min(losses, key=losses.__getitem__)
+        if losses[found] >= (1 - self.settings.pose_gain) * losses[UPRIGHT]:
+            found = UPRIGHT
+        return found, scales[found]
 
     def scale(self, axes: str) -> float:
         """The scale at which the model segments the references best in this pose; 1 unless another is far better."""
@@ -131,6 +148,35 @@ class Search:
         better = {scale: loss for scale, loss in losses.items() if loss < limit}
         nearly = (1 + self.settings.near) * min(better.values(), default=0.0)
         return min((scale for scale, loss in better.items() if loss <= nearly), default=1.0)
+
+    def _finalists(self) -> list[str]:
+        """UPRIGHT, and the poses with the least sum of losses over several scales."""
+        settings = self.settings
+        scales = self.usable(settings.pose_scales)
+        first = self._trial(scales[0]).losses(POSES, range(settings.first_judges))
+        rivals = [axes for axes in sorted(first, key=first.__getitem__) if axes != UPRIGHT][: settings.rivals]
+        total = dict.fromkeys(rivals, 0.0)
+        for each in scales:
+            for axes, loss in self._trial(each).losses(rivals, range(settings.judges)).items():
+                total[axes] += loss
+        return [UPRIGHT, *sorted(rivals, key=total.__getitem__)[: settings.finalists]]
+
+    def _loss_as_shown(self, axes: str, scale: float) -> float:
+        """What the references lose in this pose at this scale where their grey values count as they then would."""
+        trial, settings = self._trial(scale), WeightSettings()
+        if self.grey != SEARCH:
+            settings = replace(settings, weights=(float(self.grey),))
+        turned = (turned_reference(reference, axes) for reference in trial.upright)
+        tasks = [
+            replace(task, grey=grey_evidence(reference, task.class_names, task.patch_size))
+            for task, reference in zip(trial.tasks(axes), turned, strict=True)
+        ]
+        weighing = Weighing(settings)
+        for number in range(self.settings.weighers):
+            task, alone, example = trial.lesson(axes, tasks, number)
+            found = losses_by_weight(self.loaded, task, example, self.options, settings.weights)
+            weighing.add(found, alone)
+        return weighing.loss()
 
     def usable(self, scales: Sequence[float]) -> list[float]:
         """Those at which no reference loses a class; the planned spacing where there are none."""
@@ -228,19 +274,19 @@ def settle_showing(
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
     who = who_is_who(references)
-    rules = (SEARCH_RULES, SearchSettings())
-    key = content_key(
-        loaded.model_hash, options.autocast, rules, plan, wanted.pose, wanted.scale, who, *content
-    )
+    rules = (SEARCH_RULES, SearchSettings(), WeightSettings())
+    asked = (wanted.pose, wanted.scale, wanted.grey)
+    key = content_key(loaded.model_hash, options.autocast, rules, plan, asked, who, *content)
     if key not in cache.showings:
 
         def shown_at(times: float) -> Shown:
             at = upright(times)
             return at, references if times == 1.0 else [prepare_at(at)(r.id) for r in references]
 
-        search = Search(loaded, shown_at, options, cache=cache, progress=progress)
+        search = Search(loaded, shown_at, wanted.grey, options, cache=cache, progress=progress)
         if wanted.pose == SEARCH:
-            pose = search.pose()
-        cache.showings[key] = (pose, search.scale(pose) if wanted.scale == SEARCH else scale)
+            cache.showings[key] = search.showing(None if wanted.scale == SEARCH else scale)
+        else:
+            cache.showings[key] = (pose, search.scale(pose))
     pose, scale = cache.showings[key]
     return turned_plan(upright(scale), pose)

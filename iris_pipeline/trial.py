@@ -8,7 +8,7 @@ it. No query has a part in it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,8 @@ class Trial:
     progress: bool
     where: str = ""
     """said on the progress bar"""
+    _known: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
+    """losses by pose and number of the judging crop"""
 
     @cached_property
     def classes(self) -> list[set[str]]:
@@ -77,26 +79,40 @@ class Trial:
             return {axes: self._loss(axes, numbers) for axes in bar}
 
     def _loss(self, axes: str, numbers: Sequence[int]) -> float:
-        tasks = [self._task(number, axes) for number in range(len(self.upright))]
-        total = 0.0
-        for number in numbers:
-            which = number % len(self.upright)
-            task, alone = teachers(tasks, self.upright, which)
-            # Drawn upright and then turned, so that every pose is asked for the very same crops.
-            example = draw_example(
-                self.upright[which],
-                task.class_names,
-                self.plan.patch_size,
-                np.random.default_rng((self.seed, number)),
-                augmented=alone,
-                anywhere=0.0,
-                device=self.options.device,
-            )
+        """The sum over these crops; none is segmented twice."""
+        missing = [number for number in numbers if (axes, number) not in self._known]
+        tasks = self.tasks(axes) if missing else []
+        for number in missing:
+            task, _, example = self.lesson(axes, tasks, number)
             with torch.inference_mode():
-                total += float(
-                    tokens_loss(self.loaded.model, task.tokens, _turned(example, axes), self.options)
-                )
-        return total
+                loss = tokens_loss(self.loaded.model, task.tokens, example, self.options)
+            self._known[axes, number] = float(loss)
+        return sum(self._known[axes, number] for number in numbers)
+
+    def lesson(
+        self, axes: str, tasks: Sequence[TaskEmbedding], number: int
+    ) -> tuple[TaskEmbedding, bool, Example]:
+        """The judging crop of this number in a pose, what it is segmented by, and whether that is its reference alone.
+
+        tasks: of each reference, in this pose.
+        """
+        which = number % len(self.upright)
+        task, alone = teachers(tasks, self.upright, which)
+        # Drawn upright and then turned, so that every pose is asked for the very same crops.
+        example = draw_example(
+            self.upright[which],
+            task.class_names,
+            self.plan.patch_size,
+            np.random.default_rng((self.seed, number)),
+            augmented=alone,
+            anywhere=0.0,
+            device=self.options.device,
+        )
+        return task, alone, _turned(example, axes)
+
+    def tasks(self, axes: str) -> list[TaskEmbedding]:
+        """The task of each reference in a pose."""
+        return [self._task(number, axes) for number in range(len(self.upright))]
 
     def _task(self, which: int, axes: str) -> TaskEmbedding:
         """The task of one reference in a pose."""

@@ -80,7 +80,7 @@ def test_what_has_to_be_gained_counts_the_crops_that_judged_the_class(
     table, number = np.array([0.20, 0.18, 0.19, 0.3, 0.4]), iter(range(8))
     monkeypatch.setattr(
         grey_weights,
-        "_losses",
+        "losses_by_weight",
         lambda *_: {"ball": table} if next(number) > 2 else {"ball": table, "disc": table},
     )
     references = [blob_reference(1), blob_reference(2)]

@@ -180,7 +180,9 @@ def test_the_best_of_all_crops_is_taken_if_it_is_far_better(
 ) -> None:
     said = iter(tables)
     monkeypatch.setattr(
-        grey_weights, "_losses", lambda *_: {"ball": np.array(next(said)), "disc": np.arange(1.0, 6.0)}
+        grey_weights,
+        "losses_by_weight",
+        lambda *_: {"ball": np.array(next(said)), "disc": np.arange(1.0, 6.0)},
     )
     loaded, references = loaded_with(SaysOf(nothing, nothing)), [blob_reference(1), blob_reference(2)]
     settings = WeightSettings(judges=len(tables))
@@ -195,7 +197,7 @@ def test_who_is_judged_by_the_own_evidence_has_to_gain_more(
     best: float, alone: bool, weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = np.array([1.0, 0.95, 0.9, best, 1.0])
-    monkeypatch.setattr(grey_weights, "_losses", lambda *_: {"ball": table})
+    monkeypatch.setattr(grey_weights, "losses_by_weight", lambda *_: {"ball": table})
     loaded, references = loaded_with(SaysOf(nothing, nothing)), [blob_reference(1), blob_reference(2)]
     references = references[:1] if alone else references
     tasks = tasks_of(loaded, references)
@@ -209,7 +211,7 @@ def test_the_losses_are_those_of_training_one_class_and_weight_at_a_time() -> No
         reference, task.class_names, PATCH, np.random.default_rng(0), augmented=False, anywhere=0.0
     )
     weights = (0.0, 0.5, 3.0)
-    found = grey_weights._losses(loaded, task, example, OPTIONS, weights)
+    found = grey_weights.losses_by_weight(loaded, task, example, OPTIONS, weights)
     features = encode_example(loaded.model, example, OPTIONS)
     assert list(found) == ["ball", "disc"] and task.grey is not None
     for k, name in enumerate(found):
@@ -220,7 +222,7 @@ def test_the_losses_are_those_of_training_one_class_and_weight_at_a_time() -> No
                 expected = features_loss(loaded.model, task.tokens, features, alone, OPTIONS, grey=grey)
             assert loss == pytest.approx(float(expected), rel=1e-4)
     absent = replace(example, valid=torch.tensor([[1.0, 0.0]]))
-    assert list(grey_weights._losses(loaded, task, absent, OPTIONS, weights)) == ["ball"], (
+    assert list(grey_weights.losses_by_weight(loaded, task, absent, OPTIONS, weights)) == ["ball"], (
         "neither right nor wrong where it is shown nowhere"
     )
 
@@ -228,7 +230,7 @@ def test_the_losses_are_those_of_training_one_class_and_weight_at_a_time() -> No
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, GreyEvidence, tuple[str, ...]]]:
     """Of each judging crop: its reference, whether it was augmented, the evidence and whose references gave it."""
     seen: list[Any] = []
-    draw, losses = grey_weights.draw_example, grey_weights._losses
+    draw, losses = grey_weights.draw_example, grey_weights.losses_by_weight
 
     def drawn(reference: PreparedReference, *given: Any, augmented: bool, **more: Any) -> Example:
         seen.append((reference.id, augmented))
@@ -239,7 +241,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, GreyEvidence
         return losses(loaded, task, *given)
 
     monkeypatch.setattr(grey_weights, "draw_example", drawn)
-    monkeypatch.setattr(grey_weights, "_losses", judged)
+    monkeypatch.setattr(grey_weights, "losses_by_weight", judged)
     return seen
 
 

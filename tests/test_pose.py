@@ -31,7 +31,7 @@ from preprocessing.orientation import UPRIGHT, Pose, Reorientation
 from preprocessing.plan import Plan
 
 POSE_ONLY = Showing("auto", 1.0)
-QUICK = SearchSettings(pose_scales=(1.0,), first_judges=1, rivals=8, judges=2)
+QUICK = SearchSettings(pose_scales=(1.0,), scales=(1.0,), first_judges=1, rivals=8, judges=2)
 
 
 class TowardFirstAxis(torch.nn.Module):
@@ -72,7 +72,7 @@ def find_pose(
     search = Search(
         loaded_with(model), lambda _: (plan(), references), settings=QUICK, cache=cache or EmbeddingCache()
     )
-    return search.pose()
+    return search.showing()[0]
 
 
 def plan() -> Any:
@@ -155,11 +155,12 @@ def test_upright_stays_where_it_is_right_and_where_no_pose_is_known() -> None:
 def test_a_search_is_done_once_for_equal_references(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def counted(*_: Any, **__: Any) -> str:
+    def counted(_: Search, scale: float | None) -> tuple[str, float]:
         calls.append(1)
-        return "LSA"
+        assert scale == 1.0
+        return "LSA", scale
 
-    monkeypatch.setattr(Search, "pose", counted)
+    monkeypatch.setattr(Search, "showing", counted)
     cache, loaded = EmbeddingCache(), loaded_with(TowardFirstAxis())
     prepare = {
         "a": half_filled(2, True, "a"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ from torch import Tensor
 
 from iris_pipeline import trial
 from iris_pipeline.examples import Example, draw_example
+from iris_pipeline.grey_weights import WeightSettings, grey_evidence, losses_by_weight
 from iris_pipeline.pool import EmbeddingCache
+from iris_pipeline.pose import turned_plan, turned_reference
 from iris_pipeline.showing import AS_PLANNED, Search, Showing, grey_named, scale_named, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.strategies import PreparedReference, one_shot
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT, Pose
 from preprocessing.plan import Plan
@@ -101,13 +105,81 @@ def test_the_plan_says_what_was_found_and_equal_references_are_tried_once() -> N
     before = model.encoded
     assert settle(Showing()).spacing_mm == (1.6, 1.6, 1.6) and model.encoded == before > 0
     settle(Showing(grey=3.0))
-    assert model.encoded == before, "how much grey values count makes no difference to it"
+    assert model.encoded == before, "judged anew with that weight, by tasks that are there"
     turned = settle(Showing("LSA"))
     assert (turned.pose, turned.spacing_mm[0]) == (Pose("LSA"), 1.6)
     before = model.encoded
     for wanted, spacing in ((AS_PLANNED, 1.0), (Showing(UPRIGHT, 1.25), 1.25)):
         assert settle(wanted).spacing_mm == (spacing,) * 3
     assert model.encoded == before, "nothing to search for"
+
+
+class ToldLosses:
+    """A trial whose losses are told: pose -> loss of one crop, 9 for all others."""
+
+    classes = ()
+
+    def __init__(self, told: dict[str, float]):
+        self.told = told
+
+    def losses(self, poses: Iterable[str], numbers: Sequence[int]) -> dict[str, float]:
+        return {axes: len(numbers) * self.told.get(axes, 9.0) for axes in poses}
+
+
+@pytest.mark.parametrize(
+    ("upright", "scale", "found"),
+    [
+        (
+            0.8,
+            None,
+            ("LIP", 1.25),
+        ),  # ASL has the least sum of losses, but LIP is better where each would be shown
+        (0.42, None, ("LIP", 1.25)),
+        (0.421, None, ("LIP", 1.25)),
+        (0.41, None, (UPRIGHT, 1.0)),  # less than a twentieth better
+        (0.8, 1.6, ("ASL", 1.6)),  # at a scale that is wanted, whatever would be best
+    ],
+)
+def test_a_pose_is_judged_as_it_would_be_shown(
+    upright: float, scale: float | None, found: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {
+        1.0: {UPRIGHT: 0.5, "LIP": 0.8, "ASL": 0.8},
+        1.25: {UPRIGHT: 0.6, "LIP": 0.5, "ASL": 0.6},
+        1.6: {UPRIGHT: 0.7, "LIP": 0.9, "ASL": 0.2},
+        2.0: {UPRIGHT: 0.9, "LIP": 0.8, "ASL": 0.3, "AIL": 0.1},
+    }
+    as_shown = {(UPRIGHT, 1.0): upright, ("LIP", 1.25): 0.395, ("ASL", 1.6): 0.4, ("LIP", 1.6): 0.7}
+    monkeypatch.setattr(Search, "_trial", lambda _, scale: ToldLosses(plain[scale]))
+    monkeypatch.setattr(Search, "_loss_as_shown", lambda _, axes, at: as_shown.get((axes, at), 5.0))
+    search = Search(tiny_model(), lambda _: pytest.fail("nothing is read"))
+    assert search.showing(scale) == found
+
+
+@pytest.mark.parametrize("grey", ["auto", 0.0, 2.0])
+def test_as_shown_is_with_the_grey_values_that_will_count(grey: float | str) -> None:
+    """The naive way: each crop by the other's task, the mean over classes at the weight that wins."""
+    loaded, references = tiny_model(), [blob_reference(1), blob_reference(2)]
+    found = Search(loaded, lambda _: (PLAN, references), grey)._loss_as_shown("LSA", 1.0)
+    plan, turned = turned_plan(PLAN, "LSA"), [turned_reference(each, "LSA") for each in references]
+    tasks = []
+    for each in turned:
+        task = one_shot(loaded.model, each, plan, model_hash=loaded.model_hash)
+        tasks.append(replace(task, grey=grey_evidence(each, task.class_names, plan.patch_size)))
+    weights = WeightSettings().weights if grey == "auto" else (float(grey),)
+    shown = Search(loaded, lambda _: (PLAN, references))._trial(1.0)
+    crops = []
+    for number in range(8):
+        example = shown.lesson("LSA", tasks, number)[2]
+        losses = losses_by_weight(loaded, tasks[1 - number % 2], example, InferenceOptions(), weights)
+        crops.append(np.stack([losses[name] for name in ("ball", "disc")]))
+    means = np.mean(crops, axis=0)  # [class, weight]
+    if grey != "auto":
+        assert found == pytest.approx(means.mean())
+        return
+    gained = means.min(axis=1) < 0.95 * means[:, 0]
+    assert gained.any(), "an untrained network is helped"
+    assert found == pytest.approx(np.where(gained, means.min(axis=1), means[:, 0]).mean())
 
 
 @pytest.mark.parametrize("text", ["0.1", "5", "half", "nan"])
