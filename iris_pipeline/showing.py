@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.grey_weights import (
@@ -130,8 +131,14 @@ class Search:
         Each of the best few poses is judged as it would be shown: at its own scale, with its grey values. UPRIGHT
         unless another is better by the gain.
         """
-        scales = {axes: scale or self.scale(axes) for axes in self._finalists()}
-        losses = {axes: self._loss_as_shown(axes, its) for axes, its in scales.items()}
+        scales, losses = {}, {}
+        finalists = self._finalists()
+        with tqdm(
+            finalists, desc="The best poses", unit="pose", leave=False, disable=not self.progress
+        ) as bar:
+            for axes in bar:
+                scales[axes] = scale or self.scale(axes)
+                losses[axes] = self._loss_as_shown(axes, scales[axes])
         found = min(losses, key=losses.__getitem__)
         if losses[found] >= (1 - self.settings.pose_gain) * losses[UPRIGHT]:
             found = UPRIGHT

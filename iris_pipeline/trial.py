@@ -75,7 +75,8 @@ class Trial:
         """The sum of each pose's loss over the judging crops of these numbers."""
         poses = list(poses)
         title = f"{len(poses)} poses{self.where} on {len(numbers)} crops"
-        with tqdm(poses, desc=title, unit="pose", leave=False, disable=not self.progress) as bar:
+        shown = self.progress and len(poses) > 1
+        with tqdm(poses, desc=title, unit="pose", leave=False, disable=not shown) as bar:
             return {axes: self._loss(axes, numbers) for axes in bar}
 
     def _loss(self, axes: str, numbers: Sequence[int]) -> float:
