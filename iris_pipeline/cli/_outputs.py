@@ -13,8 +13,8 @@ from iris_pipeline.confidence import (
     TABLE,
     Calibration,
     compare_with_truth,
+    judgements_in,
     load_calibration,
-    read_judgements,
 )
 from iris_pipeline.confidence_table import agreement_path
 from iris_pipeline.evaluate import Row
@@ -76,7 +76,7 @@ def judge_of(
 
 def tell_judgements(out: Path) -> None:
     """What is to be reviewed."""
-    judgements = read_judgements(out / TABLE)
+    judgements = judgements_in(out).rows()
     marked = [f"{each.case} {each.class_name}" for each in judgements if each.review]
     shown = f": {', '.join(marked[:10])}{', ...' if len(marked) > 10 else ''}" if marked else ""
     print(f"{len(marked)} of {len(judgements)} masks are marked for review in {out / TABLE}{shown}.")
@@ -84,7 +84,7 @@ def tell_judgements(out: Path) -> None:
 
 def tell_agreement(predictions: Path, rows: Iterable[Row], out: Path) -> None:
     """Predicted against true Dice where confidence.csv lies beside the predictions; kept as JSON beside the rows."""
-    judgements = read_judgements(predictions / TABLE)
+    judgements = judgements_in(predictions).rows()
     dice = {(row.case, row.class_name): row.dice for row in rows}
     if all(math.isnan(dice.get((j.case, j.class_name), math.nan)) for j in judgements):
         return
