@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import (
@@ -45,11 +46,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def outputs_of(arguments: argparse.Namespace) -> Outputs:
-    return Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities)
-
-
-def judge_of(
+def wishes_of(
     arguments: argparse.Namespace,
     loaded: LoadedModel,
     run_folder: Path,
@@ -57,8 +54,24 @@ def judge_of(
     *,
     witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
     volumes: Callable[[Calibration], Volumes] = lambda _: no_volumes,
+) -> dict[str, Any]:
+    """What is to be written, for `predict_cases` and its like. witnesses, volumes: called only for --confidence."""
+    return {
+        "outputs": Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
+        "judge": _judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
+        "overwrite": arguments.overwrite,
+    }
+
+
+def _judge_of(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    run_folder: Path,
+    options: InferenceOptions,
+    witnesses: Callable[[], Witnesses],
+    volumes: Callable[[Calibration], Volumes],
 ) -> Judge | None:
-    """The judge that --confidence asks for. witnesses, volumes: called only where it does."""
+    """The judge that --confidence asks for; PredictionError for --review-below without it."""
     if not arguments.confidence:
         if arguments.review_below is not None:
             raise PredictionError("--review-below is about --confidence: give both or none.")
