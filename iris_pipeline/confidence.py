@@ -7,8 +7,6 @@ numbers are stored with the model; what they say of people they were not fitted 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +17,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
+from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import STATE_FILE
 from iris_pipeline.confidence_fit import FEWEST, SIGNS, Line, Signs, fit_lines, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
-from preprocessing.files import load_json, save_json, write_text
+from preprocessing.files import load_json, save_json
 
 FILE = "confidence.json"  # in the checkpoint's folder
 TABLE = "confidence.csv"  # beside the masks
@@ -126,6 +125,17 @@ class Judgement:
             "yes" if self.review else "no",
             *shown,
         ]
+
+    @classmethod
+    def of_cells(cls, cells: Mapping[str, str]) -> Judgement:
+        """What `cells` wrote, by column; errors as `CaseTable` expects them."""
+        return cls(
+            cells["case"],
+            cells["class"],
+            float(cells["predicted_dice"]),
+            cells["review"] == "yes",
+            {name: float(cells[name]) for name in SIGNS if cells[name]},
+        )
 
 
 def judge(
@@ -258,32 +268,7 @@ def load_calibration(run: Path, model_hash: str) -> Calibration:
     return calibration
 
 
-def write_judgements(path: Path, judgements: Sequence[Judgement]) -> None:
-    """confidence.csv, whole."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(each.cells() for each in sorted(judgements, key=lambda j: j.case))
-    write_text(path, text.getvalue())
-
-
-def read_judgements(path: Path) -> list[Judgement]:
-    """What `write_judgements` wrote; none where there is no file. PredictionError if it is something else."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            return [
-                Judgement(
-                    row["case"],
-                    row["class"],
-                    float(row["predicted_dice"]),
-                    row["review"] == "yes",
-                    {name: float(row[name]) for name in SIGNS if row[name]},
-                )
-                for row in csv.DictReader(stream)
-            ]
-    except (KeyError, ValueError, TypeError):
-        raise PredictionError(
-            f"{path} should have the columns {', '.join(COLUMNS)}: take it away, it is made anew with --confidence."
-        ) from None
+def judgements_in(folder: Path) -> CaseTable[Judgement]:
+    """confidence.csv of a folder of masks."""
+    remedy = "take it away, it is made anew with --confidence"
+    return CaseTable(folder / TABLE, COLUMNS, Judgement.of_cells, remedy)

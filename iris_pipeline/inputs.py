@@ -105,9 +105,10 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     """Case id -> its files in a folder, one where all is well, and notes on the channels left out."""
     found: dict[str, list[FileSource]] = {}
     notes = []
-    bases = Counter(_case_id(path, of_file) for path in files if (of_file := _channel_of(path)) is not None)
+    scans = [path for path in files if not is_segmentation(path)]  # a_0000.seg.nrrd is no channel of a
+    bases = Counter(_case_id(path, of_file) for path in scans if (of_file := _channel_of(path)) is not None)
     numbered = {base for base, count in bases.items() if count > MOST_CHANNELS}  # case_0000 to case_0099
-    split = {case_id_of(p) for p in files if _channel_of(p) == 0} - numbered  # whose channels are files
+    split = {case_id_of(p) for p in scans if _channel_of(p) == 0} - numbered  # whose channels are files
     for path in files:
         if is_segmentation(path):
             notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
@@ -130,23 +131,17 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
     return found, notes
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0]
-
-
 def _channel_of(path: Path) -> int | None:
     """The number in nnU-Net's suffix `_0000`, `_0001`, ...; None without one."""
-    base, _, suffix = _stem(path).rpartition("_")
+    base, _, suffix = stem_of(path).rpartition("_")
     return int(suffix) if base and len(suffix) == 4 and suffix.isdecimal() else None
 
 
 def _case_id(path: Path, number: int | None) -> str:
     """The id without the suffix of this channel."""
-    return (
-        case_id_of(path)
-        if number is None
-        else _stem(path).removesuffix(f"_{number:04d}").removesuffix("_0000")
-    )
+    if number is None:
+        return case_id_of(path)
+    return stem_of(path).removesuffix(f"_{number:04d}").removesuffix("_0000")
 
 
 def _image_files(folder: Path) -> list[Path]:

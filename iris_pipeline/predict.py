@@ -10,6 +10,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,8 +18,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import LoadedModel, write_json
-from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
+from iris_pipeline.confidence import Judgement, judgements_in
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
@@ -28,8 +30,7 @@ from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.volumes import TABLE as VOLUMES
-from iris_pipeline.volumes import forget_volumes, keep_volumes, read_volumes, volumes_of
+from iris_pipeline.volumes import ClassVolume, volumes_in, volumes_of
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import append_log
 from preprocessing.findings import check_field, check_grey_values, no_place
@@ -171,10 +172,12 @@ def predict_cases(
             begun()
         write_json(out / CLASSES, dict(classes))
         write_record(out, identity, remarks or {})
-        wishes = _Wishes(outputs or Outputs(), judge, overwrite, progress, KeptScans(out), classes)
-        former = read_judgements(out / TABLE) if judge is not None else []
-        if judge is not None and former:
-            write_judgements(out / TABLE, judge.again(former))
+        judgements, volumes = judgements_in(out), volumes_in(out)
+        if judge is not None and (former := judgements.rows()):
+            judgements.write(judge.again(former))
+        wishes = _Wishes(
+            outputs or Outputs(), judge, overwrite, progress, classes, KeptScans(out), judgements, volumes
+        )
         return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
 
 
@@ -205,8 +208,10 @@ class _Wishes:
     judge: Judge | None
     overwrite: bool
     progress: bool
-    scans: KeptScans
     classes: Mapping[str, int]
+    scans: KeptScans
+    judgements: CaseTable[Judgement]
+    volumes: CaseTable[ClassVolume]
 
 
 def _predict_one(
@@ -223,12 +228,12 @@ def _predict_one(
         scan, changed = _scan_now(out, case, wishes.scans)
         if changed:  # whatever becomes of this one, the mask is not of it
             remove_result(out, case.id)
-            _keep_judgements(out, case.id, None)
-            forget_volumes(out, case.id)
+            _forget_judgements(wishes.judgements, case.id)
+            wishes.volumes.forget(case.id)
         elif not wishes.overwrite and _is_there(out, case, wishes):
             if scan is not None:
                 wishes.scans.keep(case.id, scan)
-            _measure_former(out, case.id, wishes.classes)
+            _measure_former(out, case.id, wishes)
             return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
         warnings = _make(loaded, task_of, case, out, options, wishes, scan)
     except IrisError as error:
@@ -268,11 +273,13 @@ def _make(
     judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
     note_precision(out, options)
     write_result(out, case.id, result, image)
-    keep_volumes(out, volumes_of(case.id, Volume(result.labels, image.affine), wishes.classes))
+    wishes.volumes.keep(case.id, volumes_of(case.id, Volume(result.labels, image.affine), wishes.classes))
     if scan is not None:
         wishes.scans.keep(case.id, scan)
-    if judgements is not None or wishes.overwrite:
-        _keep_judgements(out, case.id, judgements)
+    if judgements is not None:
+        wishes.judgements.keep(case.id, judgements)
+    elif wishes.overwrite:  # the former mask's are not of this one
+        _forget_judgements(wishes.judgements, case.id)
     return [warning for warning in warnings if warning]
 
 
@@ -285,28 +292,22 @@ def _scan_now(out: Path, case: InputCase, scans: KeptScans) -> tuple[KeptScan | 
     return scan, scan is not None and scan.content != known.content
 
 
-def _keep_judgements(out: Path, case: str, judgements: Sequence[Judgement] | None) -> None:
-    """Those of a case's new mask in the place of the former one's; None: nobody judged it."""
-    try:
-        former = read_judgements(out / TABLE)
-    except PredictionError:
-        if judgements is None:  # something else of this name is no business of a run that judges nothing
-            return
-        raise
-    others = [each for each in former if each.case != case]
-    if judgements is not None or len(others) < len(former):
-        write_judgements(out / TABLE, [*others, *(judgements or ())])
+def _forget_judgements(judgements: CaseTable[Judgement], case: str) -> None:
+    """Those of a mask that is gone; something else of the table's name is no business of a run that judges nothing."""
+    with suppress(PredictionError):
+        judgements.forget(case)
 
 
-def _measure_former(out: Path, case: str, classes: Mapping[str, int]) -> None:
+def _measure_former(out: Path, case: str, wishes: _Wishes) -> None:
     """Volumes of a mask that was made before they were kept."""
-    if all(each.case != case for each in read_volumes(out / VOLUMES)):
-        keep_volumes(out, volumes_of(case, read_labels(label_path(out, case)), classes))
+    if not wishes.volumes.has(case):
+        labels = read_labels(label_path(out, case))
+        wishes.volumes.keep(case, volumes_of(case, labels, wishes.classes))
 
 
 def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:
-    judged = wishes.judge is None or any(each.case == case.id for each in read_judgements(out / TABLE))
-    return judged and is_complete(out, case.id, wishes.outputs)
+    whole = is_complete(out, case.id, wishes.outputs)
+    return whole and (wishes.judge is None or wishes.judgements.has(case.id))
 
 
 def raise_for_refused(verdicts: Sequence[Verdict]) -> None:

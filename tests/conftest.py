@@ -5,7 +5,8 @@ anisotropic, each with another orientation and an oblique affine; three classes 
 (`left` and `right` of the midline, `core` between them, which the case s4_a lacks). Session scope: do not
 change the files, copy the folder first. `tiny_store`   the finished Store made from it by the real stages,
 crop 32^3 (session scope, read only). `shared_data`  the folder of the real datasets; the test is skipped,
-with a message, where it is absent.
+with a message, where it is absent. `opened`   the names of the files that `Path.open` opened since, a list that
+may be cleared.
 
 Arrays are [D,H,W] = (z,y,x); affines map (x,y,z) to RAS+ mm.
 """
@@ -127,3 +128,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real datasets: {folder} is absent")
     return folder
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    real = Path.open
+
+    def noted(path: Path, *how, **more):  # type: ignore[no-untyped-def]
+        names.append(path.name)
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", noted)
+    return names

@@ -22,10 +22,9 @@ from iris_pipeline.confidence import (
     compare_with_truth,
     fit,
     judge,
+    judgements_in,
     load_calibration,
-    read_judgements,
     save_calibration,
-    write_judgements,
 )
 from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, predict
 from preprocessing.errors import CheckpointError, PredictionError
@@ -236,17 +235,19 @@ def test_judgements_come_back_from_their_file(tmp_path: Path) -> None:
         Judgement("b", "liver", 0.8125, False, {"windows": 0.5, "volume": 1.0}),
         Judgement("a", "left, upper", 0.0, True, {}),
     ]
-    write_judgements(tmp_path / "confidence.csv", judgements)
+    judgements_in(tmp_path).write(judgements)
     lines = (tmp_path / "confidence.csv").read_text(encoding="utf-8").splitlines()
     assert lines == [
         ",".join(COLUMNS),
         'a,"left, upper",0.0000,yes,,,,,,',
         "b,liver,0.8125,no,0.5000,,,,,1.0000",
     ]
-    assert read_judgements(tmp_path / "confidence.csv") == judgements[::-1]
-    assert read_judgements(tmp_path / "none.csv") == []
+    assert judgements_in(tmp_path).rows() == judgements[::-1]
+    assert judgements_in(tmp_path / "none").rows() == []
     (tmp_path / "confidence.csv").write_text("case,class\na,b\n")
-    with pytest.raises(
-        PredictionError, match=r"should have the columns case, class, predicted_dice, review, windows"
-    ):
-        read_judgements(tmp_path / "confidence.csv")
+    with pytest.raises(PredictionError) as told:
+        judgements_in(tmp_path).rows()
+    assert str(told.value) == (
+        f"{tmp_path / 'confidence.csv'} should have the columns {', '.join(COLUMNS)}: take it away, it is made anew "
+        "with --confidence."
+    )

@@ -132,6 +132,7 @@ ORDER = (
     "iris_pipeline.native",
     "iris_pipeline.scan",
     "iris_pipeline.outputs",
+    "iris_pipeline.case_table",
     "iris_pipeline.volumes",
     "iris_pipeline.confidence_fit",
     "iris_pipeline.confidence",

@@ -85,6 +85,34 @@ def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".NII.GZ", ".Nii", ".MHA"])
+def test_channels_and_numbers_are_known_whatever_case_the_ending_has(tmp_path: Path, ending: str) -> None:
+    first, second = (tmp_path / f"a_{number:04d}{ending}" for number in range(2))
+    touch(tmp_path, first.name, second.name)
+    cases, notes = find_inputs(tmp_path)
+    assert cases == [InputCase("a", FileSource(first))]
+    assert notes == [
+        f"{second.name} left out: the model reads one channel, a_0000 (--channel 1 takes this one)."
+    ]
+    assert find_inputs(tmp_path, "1") == ([InputCase("a", FileSource(second))], [])
+    assert find_inputs(second, "1") == ([InputCase("a", FileSource(second))], [])
+    names = [f"case_{number:04d}" for number in range(9)]
+    touch(tmp_path / "numbered", *(f"{name}{ending}" for name in names))
+    assert [case.id for case in find_inputs(tmp_path / "numbered")[0]] == names
+
+
+def test_a_segmentation_is_no_channel_of_its_scan(tmp_path: Path) -> None:
+    names = [f"c_{number:04d}" for number in range(8)]
+    touch(tmp_path, *(f"{name}.nrrd" for name in names), "c_0000.seg.nrrd")
+    cases, notes = find_inputs(tmp_path)
+    assert cases == [InputCase("c", FileSource(tmp_path / "c_0000.nrrd"))], (
+        "eight channels, and not nine numbers"
+    )
+    assert notes[0] == "c_0000.seg.nrrd left out: it is a segmentation of 3D Slicer's, not a scan."
+    (tmp_path / "c_0000.nrrd").unlink()
+    assert [case.id for case in find_inputs(tmp_path)[0]] == names[1:], "the first channel is not there"
+
+
 def test_two_files_of_one_case_refuse_this_case_alone(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "a_0000.mha", "b.nii.gz")
     cases, notes = find_inputs(tmp_path)

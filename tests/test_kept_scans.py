@@ -16,13 +16,13 @@ from scans import affine_of, load, paint, save
 from stub_model import loaded_with
 
 import iris_pipeline.kept_scans as kept_scans
-from iris_pipeline.confidence import TABLE, Judgement, read_judgements, write_judgements
+from iris_pipeline.confidence import Judgement, judgements_in
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import ANEW, TAKEN_AWAY, Verdict, predict_folder
 from iris_pipeline.volumes import TABLE as VOLUMES
-from iris_pipeline.volumes import read_volumes
+from iris_pipeline.volumes import volumes_in
 from preprocessing.source import FileSource, RefusedSource
 
 IMAGE, LABELS = paint((12, 40, 34), BLOCKS)
@@ -72,7 +72,7 @@ def test_volumes_are_those_of_the_masks_that_are_there(folder: Path) -> None:
     predict(folder)
 
     def told(case: str) -> dict[str, tuple[int, float]]:
-        rows = read_volumes(folder / "out" / VOLUMES)
+        rows = volumes_in(folder / "out").rows()
         return {each.class_name: (each.voxels, each.ml) for each in rows if each.case == case}
 
     def counted(case: str) -> dict[str, tuple[int, float]]:
@@ -146,17 +146,30 @@ def test_another_channel_is_another_scan(tmp_path: Path) -> None:
 
 def test_a_mask_of_another_scan_does_not_stay_where_the_new_one_cannot_be_read(folder: Path) -> None:
     predict(folder, outputs=Outputs(per_class=True))
-    write_judgements(folder / "out" / TABLE, [Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
+    judgements_in(folder / "out").write([Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
     content = (folder / "in" / "a.nii.gz").read_bytes()
     (folder / "in" / "a.nii.gz").write_bytes(content[:200])
     a, b = predict(folder)
     assert (a.status, b.status) == ("refused", "skipped")
     assert "a.nii.gz cannot be read" in a.why and a.why.endswith(TAKEN_AWAY)
     assert not (folder / "out" / "a.nii.gz").exists() and not (folder / "out" / "per_class" / "a").exists()
-    assert [each.case for each in read_judgements(folder / "out" / TABLE)] == ["b"]
+    assert [each.case for each in judgements_in(folder / "out").rows()] == ["b"]
     assert [v.status for v in predict(folder)] == ["refused", "skipped"]
     (folder / "in" / "a.nii.gz").write_bytes(content)
     assert [v.status for v in predict(folder)] == ["done", "skipped"]
+
+
+def test_masks_made_anew_without_a_judge_lose_the_former_ones_judgements(folder: Path) -> None:
+    predict(folder)
+    table = judgements_in(folder / "out")
+    table.write([Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
+    assert [v.status for v in predict(folder, cases_of(folder)[:1], overwrite=True)] == ["done"]
+    assert [each.case for each in table.rows()] == ["b"]
+    (folder / "out" / "confidence.csv").write_text("case,mine\na,1\n")  # no business of who judges nothing
+    save(folder / "in" / "a.nii.gz", IMAGE * 2, affine_of("RAS", (3.0, 1.0, 1.0)))
+    assert [v.status for v in predict(folder)] == ["done", "skipped"]
+    assert [v.status for v in predict(folder, overwrite=True)] == ["done", "done"]
+    assert (folder / "out" / "confidence.csv").read_text() == "case,mine\na,1\n"
 
 
 def test_what_cannot_be_compared_is_skipped_as_it_was(folder: Path, read: list[str]) -> None:

@@ -10,10 +10,12 @@ import numpy as np
 from scans import affine_of, load, save
 from stub_model import GreyModel, loaded_with, make_task
 
-from iris_pipeline.confidence import TABLE, Judgement, read_judgements
+from iris_pipeline.confidence import TABLE, Judgement, judgements_in
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.outputs import Outputs, file_names, is_complete
 from iris_pipeline.predict import InferenceOptions, predict_folder
+from iris_pipeline.volumes import TABLE as VOLUMES
+from iris_pipeline.volumes import volumes_in
 from preprocessing.source import FileSource
 
 EVERYTHING = Outputs(per_class=True, probabilities=True)
@@ -103,12 +105,44 @@ def test_judged_cases_stand_in_the_table_once(tmp_path: Path) -> None:
 
     assert go(False) == ["done", "done", "refused"] and go(False) == ["skipped", "skipped", "refused"]
     assert asked == ["a", "b"]
-    told = [(j.case, j.predicted_dice) for j in read_judgements(out / TABLE)]
+    told = [(j.case, j.predicted_dice) for j in judgements_in(out).rows()]
     assert told == [("a", 0.125), ("b", 0.25)], "masks that are there are judged again, and not made again"
     assert go(True) == ["done", "done", "refused"]
-    assert [(j.case, j.predicted_dice) for j in read_judgements(out / TABLE)] == [("a", 0.75), ("b", 1.0)]
+    assert [(j.case, j.predicted_dice) for j in judgements_in(out).rows()] == [("a", 0.75), ("b", 1.0)]
     (out / TABLE).unlink()
     assert go(False) == ["done", "done", "refused"], "masks without their judgement are not done"
+
+
+def test_tables_are_read_once_however_many_masks_are_skipped(tmp_path: Path, opened: list[str]) -> None:
+    """As of a nightly job over a folder that grows."""
+    grey = np.random.default_rng(1).normal(size=(9, 20, 17)).astype(np.float32)
+    for number in range(5):
+        save(tmp_path / "in" / f"c{number}.nii.gz", grey, np.eye(4))
+    out = tmp_path / "out"
+
+    class Sure:
+        def __call__(self, case, image, tasks, result):  # type: ignore[no-untyped-def]
+            return [Judgement(case.id, "class_0", 0.9, False, {"windows": 0.5})]
+
+        def again(self, former):  # type: ignore[no-untyped-def]
+            return former
+
+    def go(judge: Sure | None) -> list[str]:
+        opened.clear()
+        inputs, _ = find_inputs(tmp_path / "in")
+        loaded, task = loaded_with(SoftGrey(0.6)), make_task([0.0])
+        return [v.status for v in predict_folder(loaded, task, inputs, out, judge=judge, progress=False)]
+
+    def reads() -> tuple[int, int]:
+        return opened.count(TABLE), opened.count(VOLUMES)
+
+    assert go(Sure()) == ["done"] * 5
+    assert go(None) == ["skipped"] * 5 and reads() == (0, 1)
+    assert go(Sure()) == ["skipped"] * 5 and reads() == (1, 1)
+    (tmp_path / "in" / "c0.nii.gz").rename(tmp_path / "in" / "d.nii.gz")
+    assert go(Sure()) == ["skipped"] * 4 + ["done"]
+    for table in (judgements_in(out), volumes_in(out)):
+        assert [row.case for row in table.rows()] == ["c0", "c1", "c2", "c3", "c4", "d"]
 
 
 def test_names_of_classes_become_names_of_files() -> None:

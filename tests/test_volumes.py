@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iris_pipeline.volumes import TABLE, ClassVolume, keep_volumes, read_volumes, volumes_of
+from iris_pipeline.volumes import TABLE, ClassVolume, volumes_in, volumes_of
 from preprocessing.errors import PredictionError
 from preprocessing.volume import Volume
 
@@ -31,24 +31,26 @@ def test_voxels_and_millilitres_by_hand() -> None:
 
 
 def test_the_table_has_each_case_once(tmp_path: Path) -> None:
-    keep_volumes(tmp_path, [ClassVolume("b", "liver", 10, 0.0125), ClassVolume("b", "left, right", 0, 0.0)])
-    keep_volumes(tmp_path, [ClassVolume("a", "liver", 3, 1.5)])
+    table = volumes_in(tmp_path)
+    table.keep("b", [ClassVolume("b", "liver", 10, 0.0125), ClassVolume("b", "left, right", 0, 0.0)])
+    table.keep("a", [ClassVolume("a", "liver", 3, 1.5)])
     assert (tmp_path / TABLE).read_text(encoding="utf-8") == (
         'case,class,voxels,ml\na,liver,3,1.500\nb,liver,10,0.013\nb,"left, right",0,0.000\n'
     )
-    keep_volumes(tmp_path, [ClassVolume("b", "liver", 20, 0.025)])
-    assert read_volumes(tmp_path / TABLE) == [
+    table.keep("b", [ClassVolume("b", "liver", 20, 0.025)])
+    assert volumes_in(tmp_path).rows() == [
         ClassVolume("a", "liver", 3, 1.5),
         ClassVolume("b", "liver", 20, 0.025),
     ]
-    assert read_volumes(tmp_path / "nothing.csv") == []
+    assert volumes_in(tmp_path / "nothing").rows() == []
 
 
 @pytest.mark.parametrize("text", ["case,class\na,b\n", "case,class,voxels,ml\na,b,many,1\n"])
 def test_another_table_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / TABLE).write_text(text, encoding="utf-8")
-    with pytest.raises(
-        PredictionError, match=r"should have the columns case, class, voxels, ml: take it away"
-    ):
-        keep_volumes(tmp_path, [ClassVolume("a", "liver", 3, 1.5)])
+    with pytest.raises(PredictionError) as told:
+        volumes_in(tmp_path).keep("a", [ClassVolume("a", "liver", 3, 1.5)])
+    assert str(told.value) == (
+        f"{tmp_path / TABLE} should have the columns case, class, voxels, ml: take it away, it is made anew."
+    )
     assert (tmp_path / TABLE).read_text(encoding="utf-8") == text

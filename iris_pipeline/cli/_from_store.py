@@ -6,16 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from iris_pipeline import judging
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._models import tuning_settings
-from iris_pipeline.cli._outputs import judge_of, outputs_of
+from iris_pipeline.cli._outputs import wishes_of
 from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.cli._splits import stored_raw_cases
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
+from iris_pipeline.predict import InferenceOptions, Verdict, predict_cases
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
@@ -57,7 +56,7 @@ def predict_from_store(
         f"of {dataset}."
     )
     raw = _raw_of_unknown(root, store, ids)
-    judge = judge_of(
+    wishes = wishes_of(
         arguments,
         loaded,
         folder,
@@ -76,7 +75,7 @@ def predict_from_store(
         classes=store.manifest.classes,
         made_from={"dataset": dataset, "from": ids, "stored": stored_digest(store, ids)}
         | experiment.describe(),
-        **wishes_of(arguments, judge),
+        **wishes,
     )
 
 
@@ -96,11 +95,6 @@ def _raw_of_unknown(root: Root, store: Store, ids: Sequence[str]) -> dict[str, C
             file=sys.stderr,
         )
     return raw
-
-
-def wishes_of(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
-    """What is to be written, for `predict_cases` and its like."""
-    return {"outputs": outputs_of(arguments), "judge": judge, "overwrite": arguments.overwrite}
 
 
 def experiment_of(arguments: argparse.Namespace, strategy: str) -> Experiment:

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import (
@@ -13,8 +14,8 @@ from iris_pipeline.confidence import (
     TABLE,
     Calibration,
     compare_with_truth,
+    judgements_in,
     load_calibration,
-    read_judgements,
 )
 from iris_pipeline.confidence_table import agreement_path
 from iris_pipeline.evaluate import Row
@@ -45,11 +46,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def outputs_of(arguments: argparse.Namespace) -> Outputs:
-    return Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities)
-
-
-def judge_of(
+def wishes_of(
     arguments: argparse.Namespace,
     loaded: LoadedModel,
     run_folder: Path,
@@ -57,8 +54,24 @@ def judge_of(
     *,
     witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
     volumes: Callable[[Calibration], Volumes] = lambda _: no_volumes,
+) -> dict[str, Any]:
+    """What is to be written, for `predict_cases` and its like. witnesses, volumes: called only for --confidence."""
+    return {
+        "outputs": Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
+        "judge": _judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
+        "overwrite": arguments.overwrite,
+    }
+
+
+def _judge_of(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    run_folder: Path,
+    options: InferenceOptions,
+    witnesses: Callable[[], Witnesses],
+    volumes: Callable[[Calibration], Volumes],
 ) -> Judge | None:
-    """The judge that --confidence asks for. witnesses, volumes: called only where it does."""
+    """The judge that --confidence asks for; PredictionError for --review-below without it."""
     if not arguments.confidence:
         if arguments.review_below is not None:
             raise PredictionError("--review-below is about --confidence: give both or none.")
@@ -76,7 +89,7 @@ def judge_of(
 
 def tell_judgements(out: Path) -> None:
     """What is to be reviewed."""
-    judgements = read_judgements(out / TABLE)
+    judgements = judgements_in(out).rows()
     marked = [f"{each.case} {each.class_name}" for each in judgements if each.review]
     shown = f": {', '.join(marked[:10])}{', ...' if len(marked) > 10 else ''}" if marked else ""
     print(f"{len(marked)} of {len(judgements)} masks are marked for review in {out / TABLE}{shown}.")
@@ -84,7 +97,7 @@ def tell_judgements(out: Path) -> None:
 
 def tell_agreement(predictions: Path, rows: Iterable[Row], out: Path) -> None:
     """Predicted against true Dice where confidence.csv lies beside the predictions; kept as JSON beside the rows."""
-    judgements = read_judgements(predictions / TABLE)
+    judgements = judgements_in(predictions).rows()
     dice = {(row.case, row.class_name): row.dice for row in rows}
     if all(math.isnan(dice.get((j.case, j.class_name), math.nan)) for j in judgements):
         return

@@ -10,7 +10,7 @@ from iris_pipeline import judging
 from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
-from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings, wishes_of
+from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings
 from iris_pipeline.cli._models import (
     GivenReferences,
     add_device_options,
@@ -26,7 +26,7 @@ from iris_pipeline.cli._models import (
     tell_better,
     tell_task,
 )
-from iris_pipeline.cli._outputs import add_output_options, judge_of, tell_judgements
+from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wishes_of
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
@@ -170,8 +170,8 @@ def _predict_inputs(
             tasks = [load_task(path, loaded.model_hash) for path in arguments.t]
             for task in tasks:
                 print(f"Task: {summary(task)}.")
-            judge = judge_of(arguments, loaded, folder, options)
-            return predict_folder(loaded, tasks, inputs, out, options, **wishes_of(arguments, judge)), None
+            wishes = wishes_of(arguments, loaded, folder, options)
+            return predict_folder(loaded, tasks, inputs, out, options, **wishes), None
         given = given_references(arguments)
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
@@ -180,7 +180,7 @@ def _predict_inputs(
             loaded, dataset, judging.store_at_hand(loaded, root.preprocessed / dataset), arguments.looks
         )
         print(f"Task: {summary(task)}.")
-        judge = judge_of(
+        wishes = wishes_of(
             arguments,
             loaded,
             folder,
@@ -190,7 +190,7 @@ def _predict_inputs(
             ),
             volumes=lambda calibration: judging.known_volumes(calibration.volumes_ml.get(dataset, {})),
         )
-        return predict_folder(loaded, task, inputs, out, options, **wishes_of(arguments, judge)), None
+        return predict_folder(loaded, task, inputs, out, options, **wishes), None
     return predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
 
 
@@ -207,7 +207,7 @@ def _predict_from_files(
     check_out(loaded, inputs, out, options, arguments.overwrite)
     strategy = arguments.strategy or default_strategy(files, arguments.references)
     asked = encoding_of(arguments)
-    judge = judge_of(
+    wishes = wishes_of(
         arguments,
         loaded,
         folder,
@@ -222,14 +222,14 @@ def _predict_from_files(
         tell_task(task, arguments, files.classes)
         if known is not None:
             print(f"It was made before: {path}; --overwrite makes it anew.")
-            return predict_folder(loaded, task, inputs, out, options, **wishes_of(arguments, judge))
+            return predict_folder(loaded, task, inputs, out, options, **wishes)
         tell_better(strategy, files)
 
         def keep() -> None:
             keep_task(path, task)
             print(f"Kept for further scans, also for -t: {path}.")
 
-        return predict_folder(loaded, task, inputs, out, options, begun=keep, **wishes_of(arguments, judge))
+        return predict_folder(loaded, task, inputs, out, options, begun=keep, **wishes)
     task_of, pool = file_tasks(
         strategy,
         loaded,
@@ -257,7 +257,7 @@ def _predict_from_files(
         # Of before: by floats, which another precision makes others.
         formerly={"references": [digest(reference.task) for reference in pool]},
         remarks={"references": [reference.id for reference in pool]},
-        **wishes_of(arguments, judge),
+        **wishes,
     )
 
 
@@ -289,7 +289,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
     print(f"{dataset}, {part} part of split '{arguments.split}', {experiment.strategy}, to {out}.")
     held_out = store.manifest.role == "held-out"
     ids = store.manifest.splits.get(arguments.split, {}).get(part if held_out else "train", [])
-    judge = judge_of(
+    wishes = wishes_of(
         arguments,
         loaded,
         folder,
@@ -310,7 +310,7 @@ def _predict_split(arguments: argparse.Namespace, root: Root, options: Inference
         out=out,
         options=options,
         cache=EmbeddingCache(showings=kept_showings(results, arguments.overwrite)),
-        **wishes_of(arguments, judge),
+        **wishes,
     )
     if arguments.confidence:
         tell_judgements(out)
