@@ -73,7 +73,7 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
-SEARCH_RULES = 2
+SEARCH_RULES = 3
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
@@ -88,10 +88,10 @@ class SearchSettings:
     by `first_judges` crops of them, the `rivals` best at all of these scales by `judges`. The planned spacing is not
     among them: there the network reads no reference of a new kind well in any pose, and chance decides (LOG.md). Of
     these the `finalists` best, and the upright pose, are tried at every one of `scales` by `final_judges`, which gives
-    each its scale, and judged there by `weighers` with their grey values; the least loss wins. pose_gain, gain: the
-    share of the loss of the upright pose, or of the planned spacing, by which another must be better. near: of scales
-    whose loss is above the least by no more than this share, the finest is taken, as it follows finer edges; coarser
-    ones than these lose edges that tuning could still learn.
+    each its scale, and then judged by `weighers` with their grey values. pose_gain, gain: the share of the loss of the
+    upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss is above the
+    least by no more than this share, the finest is taken, as it follows finer edges; coarser ones than these lose edges
+    that tuning could still learn.
     """
 
     references: int = 3
@@ -124,24 +124,30 @@ class Search:
     cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     progress: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict, init=False)
+    _shown: dict[tuple[str, float], float] = field(default_factory=dict, init=False)
 
     def showing(self, scale: float | None = None) -> tuple[str, float]:
         """The pose in which the model segments the references best, and the scale there (`scale`, where it is given).
 
-        Each of the best few poses is judged as it would be shown: at its own scale, with its grey values. UPRIGHT
-        unless another is better by the gain.
+        The best few poses meet one after another, judged with their grey values, each two at both scales at which they
+        would be shown: losses at different scales are no measure of one another, as coarse crops flatter. UPRIGHT
+        unless the winner is better by the gain.
         """
-        scales, losses = {}, {}
         finalists = self._finalists()
         with tqdm(
             finalists, desc="The best poses", unit="pose", leave=False, disable=not self.progress
         ) as bar:
-            for axes in bar:
-                scales[axes] = scale or self.scale(axes)
-                losses[axes] = self._loss_as_shown(axes, scales[axes])
-        found = min(losses, key=losses.__getitem__)
-        if losses[found] >= (1 - self.settings.pose_gain) * losses[UPRIGHT]:
-            found = UPRIGHT
+            scales = {axes: scale or self.scale(axes) for axes in bar}
+
+        def lost(axes: str, other: str) -> float:
+            return sum(self._loss_as_shown(axes, at) for at in {scales[axes], scales[other]})
+
+        upright, found, *others = finalists
+        for axes in others:
+            if lost(axes, found) < lost(found, axes):
+                found = axes
+        if lost(found, upright) >= (1 - self.settings.pose_gain) * lost(upright, found):
+            found = upright
         return found, scales[found]
 
     def scale(self, axes: str) -> float:
@@ -170,6 +176,11 @@ class Search:
 
     def _loss_as_shown(self, axes: str, scale: float) -> float:
         """What the references lose in this pose at this scale where their grey values count as they then would."""
+        if (axes, scale) not in self._shown:
+            self._shown[axes, scale] = self._judged(axes, scale)
+        return self._shown[axes, scale]
+
+    def _judged(self, axes: str, scale: float) -> float:
         trial, settings = self._trial(scale), WeightSettings()
         if self.grey != SEARCH:
             settings = replace(settings, weights=(float(self.grey),))
