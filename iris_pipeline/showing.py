@@ -73,7 +73,7 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
-SEARCH_RULES = 3
+SEARCH_RULES = 4
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
@@ -87,11 +87,10 @@ class SearchSettings:
     references: how many take part, of as many subjects as there are. All poses are tried at the first of `pose_scales`
     by `first_judges` crops of them, the `rivals` best at all of these scales by `judges`. The planned spacing is not
     among them: there the network reads no reference of a new kind well in any pose, and chance decides (LOG.md). Of
-    these the `finalists` best, and the upright pose, are tried at every one of `scales` by `final_judges`, which gives
-    each its scale, and then judged by `weighers` with their grey values. pose_gain, gain: the share of the loss of the
-    upright pose, or of the planned spacing, by which another must be better. near: of scales whose loss is above the
-    least by no more than this share, the finest is taken, as it follows finer edges; coarser ones than these lose edges
-    that tuning could still learn.
+    these the `finalists` best, and the upright pose, are judged at every one of `scales` by `final_judges` with their
+    grey values. pose_gain, gain: the share of the loss of the upright pose, or of the planned spacing, by which another
+    must be better. near: of scales whose loss is above the least by no more than this share, the finest is taken, as it
+    follows finer edges; coarser ones than these lose edges that tuning could still learn.
     """
 
     references: int = 3
@@ -100,9 +99,8 @@ class SearchSettings:
     rivals: int = 12
     judges: int = 4
     finalists: int = 4
-    weighers: int = 8
     scales: tuple[float, ...] = (1.0, 1.25, 1.6)
-    final_judges: int = 6
+    final_judges: int = 8
     pose_gain: float = 0.05
     gain: float = 0.1
     near: float = 0.2
@@ -151,12 +149,10 @@ class Search:
         return found, scales[found]
 
     def scale(self, axes: str) -> float:
-        """The scale at which the model segments the references best in this pose; 1 unless another is far better."""
-        judges = range(self.settings.final_judges)
-        losses = {
-            scale: self._trial(scale).losses([axes], judges)[axes]
-            for scale in self.usable(self.settings.scales)
-        }
+        """The scale at which the model segments the references best in this pose, with their grey values; 1 unless
+        another is far better.
+        """
+        losses = {scale: self._loss_as_shown(axes, scale) for scale in self.usable(self.settings.scales)}
         limit = (1 - self.settings.gain) * losses[1.0]
         better = {scale: loss for scale, loss in losses.items() if loss < limit}
         nearly = (1 + self.settings.near) * min(better.values(), default=0.0)
@@ -190,7 +186,7 @@ class Search:
             for task, reference in zip(trial.tasks(axes), turned, strict=True)
         ]
         weighing = Weighing(settings)
-        for number in range(self.settings.weighers):
+        for number in range(self.settings.final_judges):
             task, alone, example = trial.lesson(axes, tasks, number)
             found = losses_by_weight(self.loaded, task, example, self.options, settings.weights)
             weighing.add(found, alone)
