@@ -73,7 +73,7 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
-SEARCH_RULES = 4
+SEARCH_RULES = 5
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
@@ -103,7 +103,7 @@ class SearchSettings:
     final_judges: int = 8
     pose_gain: float = 0.05
     gain: float = 0.1
-    near: float = 0.2
+    near: float = 0.3
     seed: int = 0
 
 
