@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import LoadedModel, write_json
@@ -32,9 +31,10 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.volumes import ClassVolume, volumes_in, volumes_of
 from preprocessing.errors import IrisError, PredictionError, RawDataError
-from preprocessing.files import append_log
+from preprocessing.files import append_log, refusal
 from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
+from preprocessing.progress import Bar, say
 from preprocessing.volume import Volume, read_labels
 
 
@@ -191,14 +191,14 @@ def _predict_all(
 ) -> Iterator[Verdict]:
     """One after the other, with a bar, and a line each in the log."""
     progress = wishes.progress
-    bar = tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
+    bar = Bar(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
     for case in bar:
         bar.set_postfix_str(case.id)
         verdict = _predict_one(loaded, task_of, case, out, options, wishes)
         line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
-        append_log(out / LOG, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
+        _log(out, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
         if verdict.why and progress:
-            tqdm.write(line)
+            say(line)
         yield verdict
 
 
@@ -238,12 +238,20 @@ def _predict_one(
         warnings = _make(loaded, task_of, case, out, options, wishes, scan)
     except IrisError as error:
         return Verdict(case.id, "refused", f"{error}{TAKEN_AWAY * changed}")
+    except OSError as error:  # a full disk, a name that is too long: no defect of ours
+        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{TAKEN_AWAY * changed}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
-        append_log(out / LOG, f"{case.id}: {traceback.format_exc()}")
+        _log(out, f"{case.id}: {traceback.format_exc()}")
         why = f"{type(error).__name__}: {error} (where, says {LOG}){'.' + TAKEN_AWAY if changed else ''}"
         return Verdict(case.id, "refused", why)
     why = " ".join([ANEW] * changed + warnings)
     return Verdict(case.id, "done", why, time.perf_counter() - started)
+
+
+def _log(out: Path, text: str) -> None:
+    """A line in the log; where it cannot be written the cases go on: what they come to is told in other places, too."""
+    with suppress(OSError):
+        append_log(out / LOG, text)
 
 
 def _make(
