@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from iris_pipeline.case_report import begin_report, write_report
 from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import Judgement, judgements_in
@@ -105,6 +106,7 @@ def predict_folder(
     overwrite: bool = False,
     begun: Callable[[], None] | None = None,
     progress: bool = True,
+    left_out: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """Segment every input with one task, or with several at once; see `predict_cases` and `scan.unite`.
 
@@ -129,6 +131,7 @@ def predict_folder(
         overwrite=overwrite,
         begun=begun,
         progress=progress,
+        left_out=left_out,
     )
 
 
@@ -148,6 +151,7 @@ def predict_cases(
     overwrite: bool = False,
     begun: Callable[[], None] | None = None,
     progress: bool = True,
+    left_out: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
@@ -159,7 +163,8 @@ def predict_cases(
     scans are skipped unless `overwrite`; PredictionError if they were made from something else than model, options and
     `made_from` of this call (with `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of
     an input. LockError while another run writes there. formerly: what records of before say in the place of parts of
-    `made_from`. begun: is called once OUT is this call's, before the first case.
+    `made_from`. begun: is called once OUT is this call's, before the first case. left_out: notes on inputs that make no
+    case; with them, none or more, OUT/report.csv says what became of each case in this call.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -168,6 +173,8 @@ def predict_cases(
     with only_run_in(out, "wait until it has ended, or give another -o"):
         make_way(out, identity, inputs, overwrite, formerly)
         out.mkdir(parents=True, exist_ok=True)
+        if left_out is not None:
+            begin_report(out)
         if begun is not None:
             begun()
         write_json(out / CLASSES, dict(classes))
@@ -178,7 +185,14 @@ def predict_cases(
         wishes = _Wishes(
             outputs or Outputs(), judge, overwrite, progress, classes, KeptScans(out), judgements, volumes
         )
-        return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
+        verdicts: list[Verdict] = []
+        try:
+            verdicts.extend(_predict_all(loaded, task_of, inputs, out, options, wishes))
+        finally:  # of an interrupted run, too
+            if left_out is not None:
+                told = [(v.id, v.status, v.why, v.seconds) for v in verdicts]
+                write_report(out, told, [case.id for case in inputs], left_out)
+        return verdicts
 
 
 def _predict_all(

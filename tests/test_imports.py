@@ -135,6 +135,7 @@ ORDER = (
     "iris_pipeline.scan",
     "iris_pipeline.outputs",
     "iris_pipeline.case_table",
+    "iris_pipeline.case_report",
     "iris_pipeline.volumes",
     "iris_pipeline.confidence_fit",
     "iris_pipeline.confidence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import json
@@ -305,6 +306,39 @@ def test_a_name_that_is_no_text_costs_no_other_scan(folder: Path) -> None:
     verdicts = predict_folder(loaded_with(model), task, inputs, folder / "out", progress=False)
     assert {v.id: v.status for v in verdicts} == {"b": "done", "e": "done", "lat\\xfc1": "refused"}
     assert "lat\\xfc1: refused: The name of " in (folder / "out" / "predict.log").read_text(encoding="utf-8")
+
+
+def test_a_report_says_what_became_of_each_case_in_this_call(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    report = folder / "out" / "report.csv"
+
+    def lines() -> list[list[str]]:
+        with report.open(encoding="utf-8", newline="") as stream:
+            return list(csv.reader(stream))
+
+    cases = cases_of(folder)[:3]
+    predict_folder(loaded_with(model), task, cases[:1], folder / "out", progress=False)
+    assert not report.exists(), "nobody asked for it"
+    predict_folder(
+        loaded_with(model), task, cases, folder / "out", progress=False, left_out=["d, \udcfc left out."]
+    )
+    header, a, b, c, left = lines()
+    assert header == ["case", "status", "reason", "seconds"]
+    assert a[:2] == ["a", "skipped"] and b[:3] == ["b", "done", ""] and float(b[3]) >= 0
+    assert c[:2] == ["c", "refused"] and "c.nii.gz cannot be read" in c[2]
+    assert left == ["", "left out", "d, \\udcfc left out.", "0.0"]
+
+    class Interrupted(GreyModel):
+        def segment(self, image: Tensor, tokens: tuple[Tensor, ...]) -> Tensor:
+            raise KeyboardInterrupt
+
+    stopped = loaded_with(Interrupted(model.width))
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(
+            stopped, task, [cases[0], cases_of(folder)[4]], folder / "out", progress=False, left_out=[]
+        )
+    assert [line[:2] for line in lines()[1:]] == [["a", "skipped"], ["e", "not reached"]]
 
 
 def test_a_compressed_text_is_no_scan(folder: Path) -> None:
