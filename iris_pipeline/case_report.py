@@ -27,8 +27,10 @@ def write_report(
     out: Path, lines: Iterable[tuple[str, str, str, float]], cases: Sequence[str], left_out: Sequence[str]
 ) -> None:
     """lines: case, status, reason, seconds. cases: all of the run, of which those without a line were not reached.
-    left_out: notes on inputs that make no case. Where it cannot be written (a full disk) there is none.
+    left_out: notes on inputs that make no case. Where it cannot be written (a full disk, OUT is gone) there is none.
     """
+    if not out.is_dir():
+        return
     rows = [(case, status, reason, f"{seconds:.1f}") for case, status, reason, seconds in lines]
     told = {row[0] for row in rows}
     rows += [(case, NOT_REACHED, "the run ended before.", "0.0") for case in cases if case not in told]

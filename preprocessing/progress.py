@@ -1,4 +1,4 @@
-"""Progress bars: on terminals alone; a log gets a plain line every minute instead of a line that is written over.
+"""Progress bars: on terminals alone; a log gets a plain line every minute, and one at the end.
 
 All but training's, which is the same for years of logs.
 """
@@ -30,16 +30,22 @@ class Bar(tqdm):
         """Draw it, or tell how far it is where that is due."""
         if not self._plain:
             return bool(super().display(msg, pos))
-        now = time.monotonic()
-        if now - self._told >= EVERY:
-            self._told = now
-            share = f"{self.n} of {self.total}" if self.total is not None else f"{self.n}"
-            behind = f", {self.postfix}" if self.postfix else ""
-            say(
-                f"{self.desc or 'Working'}: {share} {self.unit} after {now - self._since:.0f} s{behind}",
-                sys.stderr,
-            )
+        if time.monotonic() - self._told >= EVERY:
+            self._tell()
         return False
+
+    def close(self) -> None:
+        """What stays on a terminal leaves a line in a log."""
+        if self._plain and not getattr(self, "disable", True) and self.leave and self.n:
+            self._tell()
+        super().close()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        share = f"{self.n} of {self.total}" if self.total is not None else f"{self.n}"
+        behind = f", {self.postfix}" if self.postfix else ""
+        passed = f"{self._told - self._since:.0f} s"
+        say(f"{self.desc or 'Working'}: {share} {self.unit} after {passed}{behind}", sys.stderr)
 
 
 def say(text: str, stream: Any = None) -> None:

@@ -44,8 +44,13 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 4.0
             bar.update()
     lines = stream.getvalue().splitlines()
-    assert "\r" not in stream.getvalue() and len(lines) == 3, "200 seconds are three minutes"
+    assert "\r" not in stream.getvalue() and len(lines) == 4, "200 seconds are three minutes"
     assert lines[0] == "Going: 15 of 50 case after 60 s, p15"
+    assert lines[-1] == "Going: 50 of 50 case after 200 s, p49"
+    stream.truncate(0)
+    Bar(range(3), leave=False).close()
+    list(Bar(range(3), leave=False))
+    assert not stream.getvalue().strip("\0"), "what leaves nothing on a terminal leaves nothing here"
     Bar(range(3), disable=True).close()
 
 
