@@ -16,7 +16,6 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.pool import Embedded
@@ -24,6 +23,7 @@ from iris_pipeline.predict import InferenceOptions, digest
 from iris_pipeline.rivals import MARGIN, found_dice
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
+from preprocessing.progress import Bar
 
 SCHEMA_VERSION = 2
 """2: crumbs are left out as in prediction"""
@@ -153,7 +153,7 @@ def run_trials(
     }
     done = _remembered(memory, made_from)
     held: PreparedReference | None = None
-    for query, references in tqdm(planned, desc="Trying references", unit="trial", disable=not progress):
+    for query, references in Bar(planned, desc="Trying references", unit="trial", disable=not progress):
         if (query, references) in done:
             continue
         if held is None or held.id != query:

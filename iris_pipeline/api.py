@@ -40,7 +40,7 @@ from preprocessing.findings import check_field, check_grey_values
 from preprocessing.source import Source
 from preprocessing.spec import Modality
 from preprocessing.store import Store
-from preprocessing.volume import SINGULAR, Volume
+from preprocessing.volume import SINGULAR, Volume, as_image
 
 __all__ = [
     "InferenceOptions",
@@ -76,8 +76,10 @@ class Scan:
 
     @property
     def volume(self) -> Volume:
-        """RawDataError if the array is not 3D, or if not exactly one of spacing and affine is given."""
-        return _volume(np.asarray(self.image, dtype=np.float32), self.spacing_mm, self.affine)
+        """RawDataError if the array is not 3D or not of real numbers, or if not exactly one of spacing and affine is
+        given.
+        """
+        return as_image(_volume(np.asarray(self.image), self.spacing_mm, self.affine))
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,11 @@ def _volume(
         raise RawDataError(
             "A scan is an array [D,H,W] of voxels with either spacing_mm (z,y,x) or an affine; got shape "
             f"{list(array.shape)}, spacing {spacing_mm}, {'no' if affine is None else 'an'} affine."
+        )
+    if array.dtype.kind not in "biuf":
+        raise RawDataError(
+            f"A voxel holds one real number, but the array given holds {array.dtype}: give one channel, or the "
+            "magnitude."
         )
     if spacing_mm is not None:
         if len(spacing_mm) != 3 or not all(np.isfinite(mm) and mm > 0 for mm in spacing_mm):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import KnownSurroundings, LoadedModel
 from iris_pipeline.judging import train_ids
@@ -17,6 +16,7 @@ from iris_pipeline.references import stored_reference
 from iris_pipeline.second_look import compared, deviation, surroundings_of
 from iris_pipeline.strategies import bank, surrounded
 from iris_pipeline.task import Surroundings, TaskEmbedding
+from preprocessing.progress import Bar
 from preprocessing.store import Store
 
 UNITLESS = "MR"
@@ -66,7 +66,7 @@ def stored_surroundings(loaded: LoadedModel, store: Store) -> KnownSurroundings 
         return None
     ids, names = train_ids(loaded, store), list(store.manifest.classes)
     chosen = [ids[round(i)] for i in np.linspace(0, len(ids) - 1, min(MOST_CASES, len(ids)))]
-    bar = tqdm(chosen, desc=f"Surroundings in {store.manifest.dataset}", leave=False)
+    bar = Bar(chosen, desc=f"Surroundings in {store.manifest.dataset}", leave=False)
     measured = [surroundings_of(stored_reference(store, case_id), names) for case_id in bar]
     known: dict[str, Surroundings] = {}
     for row, name in enumerate(names):

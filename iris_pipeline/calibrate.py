@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel, write_json
@@ -47,6 +46,7 @@ from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import text_digest
 from preprocessing.fingerprint import case_digest
 from preprocessing.orientation import UPRIGHT
+from preprocessing.progress import Bar
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
@@ -147,7 +147,7 @@ def calibrate(
     sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
     signs, truth, cases, subjects, familiar = [], [], [], [], []
     kept = Counter[str]()
-    for job in (bar := tqdm(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
+    for job in (bar := Bar(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
         bar.set_postfix_str(job.case)
         dataset = job.data.store.manifest.dataset
         try:
@@ -201,7 +201,7 @@ def _jobs(
 ) -> list[_Job]:
     """One for each case and experiment. References of `usual` come from the store, those of `shown` from raw files."""
     ids = [*wanted, *(train if shown else [])]
-    bar = tqdm(ids, desc=f"Comparing files of {data.store.manifest.dataset}", leave=False)
+    bar = Bar(ids, desc=f"Comparing files of {data.store.manifest.dataset}", leave=False)
     digests = {case_id: _digest(data, case_id) for case_id in bar}
     stored = [f"{case_id} {data.store.source_digest(case_id)}" for case_id in train]
     raw = [f"{case_id} {digests[case_id]}" for case_id in train if digests.get(case_id)]

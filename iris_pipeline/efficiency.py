@@ -19,13 +19,13 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from tqdm import tqdm
 
 from iris_pipeline import paper
 from iris_pipeline.model import STRIDE, Iris, count_parameters
 from iris_pipeline.table_format import Table
 from preprocessing.errors import EvaluationError, ModelError
 from preprocessing.files import load_json
+from preprocessing.progress import Bar
 
 FOLDER = "efficiency"
 QUERIES, CLASSES, EDGE_VOXELS = 10, 15, 128
@@ -107,7 +107,7 @@ def measure_efficiency(
         _wait(device)
         encode_seconds = time.perf_counter() - started
         segment_seconds = 0.0
-        for _ in tqdm(range(queries), desc=name, unit="query", disable=not progress, dynamic_ncols=True):
+        for _ in Bar(range(queries), desc=name, unit="query", disable=not progress, dynamic_ncols=True):
             query = torch.randn(shape, generator=generator)
             started = time.perf_counter()
             logits = model.segment(query.to(device), tokens)

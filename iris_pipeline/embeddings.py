@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.memory_bank import bank_key
@@ -27,6 +26,7 @@ from iris_pipeline.references import stored_reference
 from iris_pipeline.strategies import one_shot
 from preprocessing.errors import CheckpointError, EvaluationError, IrisError, StoreError
 from preprocessing.files import write_bytes
+from preprocessing.progress import Bar
 from preprocessing.store import MANIFEST, Store, open_stores
 
 SCHEMA_VERSION = 1
@@ -136,7 +136,7 @@ def compute_embeddings(
     drawn = [
         (store, case) for store in stores.values() for case in draw_cases(loaded, store, cases, seed, notes)
     ]
-    bar = tqdm(drawn, desc="encoding references", unit="case", disable=not progress, dynamic_ncols=True)
+    bar = Bar(drawn, desc="encoding references", unit="case", disable=not progress, dynamic_ncols=True)
     for store, case in bar:
         dataset = store.manifest.dataset
         bar.set_postfix_str(dataset)

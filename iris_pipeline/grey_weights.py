@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example
@@ -34,6 +33,7 @@ from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.trial import teachers
 from iris_pipeline.voxel_head import cube_mean
 from preprocessing.geometry import CropPad
+from preprocessing.progress import Bar, say
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def with_grey(
             cache.grey_weights[key] = find_weights(loaded, shown, tasks, options, settings, progress)
             if progress and any(cache.grey_weights[key].values()):
                 told = ", ".join(f"{name} {weight:g}" for name, weight in cache.grey_weights[key].items())
-                tqdm.write(f"Grey values of the references count, by weight: {told}.", file=sys.stderr)
+                say(f"Grey values of the references count, by weight: {told}.", sys.stderr)
         weights = cache.grey_weights[key]
     else:
         weights = {name: float(wanted) for each in pool for name in each.task.class_names}
@@ -161,7 +161,7 @@ def find_weights(
     tasks: of each reference, with its evidence.
     """
     weighing = Weighing(settings)
-    numbers = tqdm(
+    numbers = Bar(
         range(settings.judges), desc="Weighing grey values", unit="crop", leave=False, disable=not progress
     )
     for number in numbers:

@@ -7,17 +7,17 @@ One channel of a scan is segmented. Scans with several have them as files (nnU-N
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from iris_pipeline.inbox import look, refused, series_below
 from preprocessing.errors import RawDataError
-from preprocessing.scan_paths import holds_dicom
+from preprocessing.files import plain_name, unspeakable, utf8_problem
 from preprocessing.slicer import is_segmentation
-from preprocessing.source import FileSource, Source, one_source
-from preprocessing.volume import case_id_of, is_image_path, stem_of
+from preprocessing.source import FileSource, RefusedSource, Source, one_source
+from preprocessing.volume import case_id_of, grid_of, is_image_path, same_grid, stem_of
 
 MOST_CHANNELS = 8
 """of one scan as files: more of one name and a number are scans, case_0000 to case_0099"""
@@ -42,9 +42,10 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     at any depth (one series below is named as the folder, several by their paths, which a note tells: with the second
     one the first has another id). DICOM that is no slice makes no series. channel: a number from 0 on, or a name that a
     dataset.json in the folder or the one above gives ("channel_names", "modality");
-    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id; more than eight of one name
-    are no channels, but scans that are numbered. A case with two
-    files cannot be read, the others can. RawDataError if there is nothing to segment or no such channel.
+    without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id; more than eight of one name,
+    or files of other grids, are no channels, but scans that are numbered. A case with two files cannot be read, nor one
+    whose name is no text, the others can; what cannot be opened is a case whose image says why when it is read.
+    RawDataError if there is nothing to segment or no such channel, OSError if the folder cannot be listed.
     """
     if path.is_file():
         if not is_image_path(path):
@@ -54,28 +55,52 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
             )
         number = _channel_number(path.parent, channel)
         inside = None if number is not None and _channel_of(path) == number else number
-        return [InputCase(_case_id(path, number), FileSource(path, inside))], []
+        return [_case(_case_id(path, number), [FileSource(path, inside)])], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
     number = _channel_number(path, channel)
-    files = _image_files(path)
-    found, notes = _files_of(files, number)
-    if holds_dicom(path):
-        name = path.resolve().name
-        series = [(name, path)]
+    top = look(path)
+    broken: dict[Path, Source] = {each: refused(each, why) for each, why in top.broken.items()}
+    files = sorted([*top.images, *(each for each in broken if is_image_path(each))])
+    found, notes = _files_of(files, number, broken)
+    notes += top.notes
+    series, more = series_below(path, top)
+    own = path.resolve().name
+    if top.is_series:
         if found:
-            notes.append(f"{path} holds DICOM slices beside files: they are one series, case {name}.")
+            notes.append(f"{path} holds DICOM slices beside files: they are one series, case {own}.")
+        if series:
+            notes.append(
+                f"{', '.join(name for name, _ in series)} left out: below {path}, which is a DICOM series itself; give "
+                "each series by its folder."
+            )
+        series = [(own, FileSource(path))]
     else:
-        series, more = _series_below(path)
         notes += more
-    for name, folder in series:
-        found.setdefault(name, []).append(FileSource(folder, number))
+        slices = [each for each in broken if not is_image_path(each) and not each.is_symlink()]
+        series += [(own, broken[each]) for each in slices[:1]]
+        series += [
+            (each.name, broken[each]) for each in broken if not is_image_path(each) and each.is_symlink()
+        ]
+    for name, source in series:
+        if isinstance(source, FileSource):
+            source = replace(source, channel=number)
+        found.setdefault(name, []).append(source)
     if not found:
         raise RawDataError(
             f"The folder {path} holds no scan{' of channel ' + channel if channel and files else ''}: put NIfTI, "
-            "mha, mhd or nrrd files or DICOM series folders into it."
+            f"mha, mhd or nrrd files or DICOM series folders into it.{''.join(f' Note: {note}' for note in notes)}"
         )
-    return [InputCase(name, one_source(name, found[name])) for name in sorted(found)], notes
+    return [_case(name, found[name]) for name in sorted(found)], notes
+
+
+def _case(name: str, sources: Sequence[Source]) -> InputCase:
+    """One case; its name becomes that of files and stands in tables, so it has to be text."""
+    if not unspeakable(name):
+        return InputCase(name, one_source(name, sources))
+    files = tuple(path for source in sources for path in source.files)
+    why = f"The name of {plain_name(str(files[0]))} {utf8_problem(name)}, then run again."
+    return InputCase(plain_name(name), RefusedSource(files, why))
 
 
 def _channel_number(folder: Path, channel: str | None) -> int | None:
@@ -101,14 +126,29 @@ def _channel_number(folder: Path, channel: str | None) -> int | None:
     )
 
 
-def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list[FileSource]], list[str]]:
-    """Case id -> its files in a folder, one where all is well, and notes on the channels left out."""
-    found: dict[str, list[FileSource]] = {}
+def _files_of(
+    files: Sequence[Path], number: int | None, broken: Mapping[Path, Source]
+) -> tuple[dict[str, list[Source]], list[str]]:
+    """Case id -> its files in a folder, one where all is well, and notes on the channels left out.
+
+    broken: those that cannot be opened.
+    """
+    found: dict[str, list[Source]] = {}
     notes = []
     scans = [path for path in files if not is_segmentation(path)]  # a_0000.seg.nrrd is no channel of a
-    bases = Counter(_case_id(path, of_file) for path in scans if (of_file := _channel_of(path)) is not None)
+    bases = Counter(_numbered(path) for path in scans if _channel_of(path) is not None)
     numbered = {base for base, count in bases.items() if count > MOST_CHANNELS}  # case_0000 to case_0099
     split = {case_id_of(p) for p in scans if _channel_of(p) == 0} - numbered  # whose channels are files
+    if number is None:  # who names a channel says that the files are channels
+        for base in sorted(split):
+            of_base = [path for path in scans if _channel_of(path) is not None and _numbered(path) == base]
+            if _of_several_grids([path for path in of_base if path not in broken]):
+                split.remove(base)
+                numbered.add(base)
+                notes.append(
+                    f"{of_base[0].name} to {of_base[-1].name} are {len(of_base)} scans, not channels of one: their "
+                    f"grids differ ({base}_0000 alone is {base})."
+                )
     for path in files:
         if is_segmentation(path):
             notes.append(f"{path.name} left out: it is a segmentation of 3D Slicer's, not a scan.")
@@ -125,7 +165,8 @@ def _files_of(files: Sequence[Path], number: int | None) -> tuple[dict[str, list
             continue
         own = stem_of(path) if base in numbered else case_id_of(path)
         name = base if is_channel else own
-        found.setdefault(name, []).append(FileSource(path, None if is_channel else number))
+        source = broken.get(path) or FileSource(path, None if is_channel else number)
+        found.setdefault(name, []).append(source)
     for base in sorted(split - found.keys()):
         notes.append(f"{base} left out: it has no file {base}_{number:04d}.")
     return found, notes
@@ -144,34 +185,20 @@ def _case_id(path: Path, number: int | None) -> str:
     return stem_of(path).removesuffix(f"_{number:04d}").removesuffix("_0000")
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_path(path)]
+def _numbered(path: Path) -> str:
+    """The id without the number of its channel."""
+    return _case_id(path, _channel_of(path))
 
 
-def _series_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """(name, folder) of the DICOM series at any depth below a folder, and notes: on several of one name, on files."""
-    found: dict[str, list[Path]] = {}
-    notes = []
-    for walked, inner, _ in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        here = Path(walked)
-        if here != folder and holds_dicom(here):
-            found.setdefault(here.relative_to(folder).parts[0], []).append(here)
-            inner.clear()
-            if files := [path for path in _image_files(here) if not is_segmentation(path)]:
-                shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-                notes.append(
-                    f"{shown} left out: in {here}, among the slices of a series; give each by its name."
-                )
-    named = []
-    for name, places in found.items():
-        if len(places) == 1:
-            named.append((name, places[0]))
+def _of_several_grids(files: Sequence[Path]) -> bool:
+    """Whether a header places its voxels otherwise than the first one; what cannot be read says nothing."""
+    first = None
+    for path in files:
+        try:
+            grid = grid_of(path)
+        except (RawDataError, OSError):
             continue
-        several = [("_".join(place.relative_to(folder).parts), place) for place in places]
-        named += several
-        notes.append(
-            f"{name} holds {len(places)} series, each a case of its own: {', '.join(case for case, _ in several)} "
-            f"(one alone is {name})."
-        )
-    return named, notes
+        first = first or grid
+        if not same_grid(first, grid):
+            return True
+    return False

@@ -7,6 +7,7 @@ precisions they were made is noted beside it, and no part of it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def own_folder(out: Path, inputs: Sequence[InputCase]) -> Path:
     """OUT, resolved; PredictionError if it is the folder of an input."""
     out = out.resolve()
     if any(
-        out in (path.resolve(), path.resolve().parent)
+        out in ((real := Path(os.path.realpath(path))), real.parent)  # of a link that leads to itself, too
         for case in inputs
         for path in (case.image.files if case.image else ())
     ):

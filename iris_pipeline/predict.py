@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from iris_pipeline.case_report import begin_report, write_report
 from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import Judgement, judgements_in
@@ -32,9 +32,10 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.volumes import ClassVolume, volumes_in, volumes_of
 from preprocessing.errors import IrisError, PredictionError, RawDataError
-from preprocessing.files import append_log
+from preprocessing.files import append_log, refusal
 from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
+from preprocessing.progress import Bar, say
 from preprocessing.volume import Volume, read_labels
 
 
@@ -105,6 +106,7 @@ def predict_folder(
     overwrite: bool = False,
     begun: Callable[[], None] | None = None,
     progress: bool = True,
+    left_out: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """Segment every input with one task, or with several at once; see `predict_cases` and `scan.unite`.
 
@@ -129,6 +131,7 @@ def predict_folder(
         overwrite=overwrite,
         begun=begun,
         progress=progress,
+        left_out=left_out,
     )
 
 
@@ -148,6 +151,7 @@ def predict_cases(
     overwrite: bool = False,
     begun: Callable[[], None] | None = None,
     progress: bool = True,
+    left_out: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """Segment every input with the task(s) that `task_of` gives the case and its image: one verdict a case.
 
@@ -159,7 +163,8 @@ def predict_cases(
     scans are skipped unless `overwrite`; PredictionError if they were made from something else than model, options and
     `made_from` of this call (with `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of
     an input. LockError while another run writes there. formerly: what records of before say in the place of parts of
-    `made_from`. begun: is called once OUT is this call's, before the first case.
+    `made_from`. begun: is called once OUT is this call's, before the first case. left_out: notes on inputs that make no
+    case; with them, none or more, OUT/report.csv says what became of each case in this call.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
@@ -168,6 +173,8 @@ def predict_cases(
     with only_run_in(out, "wait until it has ended, or give another -o"):
         make_way(out, identity, inputs, overwrite, formerly)
         out.mkdir(parents=True, exist_ok=True)
+        if left_out is not None:
+            begin_report(out)
         if begun is not None:
             begun()
         write_json(out / CLASSES, dict(classes))
@@ -178,7 +185,14 @@ def predict_cases(
         wishes = _Wishes(
             outputs or Outputs(), judge, overwrite, progress, classes, KeptScans(out), judgements, volumes
         )
-        return list(_predict_all(loaded, task_of, inputs, out, options, wishes))
+        verdicts: list[Verdict] = []
+        try:
+            verdicts.extend(_predict_all(loaded, task_of, inputs, out, options, wishes))
+        finally:  # of an interrupted run, too
+            if left_out is not None:
+                told = [(v.id, v.status, v.why, v.seconds) for v in verdicts]
+                write_report(out, told, [case.id for case in inputs], left_out)
+        return verdicts
 
 
 def _predict_all(
@@ -191,14 +205,14 @@ def _predict_all(
 ) -> Iterator[Verdict]:
     """One after the other, with a bar, and a line each in the log."""
     progress = wishes.progress
-    bar = tqdm(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
+    bar = Bar(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
     for case in bar:
         bar.set_postfix_str(case.id)
         verdict = _predict_one(loaded, task_of, case, out, options, wishes)
         line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
-        append_log(out / LOG, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
+        _log(out, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
         if verdict.why and progress:
-            tqdm.write(line)
+            say(line)
         yield verdict
 
 
@@ -238,12 +252,20 @@ def _predict_one(
         warnings = _make(loaded, task_of, case, out, options, wishes, scan)
     except IrisError as error:
         return Verdict(case.id, "refused", f"{error}{TAKEN_AWAY * changed}")
+    except OSError as error:  # a full disk, a name that is too long: no defect of ours
+        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{TAKEN_AWAY * changed}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
-        append_log(out / LOG, f"{case.id}: {traceback.format_exc()}")
+        _log(out, f"{case.id}: {traceback.format_exc()}")
         why = f"{type(error).__name__}: {error} (where, says {LOG}){'.' + TAKEN_AWAY if changed else ''}"
         return Verdict(case.id, "refused", why)
     why = " ".join([ANEW] * changed + warnings)
     return Verdict(case.id, "done", why, time.perf_counter() - started)
+
+
+def _log(out: Path, text: str) -> None:
+    """A line in the log; where it cannot be written the cases go on: what they come to is told in other places, too."""
+    with suppress(OSError):
+        append_log(out / LOG, text)
 
 
 def _make(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
@@ -25,6 +24,7 @@ from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
 from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
+from preprocessing.progress import say
 from preprocessing.spec import Modality
 from preprocessing.volume import Volume
 
@@ -68,7 +68,7 @@ def pooled_task(
         )
         strategy = best_strategy(attempts)
         if progress:
-            tqdm.write(comparison_text(attempts), file=sys.stderr)
+            say(comparison_text(attempts), sys.stderr)
     if strategy in DESCENDING:
         tuning = replace(tuning or TuningSettings(), refine=strategy == "refining")
         shown = [taken_from(prepare(reference.id), reference.task) for reference in pool]

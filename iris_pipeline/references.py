@@ -15,7 +15,6 @@ from typing import cast
 import numpy as np
 import torch
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.inputs import find_inputs
@@ -33,6 +32,7 @@ from preprocessing.fingerprint import CasePrint, Fingerprint, measure_case
 from preprocessing.guess import guess_sides
 from preprocessing.mending import by_segment_names
 from preprocessing.plan import Plan, Policy, make_plan
+from preprocessing.progress import Bar
 from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DatasetSpec, Modality
@@ -170,7 +170,7 @@ def guess_modality(prints: Sequence[CasePrint]) -> Modality:
 def measure_references(cases: Sequence[Case], spec: DatasetSpec) -> tuple[CasePrint, ...]:
     """The fingerprint's view of each reference; ReferenceCaseError names one that cannot be used and why."""
     prints = []
-    for case in tqdm(cases, desc="Measuring references", leave=False, disable=len(cases) < 2):
+    for case in Bar(cases, desc="Measuring references", leave=False, disable=len(cases) < 2):
         found = measure_case(case, spec, reference=True)
         if not found.accepted:
             raise ReferenceCaseError(f"Reference '{case.id}' cannot be used: {found.why}")
@@ -293,7 +293,7 @@ def embed_draws(
     if all references are empty there.
     """
     pool, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
-    for draw in tqdm(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
+    for draw in Bar(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
         try:
             whole = embed(
                 loaded,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
-from tqdm import tqdm
 
 from iris_pipeline.embedding_map import EmbeddingMap, embedding_map
 from iris_pipeline.embeddings import CASES_PER_DATASET, run_embeddings
@@ -41,6 +40,7 @@ from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, of_test_parts
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import replaced, write_text
 from preprocessing.paths import Root
+from preprocessing.progress import Bar
 from preprocessing.store import MANIFEST
 
 PAGE = "report.html"
@@ -80,7 +80,7 @@ def write_report(
     rows = collect_rows(run.parent, [run.name])
     datasets = sorted(set(rows["dataset"]))
     pixels = picture_pixels(len(datasets) * len(RANKS) * len(PLANES))
-    bar = tqdm(datasets, desc="pictures", unit="dataset", disable=not progress, dynamic_ncols=True)
+    bar = Bar(datasets, desc="pictures", unit="dataset", disable=not progress, dynamic_ncols=True)
     plotted = ordered_strategies(rows[rows["run"] != BASELINE_RUN])[:LARGEST_PLOT]
     parts = [
         dataset_part(run, rows[rows["dataset"] == name], name, root, strategy, pixels, plotted)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
@@ -23,6 +22,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
+from preprocessing.progress import Bar
 
 RIVALS = ("ensemble", "tuning", "refining")
 """The cheapest first: of strategies that are equally good the first is taken."""
@@ -65,7 +65,7 @@ def compare_strategies(
             f"others; got {len(people)} of {len(set(people.values()))}: give more references, or name a strategy."
         )
     attempts = []
-    with tqdm(
+    with Bar(
         total=len(left_out) * len(strategies), desc="Comparing strategies", unit="trial", disable=not progress
     ) as bar:
         for query in left_out:

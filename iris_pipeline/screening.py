@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from iris_pipeline.references import ReferenceFiles, made_up_spec
 from iris_pipeline.strategies import join_people
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.fingerprint import measure_case
 from preprocessing.guess import guess_subject_pattern
+from preprocessing.progress import Bar
 from preprocessing.spec import Modality
 
 
@@ -77,7 +76,7 @@ def screen_references(
     spec = made_up_spec(files.classes, modality or "MR")
     good, refused, remarks = [], {}, []
     contents: list[str] = []
-    for case in tqdm(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
+    for case in Bar(files.cases, desc="Checking references", leave=False, disable=len(files.cases) < 2):
         found = measure_case(case, spec, reference=True)
         if not found.accepted:
             refused[case.id] = found.why

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.grey_weights import (
@@ -40,6 +39,7 @@ from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT
 from preprocessing.plan import Plan
+from preprocessing.progress import Bar
 
 Prepare = Callable[[str], PreparedReference]
 Shown = tuple[Plan, Sequence[PreparedReference]]
@@ -132,7 +132,7 @@ class Search:
         unless the winner is better by the gain.
         """
         finalists = self._finalists()
-        with tqdm(
+        with Bar(
             finalists, desc="The best poses", unit="pose", leave=False, disable=not self.progress
         ) as bar:
             scales = {axes: scale or self.scale(axes) for axes in bar}

@@ -16,13 +16,13 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import ModelError
+from preprocessing.progress import Bar
 
 Weighting = Literal["gaussian", "uniform"]
 GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
@@ -144,7 +144,7 @@ def segment_slabs(
     rows: slice | None = None,
     halo: int = 0,
     focus: Focus | None = None,
-    bar: tqdm | None = None,
+    bar: Bar | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities of a volume in slabs along z, from the bottom up: (first plane, float32 [K,d,h,W]).
 
@@ -259,7 +259,7 @@ def window_bar(
     rows: Sequence[slice | None] = (None,),
     focus: Focus | None = None,
     said: str = "",
-) -> tqdm:
+) -> Bar:
     """A progress bar that counts the windows of a volume [D,H,W], cut into these rows. said: in front of it."""
     total = 0
     for part in rows:
@@ -270,7 +270,7 @@ def window_bar(
         columns = len(_reaching(starts[2], window[2], inner[2]))
         total += len(starts[0]) * len(_reaching(starts[1], window[1], reached)) * columns
     desc = said or None
-    return tqdm(total=total, desc=desc, unit="window", leave=False, disable=not progress, dynamic_ncols=True)
+    return Bar(total=total, desc=desc, unit="window", leave=False, disable=not progress, dynamic_ncols=True)
 
 
 def check_options(overlap: float, weighting: str, batch_size: int) -> None:

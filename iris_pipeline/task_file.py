@@ -98,6 +98,12 @@ def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskE
     if not path.is_file():
         raise TaskError(f"There is no task file {path}; make one with iris_encode -r REFS -o {path.name}.")
     try:
+        path.open("rb").close()  # safetensors says of what it may not read that it is not there
+    except OSError as error:
+        raise TaskError(
+            f"The task file {path} cannot be read ({error.strerror}): mend its permissions."
+        ) from None
+    try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

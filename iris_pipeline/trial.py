@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, tokens_loss
@@ -31,6 +30,7 @@ from iris_pipeline.synthetic import Orientation
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.orientation import parse_axes
 from preprocessing.plan import Plan
+from preprocessing.progress import Bar
 
 
 def of_different_subjects(references: Iterable[PreparedReference], count: int) -> list[PreparedReference]:
@@ -76,7 +76,7 @@ class Trial:
         poses = list(poses)
         title = f"{len(poses)} poses{self.where} on {len(numbers)} crops"
         shown = self.progress and len(poses) > 1
-        with tqdm(poses, desc=title, unit="pose", leave=False, disable=not shown) as bar:
+        with Bar(poses, desc=title, unit="pose", leave=False, disable=not shown) as bar:
             return {axes: self._loss(axes, numbers) for axes in bar}
 
     def _loss(self, axes: str, numbers: Sequence[int]) -> float:

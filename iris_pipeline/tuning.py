@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
@@ -28,6 +27,7 @@ from iris_pipeline.strategies import PreparedReference, ensemble, halved_referen
 from iris_pipeline.task import TaskEmbedding, Tuned, View
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
+from preprocessing.progress import Bar
 
 TRAIN_STREAM, JUDGE_STREAM = 0, 1
 Judge = tuple[Example, Sequence[Tensor]]
@@ -227,7 +227,7 @@ class _Tutor:
         best, best_step, lowest, looks = _copy(learned), 0, before, 0
         with (
             _frozen(self.loaded.model),
-            tqdm(
+            Bar(
                 total=steps,
                 desc=f"Tuning at {self.view}",
                 unit="step",

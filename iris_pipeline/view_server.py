@@ -16,8 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from iris_pipeline.pages import page_environment
 from iris_pipeline.view import (
     LAYERS,
@@ -30,6 +28,7 @@ from iris_pipeline.view import (
 )
 from preprocessing.errors import BrowserError, IrisError
 from preprocessing.files import write_text
+from preprocessing.progress import Bar
 
 HOST = "127.0.0.1"
 PAGE = "view.html"
@@ -78,7 +77,7 @@ def write_page(gallery: Gallery, out: Path, cases: Sequence[str] | None = None, 
         numbers = sorted({scored[0], scored[len(scored) // 2], scored[-1]})
     kept = Gallery(**{**gallery.__dict__, "cases": tuple(gallery.cases[number] for number in numbers)})
     held: dict[str, Any] = {}
-    bar = tqdm(range(len(kept.cases)), desc="packing", unit="case", disable=not progress, dynamic_ncols=True)
+    bar = Bar(range(len(kept.cases)), desc="packing", unit="case", disable=not progress, dynamic_ncols=True)
     for number in bar:
         held[f"{number}/centre"] = case_centre(kept, number)
         for layer in LAYERS:

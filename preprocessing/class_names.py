@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.progress import Bar
 from preprocessing.slicer import is_segmentation, same_name
 from preprocessing.source import Source
 
@@ -58,7 +58,7 @@ def classes_of(labels: Sequence[Source]) -> dict[str, int]:
         return name_values(labels)
     named: list[_Segments] = []
     nameless: list[Source] = []
-    for source in tqdm(labels, desc="Reading segments", leave=False, disable=len(labels) < 2):
+    for source in Bar(labels, desc="Reading segments", leave=False, disable=len(labels) < 2):
         try:
             volume = source.read()
         except RawDataError:
@@ -88,7 +88,7 @@ def name_values(labels: Sequence[Source]) -> dict[str, int]:
     """
     values: set[int] = set()
     problems: list[RawDataError] = []
-    for source in tqdm(labels, desc="Reading label values", leave=False, disable=len(labels) < 2):
+    for source in Bar(labels, desc="Reading label values", leave=False, disable=len(labels) < 2):
         try:
             found = {int(v) for v in np.unique(source.read_labels().array)}
         except RawDataError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,9 @@ from preprocessing.errors import IrisError
 Model = TypeVar("Model", bound=BaseModel)
 UNUSABLE = (IrisError, OSError, MemoryError)
 """What reading one case may raise without costing the others; `refusal` says it in a sentence."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNNAMED = (*FULL, errno.EFBIG, errno.EIO)  # what writing to an open file meets: the system names no path then
+LONGEST_NAME = 255  # bytes, of nearly all file systems
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,14 +39,30 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replaced(path: Path, ending: str = ".tmp") -> Iterator[Path]:
     """A hidden name beside `path` to write to, of this process alone; it is renamed to `path` at the end, and removed
     where writing failed. The folder is made. ending: of that name, for writers that choose the format by it.
+
+    An OSError about it names `path`, which is what its reader knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+    temporary = path.with_name(_hidden(path.name, f".{os.getpid()}{ending}"))
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary) or (error.filename is None and error.errno in UNNAMED):
+            error.filename = str(path)
+        raise
     finally:
         discard(temporary)
+
+
+def _hidden(name: str, ending: str) -> str:
+    """`.<name><ending>`, the name cut where that is longer than names may be: the final one may just fit."""
+    whole = f".{name}{ending}"
+    if len(os.fsencode(whole)) <= LONGEST_NAME:
+        return whole
+    ending = f".{text_digest(name)}{ending}"  # names of one beginning stay apart
+    kept = os.fsencode(name)[: LONGEST_NAME - 1 - len(os.fsencode(ending))]
+    return f".{kept.decode('utf-8', 'ignore')}{ending}"
 
 
 def sweep(folder: Path, names: str = "*") -> None:
@@ -94,8 +114,8 @@ def load_json(path: Path, kind: type[Model], error: type[IrisError], remedy: str
 
 
 def text_digest(text: str) -> str:
-    """A short digest of a text, to notice that it changed."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    """A short digest of a text, to notice that it changed; file names in it need not be UTF-8."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def file_digest(paths: Iterable[Path | None]) -> str:
@@ -121,15 +141,36 @@ def refusal(error: BaseException, whose: str) -> str:
         )
     if isinstance(error, OSError):
         place = error.filename or f"A file of {whose[:1].lower() + whose[1:]}"
-        return (
-            f"{place} cannot be read or written ({error.strerror or error}): mend its permissions, or make room "
-            "where the disk is full, then run again."
-        )
+        remedy = "mend its permissions, or make room where the disk is full, then run again"
+        if error.errno in FULL:
+            remedy = "make room on its disk, then run again"
+        elif error.errno == errno.ENAMETOOLONG:
+            remedy = "give the scan a shorter name, then run again"
+        return f"{place} cannot be read or written ({error.strerror or error}): {remedy}."
     return str(error)
 
 
 def append_log(path: Path, text: str) -> None:
-    """One line with the time behind `path`; the folder is made."""
+    """One line with the time behind `path`; the folder is made. What is no UTF-8 (a file's name) is escaped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+
+def plain_name(name: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are no UTF-8 become `\\xfc` and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace") if unspeakable(name) else name
+
+
+def unspeakable(name: str) -> bool:
+    """Whether a name or path has bytes that are no text by the file system's encoding: no table can hold it."""
+    return any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def utf8_problem(name: str) -> str:
+    """What is wrong with such a name and what to do, for the end of a sentence."""
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return "is no UTF-8: rename it"
+    return "has letters that this locale lacks: set LC_ALL=C.UTF-8 or PYTHONUTF8=1, or rename it"

@@ -19,6 +19,7 @@ os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
 import SimpleITK as sitk
 
 from preprocessing.errors import RawDataError
+from preprocessing.files import plain_name
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DICOM_POSITION = "0020|0032"  # image position (patient): the centre of a slice's first voxel, LPS+ mm
@@ -91,13 +92,27 @@ def dicom_files(folder: Path) -> list[str]:
 
     RawDataError where there is no series or more than one.
     """
+    place = _itk_name(folder)
     with _itk_silent():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(place)
     if len(series) != 1:
         raise RawDataError(
             f"A DICOM folder holds one series, but {folder} holds {len(series) or 'none'}: give each its own folder."
         )
-    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(place, series[0]))
+    for file in files:
+        _itk_name(file)
+    return files
+
+
+def _itk_name(path: Path | str) -> str:
+    """A path as SimpleITK takes it, in UTF-8 whatever the locale; RawDataError for others: they end the process."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RawDataError(
+            f"{plain_name(str(path))} cannot be read: its name is no UTF-8; rename it."
+        ) from None
 
 
 def from_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -147,16 +162,21 @@ def unread_slice(folder: Path, slices: Sequence[Path]) -> Path | None:
     known = {path.name for path in slices}
     patterns = {_numbers_apart(name) for name in known}
     ours = _storage_class(slices[0])
-    for path in sorted(folder.iterdir()):
-        if path.name in known or path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+    # links that lead nowhere first: GDCM leaves out good slices, too, where it meets one
+    for path in sorted(folder.iterdir(), key=lambda path: (os.path.exists(path), path)):
+        if path.name in known or path.name.startswith(".") or path.name == "DICOMDIR":
             continue
         try:
+            if not path.is_file() and (os.path.exists(path) or not path.is_symlink()):
+                continue  # a folder, say; a link that leads nowhere should be a slice if it is named as one
             with path.open("rb") as stream:
                 is_dicom = stream.read(132)[128:] == DICOM_MAGIC
+        except FileNotFoundError:
+            is_dicom = False
         except OSError:  # not ours to read
             return path
         named = path.suffix.lower() == ".dcm" or _numbers_apart(path.name) in patterns
-        if (is_dicom or named) and _storage_class(path) in (None, ours):
+        if (is_dicom or named) and (not os.path.exists(path) or _storage_class(path) in (None, ours)):
             return path
     return None
 
@@ -175,13 +195,13 @@ def _storage_class(path: Path) -> bytes | None:
 
 def from_itk_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Array and affine of an mha, mhd or nrrd file."""
-    return _from_itk(path, lambda: sitk.ReadImage(str(path)), channel)
+    return _from_itk(path, lambda: sitk.ReadImage(_itk_name(path)), channel)
 
 
 def layers_from_itk_file(path: Path) -> tuple[list[np.ndarray], np.ndarray, dict[str, str]]:
     """All channels of an mha, mhd or nrrd file, an array each, their affine, and the pairs of keys and values in its
     header."""
-    image = _itk_image(path, lambda: sitk.ReadImage(str(path)))
+    image = _itk_image(path, lambda: sitk.ReadImage(_itk_name(path)))
     header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     if image.GetDimension() == 4:
         parts = [_channel_of(image, number) for number in range(image.GetSize()[3])]
@@ -211,7 +231,7 @@ def _itk_image(path: Path, read: Callable[[], sitk.Image]) -> sitk.Image:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or SHORT_OF_MEMORY in str(error):
             raise too_large(path) from error
-        raise damaged(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
+        raise damaged(path, RuntimeError(_told_by_itk(path, error))) from error
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
     vector = image.GetNumberOfComponentsPerPixel()
@@ -223,13 +243,46 @@ def _itk_image(path: Path, read: Callable[[], sitk.Image]) -> sitk.Image:
     return image
 
 
+def _told_by_itk(path: Path, error: Exception) -> str:
+    """The last line of its message that says why; its reason is whatever the system last said, true or not."""
+    lines = str(error).strip().splitlines()
+    if not lines[-1].startswith("Reason:") or path.is_dir():
+        return lines[-1]
+    for file in (path, *data_files(path)):
+        try:
+            file.open("rb").close()
+        except OSError as problem:
+            return f"{file.name}: {problem.strerror}"
+    return "it ends too early, or its header says something else"
+
+
+def grid_of_itk_file(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (z,y,x) and affine from the header alone; RawDataError where it cannot be read."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(_itk_name(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise damaged(path, RuntimeError(_told_by_itk(path, error))) from error
+    axes = reader.GetDimension()
+    if axes < 3:
+        raise RawDataError(f"A scan has three axes, but {path} has {axes}: give a volume.")
+    cosines = np.array(reader.GetDirection()).reshape(axes, axes)[:3, :3]
+    return reader.GetSize()[2::-1], _affine_of(cosines, reader.GetSpacing()[:3], reader.GetOrigin()[:3])
+
+
 def _channel_of(image: sitk.Image, number: int) -> sitk.Image:
     """One channel of an image that has them as its fourth axis."""
     return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, number])
 
 
 def _affine(image: sitk.Image) -> np.ndarray:
+    cosines = np.array(image.GetDirection()).reshape(3, 3)
+    return _affine_of(cosines, image.GetSpacing(), image.GetOrigin())
+
+
+def _affine_of(cosines: np.ndarray, spacing_mm: Sequence[float], origin_mm: Sequence[float]) -> np.ndarray:
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    affine[:3, :3] = cosines * np.array(spacing_mm)
+    affine[:3, 3] = origin_mm
     return LPS_TO_RAS @ affine

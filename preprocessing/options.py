@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from preprocessing.errors import IrisError
+from preprocessing.files import FULL
 from preprocessing.parallel import default_workers
 
 INTERRUPTED = "Interrupted; what was finished is kept, run the same command again to go on."
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 DATASETS_HELP = "names, YAML files, or: all, upstream, held-out, phantom (those with a folder under raw/)"
 
 
@@ -57,6 +59,7 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     Status 1 for an IrisError and for a file or folder that the system refuses, 130 for Ctrl-C (`interrupted`).
     Anything else is a defect of ours and keeps its traceback.
     """
+    _mend_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(
             stream, "reconfigure"
@@ -72,7 +75,7 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.filename is None and error.errno not in _FULL:
+        if error.filename is None and error.errno not in FULL:
             raise
         print(f"Error: {_refused_by_system(error)}", file=sys.stderr)
         return 1
@@ -81,10 +84,34 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
         return 130
 
 
+class _Unfailing(io.FileIO):
+    """What cannot be written is dropped."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data) or 0
+        return len(data)
+
+
+def _mend_streams() -> None:
+    """No bar and no remark ends a run because nobody can see it: stderr may be a full disk, or closed."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        own = stream is sys.__stderr__
+        if (
+            stream is None
+        ):  # also lest the next file that is opened gets its number, and the libraries' remarks
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif own:
+            unfailing = io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False))
+            kept = io.TextIOWrapper(unfailing, stream.encoding, "replace", line_buffering=True)
+            setattr(sys, name, kept)
+
+
 def _refused_by_system(error: OSError) -> str:
     """One sentence on a path that cannot be read or written, or on a full disk."""
     place = f"{error.filename} cannot be read or written" if error.filename else "A file cannot be written"
-    remedy = "make room there" if error.errno in _FULL else "give another path or mend its permissions"
+    remedy = "make room there" if error.errno in FULL else "give another path or mend its permissions"
     return f"{place} ({error.strerror}): {remedy}."
 
 

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from preprocessing.errors import RawDataError
+from preprocessing.progress import Bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +40,7 @@ def parallel_map(
     ended from outside, mostly for want of memory.
     """
     workers = workers or default_workers()
-    bar = tqdm(total=len(items), desc=label, unit="case", disable=not progress, dynamic_ncols=True)
+    bar = Bar(total=len(items), desc=label, unit="case", disable=not progress, dynamic_ncols=True)
     with bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:

@@ -20,10 +20,10 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from preprocessing.files import write_text
 from preprocessing.phantom_anatomy import Anatomy, Organ, Triple, distance_mm, draw_anatomy
+from preprocessing.progress import Bar
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume, write_volume
 
@@ -103,7 +103,7 @@ def make_phantoms(raw_root: Path, seed: int = 0, cases_per_dataset: int | None =
         classes = dict(load_spec(kind.name).classes)
         folder = Path(raw_root) / kind.name
         cases = range(min(kind.cases, cases_per_dataset or kind.cases))
-        for case in tqdm(cases, desc=kind.name, unit="case"):
+        for case in Bar(cases, desc=kind.name, unit="case"):
             image, labels = make_case(kind, case, seed, classes)
             for part, volume in (("imagesTr", image), ("labelsTr", labels)):
                 (folder / part).mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from preprocessing.itk_files import DICOM_MAGIC, HEAD, IMAGE_KINDS
@@ -38,12 +39,26 @@ def scan_paths(folder: Path) -> list[str]:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file in it is a slice, by its first bytes: archives and CDs name slices IM0001."""
-    return any(_is_slice(path) for path in sorted(folder.iterdir()))
+    """Whether a file in it is a slice, by its first bytes: archives and CDs name slices IM0001. What cannot be read
+    is none (`is_slice` raises there).
+    """
+    for path in sorted(folder.iterdir()):
+        with suppress(OSError):
+            if is_slice(path):
+                return True
+    return False
 
 
-def _is_slice(path: Path) -> bool:
-    """Whether a file is DICOM and holds an image; the directory of an exported disc, say, does not."""
+def may_be_slice(path: Path) -> bool:
+    """Whether the name alone leaves that open: no ending, numbers (UIDs), or one of DICOM's."""
+    return not re.search("[A-Za-z]", path.suffix) or path.suffix.lower() in (".dcm", ".dicom", ".dic", ".ima")
+
+
+def is_slice(path: Path) -> bool:
+    """Whether a file is DICOM and holds an image; the directory of an exported disc, say, does not.
+
+    OSError where it cannot be read.
+    """
     hidden = path.name.startswith(".") or path.name.upper() == "DICOMDIR"
     if hidden or is_image_path(path) or not path.is_file():
         return False

@@ -92,14 +92,14 @@ class RefusedSource(Source):
         raise RawDataError(self.why)
 
 
-def one_source(case: str, found: Sequence[FileSource]) -> Source:
+def one_source(case: str, found: Sequence[Source]) -> Source:
     """The one source of a case; of several, one that is refused, so that the other cases of its folder go on."""
     if len(found) == 1:
         return found[0]
     shown = " and ".join(source.name for source in found)
     return RefusedSource(
-        tuple(source.path for source in found),
-        f"Each case has one file; '{case}' has {shown} in {found[0].path.parent}: keep one of them.",
+        tuple(path for source in found for path in source.files),
+        f"Each case has one file; '{case}' has {shown} in {found[0].files[0].parent}: keep one of them.",
     )
 
 

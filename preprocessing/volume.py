@@ -27,7 +27,14 @@ from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import replaced
-from preprocessing.itk_files import choose_channel, damaged, from_dicom, from_itk_file, too_large
+from preprocessing.itk_files import (
+    choose_channel,
+    damaged,
+    from_dicom,
+    from_itk_file,
+    grid_of_itk_file,
+    too_large,
+)
 from preprocessing.slicer import ENDINGS as SEGMENTATIONS
 from preprocessing.slicer import Segmentation, is_segmentation, read_segmentation
 
@@ -217,6 +224,28 @@ def orientation_conflict(path: Path) -> str | None:
     if corner_shift(shape, sform, qform)[0] <= CORNER_VOXELS:
         return None
     return f"qform and sform lie {corner_shift(shape, sform, qform)[1]:.1f} mm apart at a corner; the sform is used"
+
+
+def grid_of(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (z,y,x) and affine of a NIfTI, mha, mhd or nrrd file, from its header alone: channels of one scan share
+    them. RawDataError where it cannot be read.
+    """
+    if not path.name.lower().endswith(NIFTI):
+        return grid_of_itk_file(path)
+    with _opened(path) as stream:
+        image = _nifti(path, stream)
+    return image.shape[2::-1], np.asarray(_in_mm(image.header).get_best_affine(), dtype=float)
+
+
+def same_grid(one: tuple[tuple[int, ...], np.ndarray], other: tuple[tuple[int, ...], np.ndarray]) -> bool:
+    """Whether two of `grid_of` are one: the same shape, corners at most half a voxel apart; an affine that places
+    nothing is taken for any.
+    """
+    if one[0] != other[0] or len(one[0]) < 3:
+        return one[0] == other[0]
+    if not all(abs(np.linalg.det(affine[:3, :3])) >= SINGULAR for _, affine in (one, other)):
+        return True
+    return corner_shift(one[0], one[1], other[1])[0] <= CORNER_VOXELS
 
 
 def corner_shift(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) -> tuple[float, float]:

@@ -264,6 +264,10 @@ def test_scans_that_iris_predict_refuses_are_refused() -> None:
             "1 to 3000 mm, but the scan is 0.032 x 0.032 x 0.032 mm .*; mend the header",
         ),
         (Scan(image, (100.0,) * 3), "1 to 3000 mm, but the scan is 3.2e.03 x 3.2e.03 x 3.2e.03 mm"),
+        (
+            Scan(image.astype(np.complex64), SPACING),
+            "^A voxel holds one real number, but the array given holds complex64: give one channel",
+        ),
         (Scan(image[:0], SPACING), r"array \[D,H,W\] of voxels .* got shape \[0, 32, 32\]"),
     ]
     asked: list[Any] = []

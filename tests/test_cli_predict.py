@@ -89,6 +89,8 @@ def test_encode_then_predict(root: Path, refs: Path, scans: Path, tmp_path: Path
     arguments = ["-i", str(scans), "-o", str(out), "-t", str(task_file), "--root", str(root)]
     assert predict_main(arguments) == 0
     assert "2 segmented, 0 skipped as already there, 0 refused." in capsys.readouterr().out
+    report = (out / "report.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:2] for line in report[1:]] == [["s2_a", "done"], ["s3_a", "done"]]
     for case in ("s2_a", "s3_a"):
         found, affine = load(out / f"{case}.nii.gz")
         image, raw_affine = load(scans / f"{case}_0000.nii.gz")

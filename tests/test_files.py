@@ -10,7 +10,15 @@ import pytest
 
 from preprocessing import files as module
 from preprocessing.errors import RawDataError
-from preprocessing.files import refusal, replaced, write_bytes, write_text
+from preprocessing.files import (
+    append_log,
+    plain_name,
+    refusal,
+    replaced,
+    text_digest,
+    write_bytes,
+    write_text,
+)
 
 
 def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +72,42 @@ def test_each_reason_is_one_sentence() -> None:
         "Case c needs more memory than is free: make some free or give fewer --workers, then run again; its files may "
         "be sound."
     )
+    full = refusal(OSError(errno.ENOSPC, "No space left on device", "out/a.nii.gz"), "Case c")
+    assert full == (
+        "out/a.nii.gz cannot be read or written (No space left on device): make room on its disk, then run again."
+    )
+    long = refusal(OSError(errno.ENAMETOOLONG, "File name too long", "out/aa.nii.gz"), "Case c")
+    assert long == (
+        "out/aa.nii.gz cannot be read or written (File name too long): give the scan a shorter name, then run again."
+    )
+
+
+def test_a_name_that_just_fits_is_written(tmp_path: Path) -> None:
+    for letters in ("n" * 251, "n" * 250 + "m", "ü" * 125 + "n"):
+        write_text(tmp_path / f"{letters}.txt", letters)
+        assert (tmp_path / f"{letters}.txt").read_text(encoding="utf-8") == letters
+    with replaced(tmp_path / ("n" * 251 + ".one")) as one, replaced(tmp_path / ("n" * 251 + ".two")) as two:
+        assert one != two and max(len(os.fsencode(path.name)) for path in (one, two)) <= 255
+        one.write_text("1")
+        two.write_text("2")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, replaced(tmp_path / "a.nii.gz"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.nii.gz")
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / ("n" * 256), "too long")
+    assert caught.value.filename == str(tmp_path / ("n" * 256))
+    with pytest.raises(OSError) as caught, replaced(tmp_path / "a.nii.gz"):
+        raise PermissionError(errno.EACCES, "Permission denied", "another")
+    assert caught.value.filename == "another"
+
+
+def test_names_that_are_no_text_can_be_logged_and_told_apart(tmp_path: Path) -> None:
+    name = os.fsdecode(b"lat\xfc1")
+    append_log(tmp_path / "a.log", f"{name}: refused")
+    assert "lat\\udcfc1: refused" in (tmp_path / "a.log").read_text(encoding="utf-8")
+    assert text_digest(name) != text_digest("lat1") and len(text_digest(name)) == 16
+    assert plain_name(name) == "lat\\xfc1" and plain_name("Müller") == "Müller"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -16,7 +18,8 @@ from scans import ORDERS, affine_of, load, paint, save, volume
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline.inputs import InputCase
+from iris_pipeline import predict as module
+from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.predict import (
     modality_warning,
     predict_case,
@@ -260,6 +263,82 @@ def test_a_defect_in_one_case_is_reported_with_its_traceback(folder: Path) -> No
     assert [v.status for v in verdicts] == ["refused", "done"]
     assert verdicts[0].why == "OutOfMemoryError: no memory left (where, says predict.log)"
     assert "Traceback" in (folder / "out" / "predict.log").read_text(encoding="utf-8")
+
+
+def test_what_the_system_refuses_is_one_sentence_and_the_others_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for a while: neither a mask nor a line of the log can be written then."""
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    writes, logs = module.write_result, module.append_log
+
+    def full(out: Path, case: str, *given: Any) -> None:
+        if case == "a":
+            raise OSError(errno.ENOSPC, "No space left on device", str(out / "a.nii.gz"))
+        writes(out, case, *given)
+
+    def log(path: Path, text: str) -> None:
+        if text.startswith("a: "):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        logs(path, text)
+
+    monkeypatch.setattr(module, "write_result", full)
+    monkeypatch.setattr(module, "append_log", log)
+    cases = [*cases_of(folder)[:2], InputCase("n" * 250, cases_of(folder)[0].image)]
+    verdicts = predict_folder(loaded_with(model), task, cases, folder / "out", progress=False)
+    assert [v.status for v in verdicts] == ["refused", "done", "refused"]
+    assert verdicts[0].why == (
+        f"{folder / 'out' / 'a.nii.gz'} cannot be read or written (No space left on device): make room on its disk, "
+        "then run again."
+    )
+    told = "cannot be read or written (File name too long): give the scan a shorter name, then run again."
+    assert verdicts[2].why.endswith(f"{'n' * 250}.nii.gz {told}")
+    assert "Traceback" not in (folder / "out" / "predict.log").read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_no_text_costs_no_other_scan(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    (folder / "in" / "c.nii.gz").unlink()
+    (folder / "in" / "a.nii.gz").rename(folder / "in" / "lat\udcfc1.nii.gz")
+    inputs, _ = find_inputs(folder / "in")
+    verdicts = predict_folder(loaded_with(model), task, inputs, folder / "out", progress=False)
+    assert {v.id: v.status for v in verdicts} == {"b": "done", "e": "done", "lat\\xfc1": "refused"}
+    assert "lat\\xfc1: refused: The name of " in (folder / "out" / "predict.log").read_text(encoding="utf-8")
+
+
+def test_a_report_says_what_became_of_each_case_in_this_call(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    report = folder / "out" / "report.csv"
+
+    def lines() -> list[list[str]]:
+        with report.open(encoding="utf-8", newline="") as stream:
+            return list(csv.reader(stream))
+
+    cases = cases_of(folder)[:3]
+    predict_folder(loaded_with(model), task, cases[:1], folder / "out", progress=False)
+    assert not report.exists(), "nobody asked for it"
+    predict_folder(
+        loaded_with(model), task, cases, folder / "out", progress=False, left_out=["d, \udcfc left out."]
+    )
+    header, a, b, c, left = lines()
+    assert header == ["case", "status", "reason", "seconds"]
+    assert a[:2] == ["a", "skipped"] and b[:3] == ["b", "done", ""] and float(b[3]) >= 0
+    assert c[:2] == ["c", "refused"] and "c.nii.gz cannot be read" in c[2]
+    assert left == ["", "left out", "d, \\udcfc left out.", "0.0"]
+
+    class Interrupted(GreyModel):
+        def segment(self, image: Tensor, tokens: tuple[Tensor, ...]) -> Tensor:
+            raise KeyboardInterrupt
+
+    stopped = loaded_with(Interrupted(model.width))
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(
+            stopped, task, [cases[0], cases_of(folder)[4]], folder / "out", progress=False, left_out=[]
+        )
+    assert [line[:2] for line in lines()[1:]] == [["a", "skipped"], ["e", "not reached"]]
 
 
 def test_a_compressed_text_is_no_scan(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path, task: TaskEmbeddi
     (tmp_path / "x.task").write_bytes(b"liver")
     with pytest.raises(TaskError, match="is not a readable task file"):
         load_task(tmp_path / "x.task")
+
+
+def test_a_task_file_that_may_not_be_read_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.task"
+    path.write_bytes(b"")
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        TaskError, match=r"a\.task cannot be read \(Permission denied\): mend its permissions\.$"
+    ):
+        load_task(path)
 
 
 def test_other_safetensors_are_no_tasks(tmp_path: Path) -> None:

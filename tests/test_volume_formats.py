@@ -22,7 +22,15 @@ from preprocessing.errors import RawDataError
 from preprocessing.files import file_digest
 from preprocessing.itk_files import data_files
 from preprocessing.source import FileSource
-from preprocessing.volume import Volume, is_image_path, read_labels, read_volume, write_volume
+from preprocessing.volume import (
+    Volume,
+    grid_of,
+    is_image_path,
+    read_labels,
+    read_volume,
+    same_grid,
+    write_volume,
+)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = affine_of("PSR", (3.0, 1.5, 0.8), degrees=17)
@@ -360,3 +368,26 @@ def test_the_data_beside_a_header_belongs_to_a_sources_contents(ending: str, tmp
     listed = tmp_path / "listed.mhd"
     listed.write_text("NDims = 3\nElementDataFile = LIST\na.raw\nb.raw\n", encoding="utf-8")
     assert data_files(listed) == [tmp_path / "a.raw", tmp_path / "b.raw"]
+
+
+def test_a_file_that_ends_too_early_is_not_called_missing(tmp_path: Path) -> None:
+    sitk.WriteImage(itk_image(numbers(4, 5, 6), AXIAL), str(tmp_path / "a.mha"))
+    (tmp_path / "a.mha").write_bytes((tmp_path / "a.mha").read_bytes()[:-50])
+    assert "a.mha cannot be read (it ends too early, or its header says" in sentence(tmp_path / "a.mha")
+    sitk.WriteImage(itk_image(numbers(4, 5, 6), AXIAL), str(tmp_path / "b.mhd"))
+    (tmp_path / "b.raw").unlink()
+    assert "b.mhd cannot be read (b.raw: No such file or directory)" in sentence(tmp_path / "b.mhd")
+
+
+def test_headers_alone_tell_the_grid(tmp_path: Path) -> None:
+    array = numbers(4, 5, 6)
+    for name in ("a.mha", "a.nrrd"):
+        sitk.WriteImage(itk_image(array, OBLIQUE), str(tmp_path / name))
+    write_volume(tmp_path / "a.nii.gz", Volume(array, OBLIQUE))
+    for name in ("a.mha", "a.nrrd", "a.nii.gz"):
+        shape, affine = grid_of(tmp_path / name)
+        assert shape == (4, 5, 6) and np.allclose(affine, OBLIQUE, atol=1e-4), name
+    lost = np.diag([0.0, 0.0, 0.0, 1.0])
+    assert same_grid(((4, 5, 6), OBLIQUE), ((4, 5, 6), lost)) and not same_grid(
+        ((4, 5, 6), lost), ((4, 5, 7), lost)
+    )

@@ -60,6 +60,7 @@ def wishes_of(
         "outputs": Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
         "judge": _judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
         "overwrite": arguments.overwrite,
+        **({} if arguments.left_out is None else {"left_out": arguments.left_out}),
     }
 
 

@@ -114,6 +114,7 @@ def predict_main(argv: list[str] | None = None) -> int:
     )
     add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")
+    parser.set_defaults(left_out=None)  # what -i leaves out, once it is known: for the report
     arguments = parser.parse_args(argv)
     if arguments.i is not None and arguments.o is None:
         parser.error("-o OUT is needed with -i IN")
@@ -160,6 +161,7 @@ def _predict_inputs(
 ) -> tuple[list[Verdict], GivenReferences | None]:
     """-i with whatever makes the task; the references of -r beside the verdicts."""
     inputs, notes = find_inputs(Path(arguments.i), arguments.channel)
+    arguments.left_out = notes
     for note in notes:
         print(f"Note: {note}")
     loaded, folder = load_run(arguments, root, options.device, options.autocast)

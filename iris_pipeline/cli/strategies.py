@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import (
@@ -28,6 +26,7 @@ from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root
+from preprocessing.progress import Bar, say
 from preprocessing.store import Store, open_stores
 
 
@@ -128,7 +127,7 @@ def _command(arguments: argparse.Namespace) -> int:
     jobs = plan_jobs(list(stores), arguments.strategies, arguments.k, arguments.draws, list(loaded.plans))
     cache = EmbeddingCache(showings=kept_showings(folder, arguments.overwrite))
     problems = 0
-    with tqdm(jobs, unit="row", dynamic_ncols=True) as bar:
+    with Bar(jobs, unit="row", dynamic_ncols=True) as bar:
         for job in bar:
             name = experiment_name(job.experiment, arguments.part, numbered=True)
             bar.set_postfix_str(f"{job.dataset} {name}")
@@ -136,7 +135,7 @@ def _command(arguments: argparse.Namespace) -> int:
             try:
                 problems += _run_job(job, loaded, stores[job.dataset], arguments, root, out, options, cache)
             except IrisError as error:  # one row that cannot be made must not cost the others
-                tqdm.write(f"{job.dataset} {name}: {error}")
+                say(f"{job.dataset} {name}: {error}")
                 problems += 1
     print(f"{len(jobs)} rows; next: iris_evaluate -p {folder.name}, then iris_tables.")
     if problems:
@@ -159,7 +158,7 @@ def _run_job(
     """Segment one row's cases; returns how many could not be."""
     most = most_references(store, arguments.split)
     if job.experiment.count > most:
-        tqdm.write(
+        say(
             f"{job.dataset}: {job.experiment.strategy} with {job.experiment.count} references is left out, a query "
             f"has {most} of other subjects."
         )
@@ -179,7 +178,7 @@ def _run_job(
     )
     for verdict in verdicts:
         if verdict.status == "refused":
-            tqdm.write(f"{job.dataset} {verdict.id}: {verdict.why}")
+            say(f"{job.dataset} {verdict.id}: {verdict.why}")
     return sum(verdict.status == "refused" for verdict in verdicts)
 
 

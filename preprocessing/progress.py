@@ -1,0 +1,66 @@
+"""Progress bars: on terminals alone; a log gets a plain line every minute, and one at the end.
+
+All but training's, which is the same for years of logs.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY = 60.0  # seconds between two lines in a log
+
+
+class Bar(tqdm):
+    """tqdm's bar with its arguments. Where it cannot be written it does not matter."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self._plain = not _is_terminal(sys.stderr)
+        self._since = self._told = time.monotonic()
+        if self._plain:
+            named |= {"file": io.StringIO(), "dynamic_ncols": False}  # what tqdm draws is for terminals
+        super().__init__(*given, **named)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draw it, or tell how far it is where that is due."""
+        if not self._plain:
+            return bool(super().display(msg, pos))
+        if time.monotonic() - self._told >= EVERY:
+            self._tell()
+        return False
+
+    def close(self) -> None:
+        """What stays on a terminal leaves a line in a log."""
+        if self._plain and not getattr(self, "disable", True) and self.leave and self.n:
+            self._tell()
+        super().close()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        share = f"{self.n} of {self.total}" if self.total is not None else f"{self.n}"
+        behind = f", {self.postfix}" if self.postfix else ""
+        passed = f"{self._told - self._since:.0f} s"
+        say(f"{self.desc or 'Working'}: {share} {self.unit} after {passed}{behind}", sys.stderr)
+
+
+def say(text: str, stream: Any = None) -> None:
+    """A line among bars, on stdout or another stream. One that cannot be written is dropped, but for a broken pipe:
+    its reader has seen enough.
+    """
+    try:
+        Bar.write(text, file=stream or sys.stdout)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, AttributeError):
+        return
+
+
+def _is_terminal(stream: Any) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        return bool(stream.isatty())
+    return False

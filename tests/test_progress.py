@@ -1,0 +1,85 @@
+"""Bars on terminals, lines in logs, and a run that goes on where neither can be written."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from preprocessing import progress as module
+from preprocessing.progress import Bar, say
+
+LOOP = (
+    "import sys, warnings; from preprocessing import progress; from preprocessing.options import ending\n"
+    "progress.EVERY = 0.0\n"
+    "def command():\n"
+    "    for n in progress.Bar(range(3), desc='Going', unit='case', mininterval=0): warnings.warn(f'no {n}')\n"
+    "    progress.say('A remark.', sys.stderr); print('went on'); return 0\n"
+    "sys.exit(ending(command))\n"
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(Bar(range(3), desc="Going", unit="case")) == [0, 1, 2]
+    assert "\rGoing: " in stream.getvalue() and "3/3" in stream.getvalue()
+
+
+def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [1000.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Bar(total=50, desc="Going", unit="case") as bar:
+        for number in range(50):
+            bar.set_postfix_str(f"p{number}")
+            now[0] += 4.0
+            bar.update()
+    lines = stream.getvalue().splitlines()
+    assert "\r" not in stream.getvalue() and len(lines) == 4, "200 seconds are three minutes"
+    assert lines[0] == "Going: 15 of 50 case after 60 s, p15"
+    assert lines[-1] == "Going: 50 of 50 case after 200 s, p49"
+    stream.truncate(0)
+    Bar(range(3), leave=False).close()
+    list(Bar(range(3), leave=False))
+    assert not stream.getvalue().strip("\0"), "what leaves nothing on a terminal leaves nothing here"
+    Bar(range(3), disable=True).close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>/dev/null"])
+def test_a_stderr_that_cannot_be_written_ends_nothing(redirection: str) -> None:
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, LOOP]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+
+
+def test_remarks_come_through_where_they_can() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True)
+    assert (
+        done.returncode == 0
+        and "A remark.\n" in done.stderr
+        and "Going: 2 of 3 case after 0 s" in done.stderr
+    )
+
+
+def test_a_remark_that_cannot_be_written_is_dropped_but_not_that_nobody_reads() -> None:
+    class Full(io.StringIO):
+        error: type[OSError] = OSError
+
+        def write(self, text: str) -> int:
+            raise self.error(28, "No space left on device")
+
+    stream = Full()
+    say("A remark.", stream)
+    stream.error = BrokenPipeError
+    with pytest.raises(BrokenPipeError):
+        say("A remark.", stream)
