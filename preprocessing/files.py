@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -18,6 +19,8 @@ from preprocessing.errors import IrisError
 Model = TypeVar("Model", bound=BaseModel)
 UNUSABLE = (IrisError, OSError, MemoryError)
 """What reading one case may raise without costing the others; `refusal` says it in a sentence."""
+UNFINISHED = re.compile(r"\.\d+(\.tmp|\.part\.nii(\.gz)?)$")
+"""How names of `replaced` end: the number of a process, and an ending that nobody else gives."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,12 +49,13 @@ def replaced(path: Path, ending: str = ".tmp") -> Iterator[Path]:
 
 
 def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what killed writers of files of these names (a pattern) left of `replaced`.
+    """Remove what killed writers of files of these names (a pattern) left of `replaced`, volumes among them.
 
     Only where nobody else writes now.
     """
-    for path in folder.glob(f".{names}.*.tmp"):
-        path.unlink()
+    for path in folder.glob(f".{names}.*.*"):
+        if UNFINISHED.search(path.name):
+            path.unlink()
 
 
 def discard(path: Path) -> None:

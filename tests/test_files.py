@@ -10,7 +10,7 @@ import pytest
 
 from preprocessing import files as module
 from preprocessing.errors import RawDataError
-from preprocessing.files import refusal, replaced, write_bytes, write_text
+from preprocessing.files import refusal, replaced, sweep, write_bytes, write_text
 
 
 def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +64,14 @@ def test_each_reason_is_one_sentence() -> None:
         "Case c needs more memory than is free: make some free or give fewer --workers, then run again; its files may "
         "be sound."
     )
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.json.12.tmp", ".a.nii.gz.12.part.nii.gz", ".a.nii.12.part.nii"]
+    others = [".a.tmp", "a.json.12.tmp", ".a.part.nii.gz", ".a.12.txt"]
+    for name in [*left, *others]:
+        (tmp_path / name).touch()
+    sweep(tmp_path, "b*")
+    assert len(list(tmp_path.iterdir())) == len([*left, *others])
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
