@@ -72,6 +72,15 @@ class CaseTable(Generic[Row]):
         if any(row.case == case for row in former):
             self.write([row for row in former if row.case != case])
 
+    def only(self, stays: Callable[[str], bool]) -> list[Row]:
+        """The rows of the cases that stay; others are taken out of the file, as of masks that somebody removed."""
+        former = self.rows()
+        there = {case for case in self._cases if stays(case)}
+        kept = [row for row in former if row.case in there]
+        if len(kept) < len(former):
+            self.write(kept)
+        return kept
+
     def write(self, rows: Iterable[Row]) -> None:
         """These and no others, sorted by case; a case's own stay in their order. Whole or not at all."""
         ordered = sorted(rows, key=lambda row: row.case)

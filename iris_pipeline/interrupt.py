@@ -8,6 +8,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED, TERMINATED = (128 + number for number in SIGNALS)
+"""exit statuses of what Ctrl-C or a SIGTERM ended"""
 
 
 class StopAtStepEnd:
@@ -40,3 +42,33 @@ class StopAtStepEnd:
         """KeyboardInterrupt if a signal came since the context was entered."""
         if self.asked:
             raise KeyboardInterrupt
+
+
+class TerminatedAsInterrupted:
+    """Inside the context SIGTERM, as schedulers and time limits send it, does what Ctrl-C does: KeyboardInterrupt.
+
+    For commands that keep what is finished case by case. Outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._former: Any = None
+
+    def __enter__(self) -> TerminatedAsInterrupted:
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGTERM, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        raise KeyboardInterrupt
+
+    def status(self, otherwise: int) -> int:
+        """The exit status of a command that ended with `otherwise`: 143, not 130, where a SIGTERM stopped it."""
+        return TERMINATED if self._came and otherwise == INTERRUPTED else otherwise

@@ -30,7 +30,7 @@ def scan_of(source: Source | None, known: KeptScan | None = None) -> KeptScan | 
     """What `source` is now; files that look as those of `known` did are not read.
 
     The time of the last change of a file's state is looked at, too: unlike that of its content no copy brings it along.
-    None where nothing can be told: no file, one that cannot be read, or two of one case.
+    None where nothing can be told: no file, one that cannot be read, or two of one case. Then no mask counts as its.
     """
     if source is None or isinstance(source, RefusedSource):
         return None
@@ -62,7 +62,8 @@ def _files(source: Source) -> list[Path]:
 class KeptScans:
     """Those of one folder of results, while it is this run's; each that is kept is written to the file at once.
 
-    A folder of before has none, and what is there is taken for what is asked for, as it was then.
+    A scan is kept before its mask appears: however a run ends, no mask is without its scan, and an entry without a mask
+    says nothing. Folders of before have none, see `former_masks.py`.
     """
 
     def __init__(self, out: Path) -> None:
@@ -74,7 +75,7 @@ class KeptScans:
         return self._scans.get(case)
 
     def keep(self, case: str, scan: KeptScan) -> None:
-        """The mask of a case is of this scan."""
+        """The mask of a case, or the one that is about to be written, is of this scan."""
         if self._scans.get(case) != scan:
             self._scans[case] = scan
             scans = {name: asdict(each) for name, each in sorted(self._scans.items())}

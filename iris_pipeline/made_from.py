@@ -102,10 +102,10 @@ def make_way(
             f"--overwrite replaces results of the scans that are given, and those of others in {out} ({shown}) {made}: "
             "give another -o, or take them away."
         )
+    for table in (TABLE, VOLUMES):  # before the masks that they speak of
+        (out / table).unlink(missing_ok=True)
     for case in inputs:
         remove_result(out, case.id)
-    for table in (TABLE, VOLUMES):
-        (out / table).unlink(missing_ok=True)
 
 
 def write_record(out: Path, identity: Mapping[str, Any], remarks: Mapping[str, Any]) -> None:

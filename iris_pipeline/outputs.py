@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iris_pipeline.native import FULL
 from iris_pipeline.scan import ScanResult, Wanted
+from preprocessing.errors import RawDataError
+from preprocessing.files import sweep
 from preprocessing.volume import Volume, write_volume
+from preprocessing.whole import whole_grid
 
 PER_CLASS = "per_class"
 PROBABILITIES = "probabilities"
@@ -49,17 +52,27 @@ def label_path(out: Path, case: str) -> Path:
 
 
 def is_complete(out: Path, case: str, outputs: Outputs) -> bool:
-    """Whether all that is asked for is there."""
+    """Whether a label map is there (`former_masks.py` looks closer), and all that is asked for beside it, whole."""
     kinds = ((PER_CLASS, outputs.per_class), (PROBABILITIES, outputs.probabilities))
     return label_path(out, case).exists() and all(
-        (out / kind / case).is_dir() for kind, asked in kinds if asked
+        _holds_whole_files(out / kind / case) for kind, asked in kinds if asked
     )
 
 
-def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> None:
+def _holds_whole_files(folder: Path) -> bool:
+    try:
+        return bool([whole_grid(path) for path in folder.glob(f"[!.]*{ENDING}")])
+    except RawDataError:
+        return False
+
+
+def write_result(
+    out: Path, case: str, result: ScanResult, image: Volume, check: Callable[[], None] = lambda: None
+) -> None:
     """Write the files of a case. The label map goes first and comes last: where it is, the others are whole.
 
-    Of kinds that the result lacks none stays: they would pass for those of this label map.
+    Of kinds that the result lacks none stays: they would pass for those of this label map. check: is called before each
+    file, and raises where nothing is to be written any longer.
     """
     remove_result(out, case)
     for kind, maps, scale in (
@@ -69,7 +82,9 @@ def write_result(out: Path, case: str, result: ScanResult, image: Volume) -> Non
         files = file_names(list(maps))
         for name, packed in maps.items():
             volume = Volume(result.on_own_grid(name, packed), image.affine, image.header)
+            check()
             write_volume(out / kind / case / files[name], volume, scale)
+    check()
     write_volume(label_path(out, case), Volume(result.labels, image.affine, image.header))
 
 
@@ -79,6 +94,12 @@ def remove_result(out: Path, case: str) -> None:
     for kind in (PER_CLASS, PROBABILITIES):
         if (out / kind / case).is_dir():
             shutil.rmtree(out / kind / case)
+
+
+def sweep_results(out: Path) -> None:
+    """Remove what killed runs left half written. Only where nobody else writes now."""
+    for folder in (out, *out.glob(f"{PER_CLASS}/*/"), *out.glob(f"{PROBABILITIES}/*/")):
+        sweep(folder)
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:

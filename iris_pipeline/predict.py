@@ -11,32 +11,32 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from iris_pipeline.case_report import begin_report, write_report
-from iris_pipeline.case_table import CaseTable
 from iris_pipeline.checkpoint import LoadedModel, write_json
-from iris_pipeline.confidence import Judgement, judgements_in
+from iris_pipeline.confidence import Judgement
+from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
+from iris_pipeline.kept_scans import KeptScans
 from iris_pipeline.made_from import asked_of, make_way, note_precision, own_folder, write_record
-from iris_pipeline.outputs import Outputs, is_complete, label_path, remove_result, write_result
+from iris_pipeline.mask_tables import MaskTables
+from iris_pipeline.outputs import Outputs, is_complete, remove_result, sweep_results, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
 from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.volumes import ClassVolume, volumes_in, volumes_of
-from preprocessing.errors import IrisError, PredictionError, RawDataError
+from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
 from preprocessing.files import append_log, refusal
 from preprocessing.findings import check_field, check_grey_values, no_place
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say
-from preprocessing.volume import Volume, read_labels
+from preprocessing.volume import Volume
 
 
 class Judge(Protocol):
@@ -53,8 +53,6 @@ TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
 LOG = "predict.log"
 CLASSES = "classes.json"
-ANEW = "the former mask was of another scan or channel and is made anew."
-TAKEN_AWAY = " The former mask, of another scan or channel, was taken away."
 
 
 @dataclass(frozen=True)
@@ -159,31 +157,33 @@ def predict_cases(
     (what the results were made from, by which precisions), OUT/scans.json (of which scans) and OUT/predict.log; with
     `judge`, which tells how good each mask is, OUT/confidence.csv too, in which those of results that are there are
     judged again by their signs, as the judge's numbers and threshold may be others now. OUT/volumes.csv has the mL of
-    each class of each case. Existing results of the same
-    scans are skipped unless `overwrite`; PredictionError if they were made from something else than model, options and
-    `made_from` of this call (with `overwrite`: if they are of other cases than the inputs), or if OUT is the folder of
-    an input. LockError while another run writes there. formerly: what records of before say in the place of parts of
-    `made_from`. begun: is called once OUT is this call's, before the first case. left_out: notes on inputs that make no
-    case; with them, none or more, OUT/report.csv says what became of each case in this call.
+    each class of each case. Both tables lose the lines of masks that are not there. Existing whole results of the same
+    scans are skipped unless `overwrite`, and left, but refused, where the scan cannot be told; PredictionError if they
+    were made from something else than model, options and `made_from` of this call (with `overwrite`: if they are of
+    other cases than the inputs), or if OUT is the folder of an input. LockError while another run writes there, or once
+    OUT was moved away or removed. formerly: what records of before say in the place of parts of `made_from`. begun:
+    is called once OUT is this call's, before the first case. left_out: notes on inputs that make no case; with them,
+    none or more, OUT/report.csv says what became of each case in this call.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
     out = own_folder(out, inputs)
     identity = asked_of(loaded, options) | {"classes": dict(classes)} | dict(made_from)
-    with only_run_in(out, "wait until it has ended, or give another -o"):
+    with only_run_in(out, "wait until it has ended, or give another -o") as check_place:
         make_way(out, identity, inputs, overwrite, formerly)
         out.mkdir(parents=True, exist_ok=True)
+        sweep_results(out)
         if left_out is not None:
             begin_report(out)
+        tables = MaskTables(out, classes, judges=judge is not None)
         if begun is not None:
             begun()
         write_json(out / CLASSES, dict(classes))
         write_record(out, identity, remarks or {})
-        judgements, volumes = judgements_in(out), volumes_in(out)
-        if judge is not None and (former := judgements.rows()):
-            judgements.write(judge.again(former))
+        if judge is not None and tables.judged:
+            tables.judgements.write(judge.again(tables.judged))
         wishes = _Wishes(
-            outputs or Outputs(), judge, overwrite, progress, classes, KeptScans(out), judgements, volumes
+            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place
         )
         verdicts: list[Verdict] = []
         try:
@@ -210,6 +210,7 @@ def _predict_all(
         bar.set_postfix_str(case.id)
         verdict = _predict_one(loaded, task_of, case, out, options, wishes)
         line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
+        wishes.check_place()
         _log(out, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
         if verdict.why and progress:
             say(line)
@@ -222,10 +223,10 @@ class _Wishes:
     judge: Judge | None
     overwrite: bool
     progress: bool
-    classes: Mapping[str, int]
     scans: KeptScans
-    judgements: CaseTable[Judgement]
-    volumes: CaseTable[ClassVolume]
+    tables: MaskTables
+    check_place: Callable[[], None]
+    """LockError once OUT is another folder; whatever is written then would make it anew, or spoil another run's"""
 
 
 def _predict_one(
@@ -236,30 +237,38 @@ def _predict_one(
     options: InferenceOptions,
     wishes: _Wishes,
 ) -> Verdict:
-    """Read, segment, judge, write; whatever goes wrong is this case's verdict and nobody else's."""
-    started, changed = time.perf_counter(), False
+    """Read, segment, judge, write; whatever goes wrong is this case's verdict and nobody else's, but for OUT itself."""
+    started, former = time.perf_counter(), FormerMask()
     try:
-        scan, changed = _scan_now(out, case, wishes.scans)
-        if changed:  # whatever becomes of this one, the mask is not of it
+        former = former_mask(out, case, wishes.scans)
+        wishes.check_place()
+        if former.foreign:  # whatever becomes of this one, the mask is not of it
+            wishes.tables.forget(case.id)
             remove_result(out, case.id)
-            _forget_judgements(wishes.judgements, case.id)
-            wishes.volumes.forget(case.id)
-        elif not wishes.overwrite and _is_there(out, case, wishes):
-            if scan is not None:
-                wishes.scans.keep(case.id, scan)
-            _measure_former(out, case.id, wishes)
-            return Verdict(case.id, "skipped", "the result exists; --overwrite makes it anew.")
-        warnings = _make(loaded, task_of, case, out, options, wishes, scan)
+        elif (
+            former.scan is not None
+            and former.counts
+            and not wishes.overwrite
+            and _is_there(out, case, wishes)
+        ):
+            if wishes.tables.measured(case.id):
+                wishes.scans.keep(case.id, former.scan)
+                return Verdict(case.id, "skipped", former.skipped)
+            former = replace(former, fault=DAMAGED)
+        warnings = _make(loaded, task_of, case, out, options, wishes, former)
+    except LockError:
+        raise
     except IrisError as error:
-        return Verdict(case.id, "refused", f"{error}{TAKEN_AWAY * changed}")
+        return Verdict(case.id, "refused", f"{error}{former.left}")
     except OSError as error:  # a full disk, a name that is too long: no defect of ours
-        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{TAKEN_AWAY * changed}")
+        wishes.check_place()
+        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
+        wishes.check_place()
         _log(out, f"{case.id}: {traceback.format_exc()}")
-        why = f"{type(error).__name__}: {error} (where, says {LOG}){'.' + TAKEN_AWAY if changed else ''}"
-        return Verdict(case.id, "refused", why)
-    why = " ".join([ANEW] * changed + warnings)
-    return Verdict(case.id, "done", why, time.perf_counter() - started)
+        left = f".{former.left}" if former.left else ""
+        return Verdict(case.id, "refused", f"{type(error).__name__}: {error} (where, says {LOG}){left}")
+    return Verdict(case.id, "done", " ".join([*former.replaced, *warnings]), time.perf_counter() - started)
 
 
 def _log(out: Path, text: str) -> None:
@@ -275,13 +284,17 @@ def _make(
     out: Path,
     options: InferenceOptions,
     wishes: _Wishes,
-    scan: KeptScan | None,
+    former: FormerMask,
 ) -> list[str]:
-    """The result of one case, written; warnings. scan: what its files are, where they were looked at already."""
+    """The result of one case, written; warnings."""
     if case.image is None:
         raise RawDataError(f"The raw file of case '{case.id}' is not there.")
-    scan = scan or scan_of(case.image)  # before it is read: what is written meanwhile is another one
     image = case.image.read_image()
+    if former.scan is None:
+        raise RawDataError(
+            f"All files of a scan are read, and of {case.image} not every one can be: mend their permissions, or take "
+            "away what is no part of it."
+        )
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
     given = task_of(case, image)
@@ -293,43 +306,21 @@ def _make(
     wanted = outputs.wanted(certainty=wishes.judge is not None)
     result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
     judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
+    wishes.check_place()
     note_precision(out, options)
-    write_result(out, case.id, result, image)
-    wishes.volumes.keep(case.id, volumes_of(case.id, Volume(result.labels, image.affine), wishes.classes))
-    if scan is not None:
-        wishes.scans.keep(case.id, scan)
-    if judgements is not None:
-        wishes.judgements.keep(case.id, judgements)
-    elif wishes.overwrite:  # the former mask's are not of this one
-        _forget_judgements(wishes.judgements, case.id)
+    # made anew only for what is asked for beside it, the mask is as good as was said of it
+    of_former = wishes.judge is not None or wishes.overwrite or bool(former.fault)
+    wishes.tables.forget(case.id, judged=of_former)
+    remove_result(out, case.id)
+    wishes.scans.keep(case.id, former.scan)  # before the mask: however this ends, none is without its scan
+    write_result(out, case.id, result, image, wishes.check_place)
+    wishes.tables.keep(case.id, Volume(result.labels, image.affine), judgements)
     return [warning for warning in warnings if warning]
-
-
-def _scan_now(out: Path, case: InputCase, scans: KeptScans) -> tuple[KeptScan | None, bool]:
-    """The case's scan where it has to be compared with that of the mask that is there, and whether it is another."""
-    known = scans.known(case.id)
-    if known is None or not label_path(out, case.id).exists():
-        return None, False
-    scan = scan_of(case.image, known)
-    return scan, scan is not None and scan.content != known.content
-
-
-def _forget_judgements(judgements: CaseTable[Judgement], case: str) -> None:
-    """Those of a mask that is gone; something else of the table's name is no business of a run that judges nothing."""
-    with suppress(PredictionError):
-        judgements.forget(case)
-
-
-def _measure_former(out: Path, case: str, wishes: _Wishes) -> None:
-    """Volumes of a mask that was made before they were kept."""
-    if not wishes.volumes.has(case):
-        labels = read_labels(label_path(out, case))
-        wishes.volumes.keep(case, volumes_of(case, labels, wishes.classes))
 
 
 def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:
     whole = is_complete(out, case.id, wishes.outputs)
-    return whole and (wishes.judge is None or wishes.judgements.has(case.id))
+    return whole and (wishes.judge is None or wishes.tables.judgements.has(case.id))
 
 
 def raise_for_refused(verdicts: Sequence[Verdict]) -> None:

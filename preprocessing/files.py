@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -22,6 +23,8 @@ UNUSABLE = (IrisError, OSError, MemoryError)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNNAMED = (*FULL, errno.EFBIG, errno.EIO)  # what writing to an open file meets: the system names no path then
 LONGEST_NAME = 255  # bytes, of nearly all file systems
+UNFINISHED = re.compile(r"\.\d+(\.tmp|\.part\.nii(\.gz)?)$")
+"""How names of `replaced` end: the number of a process, and an ending that nobody else gives."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,12 +69,13 @@ def _hidden(name: str, ending: str) -> str:
 
 
 def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what killed writers of files of these names (a pattern) left of `replaced`.
+    """Remove what killed writers of files of these names (a pattern) left of `replaced`, volumes among them.
 
     Only where nobody else writes now.
     """
-    for path in folder.glob(f".{names}.*.tmp"):
-        path.unlink()
+    for path in folder.glob(f".{names}.*.*"):
+        if UNFINISHED.search(path.name):
+            path.unlink()
 
 
 def discard(path: Path) -> None:

@@ -15,6 +15,7 @@ from preprocessing.files import (
     plain_name,
     refusal,
     replaced,
+    sweep,
     text_digest,
     write_bytes,
     write_text,
@@ -111,3 +112,14 @@ def test_names_that_are_no_text_can_be_logged_and_told_apart(tmp_path: Path) -> 
     assert "lat\\udcfc1: refused" in (tmp_path / "a.log").read_text(encoding="utf-8")
     assert text_digest(name) != text_digest("lat1") and len(text_digest(name)) == 16
     assert plain_name(name) == "lat\\xfc1" and plain_name("Müller") == "Müller"
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.json.12.tmp", ".a.nii.gz.12.part.nii.gz", ".a.nii.12.part.nii"]
+    others = [".a.tmp", "a.json.12.tmp", ".a.part.nii.gz", ".a.12.txt"]
+    for name in [*left, *others]:
+        (tmp_path / name).touch()
+    sweep(tmp_path, "b*")
+    assert len(list(tmp_path.iterdir())) == len([*left, *others])
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from iris_pipeline.interrupt import StopAtStepEnd
+from iris_pipeline.interrupt import TERMINATED, StopAtStepEnd, TerminatedAsInterrupted
+from preprocessing.options import ending
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -36,3 +40,41 @@ def test_nothing_asked_nothing_raised() -> None:
     with StopAtStepEnd() as stop:
         stop.check()
     assert not stop.asked
+
+
+WAITS = """
+import sys, time
+from iris_pipeline.cli import predict
+def waits(arguments):
+    print("begun", flush=True)
+    time.sleep(60)
+predict._predict_command = waits
+sys.exit(predict.predict_main(["-i", "in", "-o", "out"]))
+"""
+
+
+def test_a_scheduler_ends_it_as_ctrl_c_does() -> None:
+    command = [sys.executable, "-c", WAITS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == TERMINATED == 143
+    assert error == "Interrupted; what was finished is kept, run the same command again to go on.\n"
+
+
+def test_the_exit_status_is_the_signals() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def gets(number: int) -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+        return 0
+
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with TerminatedAsInterrupted() as terminated:
+            status = ending(lambda number=number: gets(number))  # type: ignore[misc]
+        assert terminated.status(status) == expected
+    assert signal.getsignal(signal.SIGTERM) == before
+    with TerminatedAsInterrupted() as terminated:
+        assert terminated.status(0) == 0 and terminated.status(1) == 1

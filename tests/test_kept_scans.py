@@ -15,16 +15,20 @@ from grey_scans import BLOCKS, cases_of, grey_task, write_scans
 from scans import affine_of, load, paint, save
 from stub_model import loaded_with
 
+import iris_pipeline.former_masks as former_masks
 import iris_pipeline.kept_scans as kept_scans
 from iris_pipeline.confidence import Judgement, judgements_in
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
 from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import ANEW, TAKEN_AWAY, Verdict, predict_folder
+from iris_pipeline.predict import Verdict, predict_folder
 from iris_pipeline.volumes import TABLE as VOLUMES
 from iris_pipeline.volumes import volumes_in
 from preprocessing.source import FileSource, RefusedSource
 
+ANEW = "the former mask was of another scan or channel and is made anew."
+TAKEN_AWAY = " The former mask, of another scan or channel, was taken away."
+STAYS = " The mask that is there stays; it may be of another scan."
 IMAGE, LABELS = paint((12, 40, 34), BLOCKS)
 MODEL, TASK = grey_task(IMAGE, LABELS)
 
@@ -172,18 +176,67 @@ def test_masks_made_anew_without_a_judge_lose_the_former_ones_judgements(folder:
     assert (folder / "out" / "confidence.csv").read_text() == "case,mine\na,1\n"
 
 
-def test_what_cannot_be_compared_is_skipped_as_it_was(folder: Path, read: list[str]) -> None:
+def test_a_mask_does_not_count_where_its_scan_cannot_be_told(folder: Path, read: list[str]) -> None:
+    """Two files of one name, or one that cannot be read: a new folder refuses them, a former mask hid that."""
     predict(folder)
     read.clear()
+    masks = [(folder / "out" / f"{name}.nii.gz").read_bytes() for name in "ab"]
     (folder / "in" / "a.nii.gz").unlink()
-    two = RefusedSource((folder / "in" / "b.nii.gz", folder / "in" / "b.mha"), "Each case has one file")
-    assert [v.status for v in predict(folder, [InputCase("b", two), InputCase("a", None)])] == ["skipped"] * 2
-    assert [v.status for v in predict(folder)] == ["skipped", "skipped"], "a file that is gone is no other"
-    for text in ("", "[1]", '{"schema_version": 2, "scans": {"a": {"new": 1}}}', '{"schema_version": 1}'):
-        (folder / "out" / "scans.json").write_text(text)  # or of another version, or nothing at all
-        save(folder / "in" / "a.nii.gz", IMAGE * 2, np.eye(4))
-        assert [v.status for v in predict(folder)] == ["skipped", "skipped"]
-    assert not read
+    two = RefusedSource((folder / "in" / "b.nii.gz", folder / "in" / "b.mha"), "Each case has one file.")
+    verdicts = [*predict(folder, [InputCase("b", two), InputCase("a", None)]), predict(folder)[0]]
+    assert [v.status for v in verdicts] == ["refused"] * 3
+    assert verdicts[0].why == f"Each case has one file.{STAYS}"
+    assert verdicts[1].why == f"The raw file of case 'a' is not there.{STAYS}"
+    assert "a.nii.gz does not exist" in verdicts[2].why and verdicts[2].why.endswith(STAYS)
+    assert [(folder / "out" / f"{name}.nii.gz").read_bytes() for name in "ab"] == masks and not read
+
+
+def test_files_of_a_series_that_cannot_be_read_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else beside the slices: they become voxels, and yet nobody could tell tomorrow whether they changed."""
+    monkeypatch.setattr(former_masks, "scan_of", lambda *_: None)
+    assert "All files of a scan are read, and of " in predict(folder)[0].why
+    assert not (folder / "out" / "a.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[1]", '{"schema_version": 2, "scans": {"a": {"new": 1}}}', '{"schema_version": 1}']
+)
+def test_a_mask_without_an_entry_is_entered_by_its_grid(
+    folder: Path, read: list[str], text: str | None
+) -> None:
+    """Of a version that kept none, of a lost or garbled file, or of another version."""
+    predict(folder)
+    kept = (folder / "out" / "scans.json").read_bytes()
+    if text is None:
+        (folder / "out" / "scans.json").unlink()
+    else:
+        (folder / "out" / "scans.json").write_text(text)
+    save(folder / "in" / "b.nii.gz", IMAGE, affine_of("RAS", (3.0, 1.0, 1.0)))  # was oblique
+    a, b = predict(folder)
+    assert a.status == "skipped" and "lies on the scan's grid (scans.json did not say which scan" in a.why
+    assert (b.status, b.why) == (
+        "done",
+        "the former mask was on another grid than the scan's and is made anew.",
+    )
+    said = json.loads((folder / "out" / "scans.json").read_text(encoding="utf-8"))["scans"]
+    assert said["a"] == json.loads(kept)["scans"]["a"] and said["b"] != json.loads(kept)["scans"]["b"]
+    read.clear()
+    assert [v.why for v in predict(folder)] == ["the result exists; --overwrite makes it anew."] * 2
+    assert not read, "only once"
+    save(folder / "in" / "a.nii.gz", IMAGE * 2, affine_of("RAS", (3.0, 1.0, 1.0)))
+    a, _ = predict(folder)
+    assert (a.status, a.why) == ("done", ANEW)
+
+
+def test_a_scan_that_cannot_be_read_is_not_entered(folder: Path) -> None:
+    predict(folder)
+    (folder / "out" / "scans.json").unlink()
+    (folder / "in" / "a.nii.gz").write_bytes(b"half a scan")
+    a, _ = predict(folder)
+    assert a.status == "refused" and "a.nii.gz cannot be read" in a.why and a.why.endswith(STAYS)
+    assert (folder / "out" / "a.nii.gz").exists() and KeptScans(folder / "out").known("a") is None
 
 
 def test_masks_of_classes_never_outlive_their_scan(folder: Path) -> None:

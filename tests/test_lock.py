@@ -133,6 +133,21 @@ def test_a_disk_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.M
     assert is_free(tmp_path) and list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_on_a_disk_without_locks_is_known_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There another run of the same folder takes the file along as it ends."""
+    monkeypatch.setattr(lock, "fcntl", None)
+    with only_run_in(tmp_path / "out", "wait") as check:
+        (tmp_path / "out" / ".lock").unlink()
+        check()
+        (tmp_path / "out").rename(tmp_path / "archived")
+        (tmp_path / "out").mkdir()
+        with pytest.raises(LockError, match="no longer the folder"):
+            check()
+    assert (tmp_path / "out").is_dir()
+
+
 def test_two_preparations_of_one_dataset(
     tiny_raw: TinyRaw, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

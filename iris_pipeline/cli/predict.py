@@ -30,6 +30,7 @@ from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wish
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.interrupt import TerminatedAsInterrupted
 from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.made_from import check_out
@@ -124,7 +125,9 @@ def predict_main(argv: list[str] | None = None) -> int:
         parser.error("--channel is of the scans of -i: leave it out with --split SPLIT")
     if arguments.o is not None and is_image_path(Path(arguments.o)):
         parser.error(f"-o is the folder of the results, not a file; got {arguments.o}")
-    return run(lambda: _predict_command(arguments))
+    with TerminatedAsInterrupted() as terminated:
+        status = run(lambda: _predict_command(arguments))
+    return terminated.status(status)
 
 
 def _predict_command(arguments: argparse.Namespace) -> int:

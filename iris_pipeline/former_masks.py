@@ -1,0 +1,98 @@
+"""What counts of a mask that a case has already: one that is whole, and of the scan that bears the name now.
+
+Which scan a mask is of is written down before the mask appears (`kept_scans.py`). So one without an entry is of a
+version that kept none, or of a folder whose file was lost: it has to lie on the scan's grid, and is entered then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from iris_pipeline.inputs import InputCase
+from iris_pipeline.kept_scans import FILE, KeptScan, KeptScans, scan_of
+from iris_pipeline.outputs import label_path
+from preprocessing.errors import RawDataError
+from preprocessing.volume import CORNER_VOXELS, corner_shift
+from preprocessing.whole import whole_grid
+
+OTHER_SCAN = "of another scan or channel"
+OTHER_GRID = "on another grid than the scan's"
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class FormerMask:
+    """scan: what is under the case's name now; None where it cannot be told. there: whether the case has a mask.
+
+    entered: whether it is known which scan the mask is of. fault: why it does not count, one of the phrases above.
+    """
+
+    scan: KeptScan | None = None
+    there: bool = False
+    entered: bool = False
+    fault: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the case needs no other."""
+        return self.there and self.scan is not None and not self.fault
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is surely not of the scan that is there now."""
+        return self.fault in (OTHER_SCAN, OTHER_GRID)
+
+    @property
+    def skipped(self) -> str:
+        """What is said where it counts."""
+        grid = (
+            "" if self.entered else f" and lies on the scan's grid ({FILE} did not say which scan it is of)"
+        )
+        return f"the result exists{grid}; --overwrite makes it anew."
+
+    @property
+    def replaced(self) -> list[str]:
+        """What is said where it was made anew."""
+        return [f"the former mask was {self.fault} and is made anew."] if self.fault else []
+
+    @property
+    def left(self) -> str:
+        """What becomes of it where no other could be made."""
+        if self.foreign:
+            return f" The former mask, {self.fault}, was taken away."
+        return (
+            " The mask that is there stays; it may be of another scan."
+            if self.there and not self.scan
+            else ""
+        )
+
+
+def former_mask(out: Path, case: InputCase, scans: KeptScans) -> FormerMask:
+    """The mask of a case in OUT, compared with the scan of now. Bytes are read where the files look otherwise than when
+    it was made; voxels of the scan only where nothing says which scan the mask is of.
+    """
+    path = label_path(out, case.id)
+    there = path.exists()
+    known = scans.known(case.id) if there else None
+    scan = scan_of(case.image, known)  # before it is read: what is written meanwhile is another one
+    if not there or scan is None:
+        return FormerMask(scan, there, known is not None)
+    if known is not None and scan.content != known.content:
+        return FormerMask(scan, there, True, OTHER_SCAN)
+    try:
+        shape, affine = whole_grid(path)
+    except RawDataError:
+        return FormerMask(scan, there, known is not None, DAMAGED)
+    if known is None:
+        try:
+            image = case.image.read_image() if case.image is not None else None
+        except RawDataError:  # is raised again where another mask is to be made
+            return FormerMask(None, there)
+        if (
+            image is None
+            or image.shape != shape
+            or corner_shift(shape, image.affine, affine)[0] > CORNER_VOXELS
+        ):
+            return FormerMask(scan, there, False, OTHER_GRID)
+    return FormerMask(scan, there, known is not None)
