@@ -73,7 +73,7 @@ class Showing:
         return {"grey": self.grey, "looks": self.looks}
 
 
-SEARCH_RULES = 5
+SEARCH_RULES = 6
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
@@ -90,7 +90,8 @@ class SearchSettings:
     these the `finalists` best, and the upright pose, are judged at every one of `scales` by `final_judges` with their
     grey values. pose_gain, gain: the share of the loss of the upright pose, or of the planned spacing, by which another
     must be better. near: of scales whose loss is above the least by no more than this share, the finest is taken, as it
-    follows finer edges; coarser ones than these lose edges that tuning could still learn.
+    follows finer edges; coarser ones than these lose edges that tuning could still learn. near_alone: the same where
+    all references are of one person, which do not tell how much larger others are: what outgrows its window is lost.
     """
 
     references: int = 3
@@ -104,6 +105,7 @@ class SearchSettings:
     pose_gain: float = 0.05
     gain: float = 0.1
     near: float = 0.3
+    near_alone: float = 0.1
     seed: int = 0
 
 
@@ -155,7 +157,8 @@ class Search:
         losses = {scale: self._loss_as_shown(axes, scale) for scale in self.usable(self.settings.scales)}
         limit = (1 - self.settings.gain) * losses[1.0]
         better = {scale: loss for scale, loss in losses.items() if loss < limit}
-        nearly = (1 + self.settings.near) * min(better.values(), default=0.0)
+        near = self.settings.near_alone if self._trial(1.0).of_one_person else self.settings.near
+        nearly = (1 + near) * min(better.values(), default=0.0)
         return min((scale for scale, loss in better.items() if loss <= nearly), default=1.0)
 
     def _finalists(self) -> list[str]:

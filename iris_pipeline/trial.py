@@ -71,6 +71,15 @@ class Trial:
         """What each reference shows."""
         return [set(class_boxes(reference)) for reference in self.upright]
 
+    @cached_property
+    def of_one_person(self) -> bool:
+        """Whether each can be judged by itself only."""
+        return len(set(self._people)) == 1
+
+    @cached_property
+    def _people(self) -> list[str]:
+        return join_people([r.person for r in self.upright], [r.image_hash for r in self.upright])
+
     def losses(self, poses: Iterable[str], numbers: Sequence[int]) -> dict[str, float]:
         """The sum of each pose's loss over the judging crops of these numbers."""
         poses = list(poses)

@@ -87,6 +87,17 @@ def test_another_scale_must_be_far_better_and_of_two_alike_the_finer_is_taken() 
     assert found(8.5) == 1.25
 
 
+@pytest.mark.parametrize(("people", "scale"), [("ab", 1.25), ("aa", 1.6)])
+def test_one_person_does_not_tell_how_large_others_are(
+    people: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finer of two scales is taken that lose 0.5 and 0.4, of one person the coarser."""
+    told = {1.0: 0.8, 1.25: 0.5, 1.6: 0.4}
+    monkeypatch.setattr(Search, "_judged", lambda _, axes, at: told[at])
+    references = [replace(blob_reference(number), subject=name) for number, name in enumerate(people)]
+    assert Search(tiny_model(), lambda _: (PLAN, references)).scale(UPRIGHT) == scale
+
+
 def test_a_scale_that_loses_a_class_is_none() -> None:
     assert found(7.5, speck=True) == 1.0, "coarser grids lose the speck"
 
@@ -118,6 +129,7 @@ class ToldLosses:
     """A trial whose losses are told: pose -> loss of one crop, 9 for all others."""
 
     classes = ()
+    of_one_person = False
 
     def __init__(self, told: dict[str, float]):
         self.told = told
