@@ -180,6 +180,7 @@ class Search:
         return self._shown[axes, scale]
 
     def _judged(self, axes: str, scale: float) -> float:
+        """That loss, not yet known: the mean over the classes of their mean over the judging crops."""
         trial, settings = self._trial(scale), WeightSettings()
         if self.grey != SEARCH:
             settings = replace(settings, weights=(float(self.grey),))

@@ -25,6 +25,7 @@ from iris_pipeline.strategies import (
     ensemble,
     join_people,
     one_shot,
+    who_is_who,
 )
 from iris_pipeline.synthetic import Orientation
 from iris_pipeline.task import TaskEmbedding
@@ -74,18 +75,13 @@ class Trial:
     @cached_property
     def of_one_person(self) -> bool:
         """Whether each can be judged by itself only."""
-        return len(set(self._people)) == 1
-
-    @cached_property
-    def _people(self) -> list[str]:
-        return join_people([r.person for r in self.upright], [r.image_hash for r in self.upright])
+        return len(set(who_is_who(self.upright))) == 1
 
     def losses(self, poses: Iterable[str], numbers: Sequence[int]) -> dict[str, float]:
         """The sum of each pose's loss over the judging crops of these numbers."""
         poses = list(poses)
         title = f"{len(poses)} poses{self.where} on {len(numbers)} crops"
-        shown = self.progress and len(poses) > 1
-        with Bar(poses, desc=title, unit="pose", leave=False, disable=not shown) as bar:
+        with Bar(poses, desc=title, unit="pose", leave=False, disable=not self.progress) as bar:
             return {axes: self._loss(axes, numbers) for axes in bar}
 
     def _loss(self, axes: str, numbers: Sequence[int]) -> float:

@@ -57,12 +57,10 @@ def only_run_in(folder: Path, remedy: str) -> Iterator[Callable[[], None]]:
         yield check
     finally:
         with suppress(OSError):  # the folder may be gone or read-only by now; the lock ends all the same
-            if ours := _is_ours(
-                folder, lock, place
-            ):  # never the lock of a run that began in a folder of this name
+            if _is_ours(folder, lock, place):  # never the lock of a run that began in a folder of this name
                 (folder / FILE).unlink()  # before it is let go, so that it is surely ours
-            if made and ours:  # as a rule it is not empty
-                folder.rmdir()
+                if made:
+                    folder.rmdir()  # as a rule it is not empty
         os.close(lock)
 
 
