@@ -36,6 +36,7 @@ from preprocessing.findings import skew
 from preprocessing.fingerprint import case_digest, check_label_values
 from preprocessing.lock import only_run_in
 from preprocessing.mending import nearest_rotation
+from preprocessing.nifti_files import GZIP_MAGIC
 from preprocessing.nnunet import RECORD
 from preprocessing.parallel import parallel_map
 from preprocessing.run import made_of
@@ -43,7 +44,7 @@ from preprocessing.source import FileSource, Source
 from preprocessing.spec import FOLDS, DatasetSpec
 from preprocessing.splits import Split
 from preprocessing.store import Store
-from preprocessing.volume import GZIP_MAGIC, Volume, write_volume
+from preprocessing.volume import Volume, write_volume
 
 WAIT = "wait until it has ended, then run this command again"
 LONGEST_NAME = 100  # letters; file systems take 255 for a folder's name, with what nnU-Net adds

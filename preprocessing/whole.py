@@ -7,42 +7,28 @@ how long it is unpacked. Shapes are (z,y,x), affines map voxel indices (x,y,z,1)
 from __future__ import annotations
 
 import os
-import zlib
+from contextlib import suppress
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
-from preprocessing.volume import GZIP_MAGIC, read_raw
+from preprocessing.errors import RawDataError
+from preprocessing.nifti_files import GZIP_MAGIC, grid_of_nifti, unread
+from preprocessing.volume import read_raw
 
 TRAILER = 4  # bytes of a gzip file: the unpacked length modulo 2^32, low byte first
 
 
-def whole_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+def whole_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine of a NIfTI file that holds all its voxels; RawDataError for one that does not.
 
     Where lengths say something else than the header (several compressed parts, bytes behind the voxels) all is read.
     """
-    try:
-        image = nib.load(path)
+    with suppress(RawDataError, OSError):  # reading all of it says what is wrong, if anything is
+        image = unread(path)
         told = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-        if len(image.shape) == 3 and _is_long(path, told) and int(image.header["xyzt_units"]) % 8 in (0, 2):
-            x, y, z = image.shape
-            return (z, y, x), np.asarray(image.affine, dtype=float)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        zlib.error,
-        ImageFileError,
-        HeaderDataError,
-        WrapStructError,
-    ):
-        pass  # reading all of it says what is wrong, if anything is
+        if len(image.shape) == 3 and _is_long(path, told):
+            return grid_of_nifti(image)
     volume = read_raw(path)
     return volume.shape, volume.affine
 

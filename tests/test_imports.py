@@ -31,6 +31,7 @@ ORDER = (
     "preprocessing.spec",
     "preprocessing.splits",
     "preprocessing.itk_files",
+    "preprocessing.nifti_files",
     "preprocessing.slicer",
     "preprocessing.volume",
     "preprocessing.whole",
