@@ -33,6 +33,7 @@ from iris_pipeline.showing import Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.toning import AUTO
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError
@@ -175,6 +176,7 @@ def encode(
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
     looks: int = 2,
+    tones: str = AUTO,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -187,9 +189,11 @@ def encode(
     model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
     in that one, 1 at the planned spacing. grey: how much the references' grey values count beside the network
     (`grey_weights.py`), "auto" as the references tell, 0 not at all. looks: 2 to match scans' grey
-    values to the references' where the model is surer then (`second_look.py`), 1 to take them as they are.
+    values to the references' where the model is surer then (`second_look.py`), 1 to take them as they are. tones:
+    "auto" shows scans through a curve that makes bright what is as grey as the references' structures where the model
+    reads these badly and that mends it (`toning.py`), "always" and "never".
     ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown strategy, pose, scale,
-    weight or number of looks.
+    weight, number of looks or toning.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(
@@ -205,7 +209,7 @@ def encode(
         modality=modality,
         like=like,
         cache=cache,
-        showing=Showing.of(pose, scale, grey, looks),
+        showing=Showing.of(pose, scale, grey, looks, tones),
         tuning=tuning,
         progress=progress,
     )
@@ -226,6 +230,7 @@ def strategy_of(
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
     looks: int = 2,
+    tones: str = AUTO,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,
@@ -244,7 +249,7 @@ def strategy_of(
         modality=modality,
         start=start,
         cache=cache,
-        showing=Showing.of(pose, scale, grey, looks),
+        showing=Showing.of(pose, scale, grey, looks, tones),
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,

@@ -15,11 +15,11 @@ from iris_pipeline.checkpoint import write_json
 from iris_pipeline.pose import POSES
 
 FILE = "showings.json"
-Found = tuple[str, float]
+Found = tuple[str, float, bool]
 
 
 class KeptShowings(UserDict[str, Found]):
-    """Key -> (pose, scale), as `EmbeddingCache.showings`; each new one is written to the file at once.
+    """Key -> (pose, scale, whether in other tones), as `EmbeddingCache.showings`; each new one is in the file at once.
 
     fresh: what the file has is not used, and stays there until it is found anew. A file that cannot be read says
     nothing, and one that cannot be written costs the next search and no result.
@@ -47,6 +47,10 @@ def _read(path: Path) -> dict[str, Found]:
     """The entries of the file that make sense; none where there is no such file."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): (pose, float(scale)) for key, (pose, scale) in said.items() if pose in POSES}
+        return {
+            str(key): (pose, float(scale), bool(toned[0]) if toned else False)  # none were told of before
+            for key, (pose, scale, *toned) in said.items()
+            if pose in POSES
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -46,14 +46,15 @@ def people_of(pool: Sequence[Embedded]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Embeddings of this process by content hash, pose and scale of sets of references (`showing.py`; a mapping that
-    outlives the process is `kept_showings.py`), the weights of their grey values (`grey_weights.py`), and what each
-    reference was as it was tried (`turned`); the same content under another name is found again.
+    """What this process has by content hash: embeddings; of sets of references pose, scale, and whether they have other
+    tones (`showing.py`; a mapping that outlives the process is `kept_showings.py`) and the weights of their grey values
+    (`grey_weights.py`); and what each reference was as it was tried (`turned`). The same content under another name is
+    found again.
     """
 
     tasks: dict[str, TaskEmbedding] = field(default_factory=dict)
     image_vectors: dict[str, Tensor] = field(default_factory=dict)
-    showings: MutableMapping[str, tuple[str, float]] = field(default_factory=dict)
+    showings: MutableMapping[str, tuple[str, float, bool]] = field(default_factory=dict)
     turned: dict[str, TaskEmbedding] = field(default_factory=dict)
     grey_weights: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -345,7 +345,7 @@ def describe(task: TaskEmbedding) -> dict[str, Any]:
     return values | {
         "refined": task.head is not None,
         "grey_weights": dict(weights_of(task.grey, task.class_names)),
-        "normalisation": task.normalisation.model_dump(mode="json"),
+        "normalisation": task.normalisation.model_dump(mode="json", exclude={"tones": {"values"}}),
         "tuned": [record.model_dump(mode="json") for record in task.tuned],
         "pose": asdict(task.pose),
     }

@@ -186,6 +186,8 @@ def note_references(out: Path) -> Note:
             "pose": task.pose.axes,
             "spacing_mm": task.spacing_mm,
         }
+        if task.normalisation.tones is not None:
+            said["tones"] = "their own"
         if weights := weights_of(task.grey, task.class_names):
             said["grey_weights"] = dict(weights)
         write_json(path, known | {case_id: said})

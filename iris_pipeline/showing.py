@@ -3,8 +3,9 @@
 Arrays are [D,H,W] = (z,y,x). The pose: see `pose.py`. The scale: a plan takes the spacing (mm) at which the references'
 objects fill the crop, the rule of the datasets that were trained on; yet what is new to the network may look to it like
 something that it knows at another size. Both are searched for on the references alone, whose masks are known
-(`trial.py`). The task's spacing and pose say what was found, and every query is shown alike. The paper knows no such
-search: this one is ours (LOG.md).
+(`trial.py`). Where the network reads them badly at best, they are tried once more in other tones (`toning.py`). The
+task's spacing, pose and intensities say what was found, and every query is shown alike. The paper knows no such search:
+this one is ours (LOG.md).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from iris_pipeline.pose import (
 from iris_pipeline.second_look import with_surroundings
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, who_is_who
+from iris_pipeline.toning import ALWAYS, AUTO, NEVER, toned_plan, toning_named
 from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT
@@ -52,32 +54,37 @@ HEAVIEST = 10.0
 @dataclass(frozen=True)
 class Showing:
     """What is wanted: a pose, three letters or "auto"; a scale, how many times the planned spacing or "auto"; the
-    weight of the references' grey values (`grey_weights.py`), a number or "auto"; and how many looks a scan is given, 1
-    or 2 (`second_look.py`).
+    weight of the references' grey values (`grey_weights.py`), a number or "auto"; how many looks a scan is given, 1
+    or 2 (`second_look.py`); and whether it has tones of its own (`toning.py`), "auto", "always" or "never".
     """
 
     pose: str = SEARCH
     scale: float | str = SEARCH
     grey: float | str = SEARCH
     looks: int = 2
+    tones: str = AUTO
 
     @classmethod
-    def of(cls, pose: str, scale: float | str, grey: float | str = SEARCH, looks: int = 2) -> Showing:
+    def of(
+        cls, pose: str, scale: float | str, grey: float | str = SEARCH, looks: int = 2, tones: str = AUTO
+    ) -> Showing:
         """From what a user says; PredictionError for what is neither."""
         if looks not in (1, 2):
             raise PredictionError(f"A scan is given 1 look or 2; got {looks!r}.")
-        return cls(pose_named(pose), scale_named(scale), grey_named(grey), looks)
+        return cls(pose_named(pose), scale_named(scale), grey_named(grey), looks, toning_named(tones))
 
     def describe(self) -> dict[str, Any]:
         """What results depend on, beside the pose and the scale that their references.json names."""
-        return {"grey": self.grey, "looks": self.looks}
+        return {"grey": self.grey, "looks": self.looks} | (
+            {} if self.tones == AUTO else {"tones": self.tones}
+        )
 
 
-SEARCH_RULES = 6
+SEARCH_RULES = 7
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
-AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0, 1)
+AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0, 1, NEVER)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,8 @@ class SearchSettings:
     gain: float = 0.1
     near: float = 0.3
     near_alone: float = 0.1
+    badly: float = 0.6
+    tones_gain: float = 0.15
     seed: int = 0
 
 
@@ -125,6 +134,14 @@ class Search:
     progress: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict, init=False)
     _shown: dict[tuple[str, float], float] = field(default_factory=dict, init=False)
+
+    def found(self, pose: str, scale: float | str) -> tuple[str, float, float]:
+        """Pose and scale, searched for where they are "auto", and what the references lose there."""
+        if pose == SEARCH:
+            pose, scale = self.showing(None if scale == SEARCH else float(scale))
+        elif scale == SEARCH:
+            scale = self.scale(pose)
+        return pose, float(scale), self._loss_as_shown(pose, float(scale))
 
     def showing(self, scale: float | None = None) -> tuple[str, float]:
         """The pose in which the model segments the references best, and the scale there (`scale`, where it is given).
@@ -272,7 +289,8 @@ def settle_showing(
     cache: EmbeddingCache | None = None,
     progress: bool = False,
 ) -> Plan:
-    """The plan in the pose and at the scale that are wanted, or that are found on the references of these names.
+    """The plan in the pose, at the scale and in the tones that are wanted, or that are found on the references of these
+    names.
 
     plan_at: for a scale, the upright plan. prepare_at: for a plan, what reads a reference by its name. affine: of the
     first reference, in whose frame a pose is searched for. A reference that shows nothing has no say.
@@ -281,30 +299,52 @@ def settle_showing(
     def upright(scale: float) -> Plan:
         return in_frame_of(plan_at(scale), affine) if wanted.pose == SEARCH else plan_at(scale)
 
+    def toned(scale: float) -> Plan:
+        return toned_plan(upright(scale), shown, prepare_at)
+
     pose = UPRIGHT if wanted.pose == SEARCH else wanted.pose
     scale = 1.0 if wanted.scale == SEARCH else float(wanted.scale)
-    if SEARCH not in (wanted.pose, wanted.scale):
+    if SEARCH not in (wanted.pose, wanted.scale) and wanted.tones == NEVER:
         return turned_plan(upright(scale), pose)
     plan = upright(1.0)
     references = of_different_subjects(map(prepare_at(plan), names), SearchSettings.references)
+    shown = [reference.id for reference in references]
     if not references:
         return turned_plan(upright(scale), pose)
     options, cache = options or InferenceOptions(), cache if cache is not None else EmbeddingCache()
     content = [part for r in references for part in (r.image, r.labels, sorted(r.classes.items()))]
     who = who_is_who(references)
     rules = (SEARCH_RULES, SearchSettings(), WeightSettings())
-    asked = (wanted.pose, wanted.scale, wanted.grey)
+    asked = (wanted.pose, wanted.scale, wanted.grey, wanted.tones)
     key = content_key(loaded.model_hash, options.autocast, rules, plan, asked, who, *content)
     if key not in cache.showings:
 
-        def shown_at(times: float) -> Shown:
-            at = upright(times)
-            return at, references if times == 1.0 else [prepare_at(at)(r.id) for r in references]
+        def search(plan_of: Callable[[float], Plan]) -> tuple[str, float, float]:
+            def shown_at(times: float) -> Shown:
+                at = plan_of(times)
+                return at, [prepare_at(at)(r.id) for r in references]
 
-        search = Search(loaded, shown_at, wanted.grey, options, cache=cache, progress=progress)
-        if wanted.pose == SEARCH:
-            cache.showings[key] = search.showing(None if wanted.scale == SEARCH else scale)
-        else:
-            cache.showings[key] = (pose, search.scale(pose))
-    pose, scale = cache.showings[key]
-    return turned_plan(upright(scale), pose)
+            trials = Search(loaded, shown_at, wanted.grey, options, cache=cache, progress=progress)
+            return trials.found(wanted.pose, wanted.scale)
+
+        cache.showings[key] = _settled(search, upright, toned, wanted.tones)
+    pose, scale, in_tones = cache.showings[key]
+    return turned_plan(toned(scale) if in_tones else upright(scale), pose)
+
+
+def _settled(
+    search: Callable[[Callable[[float], Plan]], tuple[str, float, float]],
+    upright: Callable[[float], Plan],
+    toned: Callable[[float], Plan],
+    tones: str,
+) -> tuple[str, float, bool]:
+    """Pose, scale, and whether in other tones. search: pose, scale and loss, for a plan at each scale."""
+    settings = SearchSettings()
+    if tones == ALWAYS:
+        return (*search(toned)[:2], True)
+    pose, scale, loss = search(upright)
+    if tones == AUTO and loss > settings.badly:
+        other_pose, other_scale, other_loss = search(toned)
+        if other_loss < (1 - settings.tones_gain) * loss:
+            return other_pose, other_scale, True
+    return pose, scale, False

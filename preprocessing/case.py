@@ -169,7 +169,8 @@ def preprocess_case(
     intensity_offset: float = 0.0,
     pose: Pose = RAS,
 ) -> PreparedCase:
-    """Add the offset, reorient to RAS+, normalise the native voxels, resample to `spacing_mm` (z,y,x; mm).
+    """Add the offset, reorient to RAS+, normalise the native voxels, resample to `spacing_mm` (z,y,x; mm), and give the
+    result its tones, where the normalisation has any.
 
     pose: of the result, instead of RAS+; `spacing_mm` is in the order of its axes.
     The prepared spacing is the nearest to the wanted one that keeps the field of view. Raises
@@ -184,8 +185,9 @@ def preprocess_case(
         check_same_grid(image, labels)
         prepared_labels = resampling.apply_labels(reorientation.apply(_small(labels.array)))
     shifted = upright.array + np.float32(intensity_offset) if intensity_offset else upright.array
+    prepared = resampling.apply_image(normalise(shifted, normalisation))
     return PreparedCase(
-        image=resampling.apply_image(normalise(shifted, normalisation)),
+        image=prepared if normalisation.tones is None else normalisation.tones(prepared),
         labels=prepared_labels,
         spacing_mm=resampling.out_spacing(upright.spacing_mm),
         trace=GridTrace(reorientation, resampling, image.shape, image.affine),

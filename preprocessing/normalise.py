@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from preprocessing.errors import RawDataError
+from preprocessing.tones import Tones
 
 Modality = Literal["CT", "MR", "PET"]
 BODY_ABOVE_HU = -500.0  # air outside and inside the body lies below, every tissue but lung above
@@ -26,6 +27,9 @@ class Normalisation(BaseModel):
     The z-score's mean and spread are taken over the whole volume (paper), or over the voxels above `body_above`
     where it is given: the share of air in a scan then has no say in how its tissues look.
 
+    tones: what the values become at last, once the volume is resampled (`case.preprocess_case`); those of CT are looked
+    up in HU then, which mean the same in every scan, and not z-scored before.
+
     pydantic's ValidationError for a range whose ends are not in order, for percentiles outside 0..100, and
     where both ranges are given.
     """
@@ -36,6 +40,7 @@ class Normalisation(BaseModel):
     clip: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = None
     body_above: float | None = None
+    tones: Tones | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Normalisation:
@@ -47,6 +52,16 @@ class Normalisation(BaseModel):
         if self.clip is not None and self.percentiles is not None:
             raise ValueError("clip and percentiles exclude each other: give one of them")
         return self
+
+    @model_serializer(mode="wrap")
+    def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without tones nothing is said of them: what was written before there were any means the same."""
+        return {name: value for name, value in said(self).items() if name != "tones" or value is not None}
+
+    def __repr_args__(self) -> Any:
+        return [
+            (name, value) for name, value in super().__repr_args__() if name != "tones" or value is not None
+        ]
 
     @classmethod
     def for_modality(cls, modality: Modality, body: bool = False) -> Normalisation:
@@ -60,7 +75,8 @@ class Normalisation(BaseModel):
 
 
 def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Clip, then z-score over the whole volume -> float32 of the same shape; zeros for a constant one.
+    """Clip, then z-score over the whole volume -> float32 of the same shape; zeros for a constant one. CT that is
+    to have tones is clipped alone.
 
     The input is left as it is. Where both percentiles are one value (a small object on an empty background),
     clipping would wipe the object out and is left out. RawDataError for NaN or infinity.
@@ -75,6 +91,8 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
         low, high = np.percentile(values, normalisation.percentiles)
         ends = (float(low), float(high)) if low < high else None
     values = values.clip(*ends) if ends is not None else values.copy()
+    if normalisation.tones is not None and normalisation.modality == "CT":
+        return values
     largest = max(abs(float(values.min())), abs(float(values.max())))
     counted = _counted(values, normalisation.body_above)
     values -= np.float32(values.mean(dtype=np.float64, where=counted))

@@ -305,7 +305,8 @@ def test_like_leaves_nothing_to_be_said_of_the_grid(
     command = ["-r", str(refs), "-o", str(tmp_path / "x.task"), "--root", str(root), "--like", "liver.task"]
     assert encode_main([*command, "--pose", "LIP", "--scale", "2", "--modality", "CT", "-k", "1"]) == 1
     assert (
-        "Error: --like takes modality, pose and scale of its task: --modality, --pose, --scale would change nothing; "
+        "Error: --like takes modality, pose, scale and tones of its task: --modality, --pose, --scale would change "
+        "nothing; "
         "leave them out." in capsys.readouterr().err
     )
 

@@ -42,13 +42,13 @@ def test_another_process_need_not_search(tmp_path: Path) -> None:
 
 def test_what_two_processes_find_is_kept_of_both(tmp_path: Path) -> None:
     first, second = kept_showings(tmp_path), kept_showings(tmp_path)
-    first["a"] = ("SAR", 1.25)
-    second["b"] = ("LIP", 2.0)
-    assert dict(kept_showings(tmp_path)) == {"a": ("SAR", 1.25), "b": ("LIP", 2.0)}
+    first["a"] = ("SAR", 1.25, False)
+    second["b"] = ("LIP", 2.0, True)
+    assert dict(kept_showings(tmp_path)) == {"a": ("SAR", 1.25, False), "b": ("LIP", 2.0, True)}
     fresh = kept_showings(tmp_path, fresh=True)
     assert dict(fresh) == {}
-    fresh["a"] = ("RIP", 1.0)
-    assert dict(kept_showings(tmp_path)) == {"a": ("RIP", 1.0), "b": ("LIP", 2.0)}
+    fresh["a"] = ("RIP", 1.0, False)
+    assert dict(kept_showings(tmp_path)) == {"a": ("RIP", 1.0, False), "b": ("LIP", 2.0, True)}
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,20 @@ def test_a_spoilt_file_says_nothing_and_is_mended(tmp_path: Path, text: str) -> 
     (tmp_path / FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     spoilt = kept_showings(tmp_path)
     assert dict(spoilt) == {}
-    spoilt["b"] = ("SAR", 1.0)
-    assert json.loads((tmp_path / FILE).read_text(encoding="utf-8")) == {"b": ["SAR", 1.0]}
+    spoilt["b"] = ("SAR", 1.0, False)
+    assert json.loads((tmp_path / FILE).read_text(encoding="utf-8")) == {"b": ["SAR", 1.0, False]}
 
 
 def test_where_nothing_can_be_written_the_search_still_counts(tmp_path: Path) -> None:
     nowhere = KeptShowings(tmp_path / "missing" / FILE)
-    nowhere["a"] = ("SAR", 1.25)
-    assert nowhere["a"] == ("SAR", 1.25) and not (tmp_path / "missing").exists(), "no folder is made for it"
+    nowhere["a"] = ("SAR", 1.25, False)
+    assert nowhere["a"] == ("SAR", 1.25, False) and not (tmp_path / "missing").exists(), (
+        "no folder is made for it"
+    )
     in_the_way = tmp_path / FILE
     in_the_way.mkdir()
     (in_the_way / "full").touch()
     refused = kept_showings(tmp_path)
-    refused["a"] = ("SAR", 1.25)
-    assert refused["a"] == ("SAR", 1.25)
+    refused["a"] = ("SAR", 1.25, False)
+    assert refused["a"] == ("SAR", 1.25, False)
     assert os.listdir(tmp_path) == [FILE], "no temporary file is left"

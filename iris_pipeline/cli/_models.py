@@ -248,7 +248,7 @@ def given_references(arguments: argparse.Namespace) -> GivenReferences:
     )
 
 
-_OF_GRID = ("--pose", "--scale")
+_OF_GRID = ("--pose", "--scale", "--tones")
 _OF_REFERENCES = (*_OF_GRID, "--grey")
 _OF_SHOWING = (*_OF_REFERENCES, "--looks")
 _OF_FILES = ("--modality", "--reference-channel", "--subject-pattern")
@@ -270,6 +270,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
         "--scale": None if arguments.scale == SEARCH else arguments.scale,
         "--grey": None if arguments.grey == SEARCH else arguments.grey,
         "--looks": None if arguments.looks == SEARCHED.looks else arguments.looks,
+        "--tones": None if arguments.tones == SEARCHED.tones else arguments.tones,
         "--steps": arguments.steps,
         "--learning-rate": arguments.learning_rate,
         "--top": getattr(arguments, "top", None),
@@ -286,7 +287,7 @@ def check_fit(arguments: argparse.Namespace, strategy: str | None) -> None:
             "references (-r), or with iris_encode."
         )
     if like:
-        _refuse(said, ("--modality", *_OF_GRID), "--like takes modality, pose and scale of its task")
+        _refuse(said, ("--modality", *_OF_GRID), "--like takes modality, pose, scale and tones of its task")
     elif not arguments.r and strategy in (None, "bank"):
         # --confidence asks references of the store, which the seed draws
         drawn = ("-k",) if getattr(arguments, "confidence", False) else ("-k", "--draw")
@@ -389,4 +390,5 @@ def summary(task: TaskEmbedding) -> str:
     grey = ", grey values weighed " + ", ".join(f"{n} {w:g}" for n, w in weights.items()) if weights else ""
     often = "a second look at unusual scans" if any(task.usual) else "two looks"
     looks = f", {often}" if task.surroundings else ""
-    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{grey}{looks}"
+    tones = ", in tones of its own" if task.normalisation.tones is not None else ""
+    return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{tones}{grey}{looks}"

@@ -1,4 +1,4 @@
-"""How references are shown to the network, as options: --pose, --scale, --grey and --looks (`showing.py`)."""
+"""How references are shown to the network, as options: --pose, --scale, --grey, --looks and --tones (`showing.py`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
+from iris_pipeline.toning import AUTO, TONINGS
 from preprocessing.errors import PredictionError
 from preprocessing.store import Store
 
@@ -49,11 +50,19 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         "cropped away, says little; of the memory bank (-d): only where the scan is unlike most that trained the "
         "model; 1 leaves these rough passes out (default: 2)",
     )
+    parser.add_argument(
+        "--tones",
+        choices=TONINGS,
+        default=AUTO,
+        help="of the same references: show scans through a curve that makes bright what is as grey as the references' "
+        "structures; auto does where the model reads the references badly and that mends it, as of soft tissue in CT "
+        "(default: auto)",
+    )
 
 
 def showing_of(arguments: argparse.Namespace) -> Showing:
     """From the options that `add_showing_options` added."""
-    return Showing(arguments.pose, arguments.scale, arguments.grey, arguments.looks)
+    return Showing(arguments.pose, arguments.scale, arguments.grey, arguments.looks, arguments.tones)
 
 
 def _worded(read: Callable[[str], float | str], option: str) -> Callable[[str], float | str]:
