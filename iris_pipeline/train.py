@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from iris_pipeline.checkpoint import RunState, restore_optimizer, restore_trained, save_checkpoint
 from iris_pipeline.curriculum import edge_share, shrink_group
@@ -33,6 +32,7 @@ from iris_pipeline.run_log import RunLog
 from iris_pipeline.train_settings import TrainSettings
 from iris_pipeline.train_start import Run, Start, begin, check_stores, prepare_run
 from iris_pipeline.weight_mean import WeightMean
+from preprocessing.progress import Bar
 from preprocessing.store import Store
 
 
@@ -245,7 +245,7 @@ def _steps(
     groups: Iterator[list[Episode]],
     log: RunLog,
     stop: StopAtStepEnd,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
     """Step after step to the run's end, with a validation and a checkpoint every now and then."""
     settings = run.settings
@@ -263,8 +263,10 @@ def _learn(run: Run, learner: Learner, log: RunLog, stop: StopAtStepEnd, show_pr
     """All steps; where they break off, the last whole one is saved."""
     settings = run.settings
     groups = group_stream(run.sampler, settings, learner.iteration * settings.groups)
-    bar = tqdm(
+    bar = Bar(
         total=100,
+        desc="Training",
+        unit="%",
         initial=100 * progress_of(settings, learner.iteration, learner.seconds),
         disable=not show_progress,
         bar_format="{percentage:5.1f} %|{bar}| {elapsed} < {remaining}{postfix}",
