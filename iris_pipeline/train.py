@@ -1,4 +1,4 @@
-"""Episodic training: a loop one can read aloud. Functions and values; no trainer object.
+"""Episodic training: a loop one can read aloud. Functions and values; what a run changes is one record, `Learner`.
 
 B episodes of one dataset and class set; K classes; images [B,1,D,H,W], masks [B,K,D,H,W]. Each step draws `groups`
 such groups and adds up their gradients. A group is used both ways: its references segment its queries and its queries,
@@ -8,42 +8,31 @@ as references, segment its references, so that each encoded volume serves twice 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from iris_pipeline.checkpoint import (
-    LoadedModel,
-    RunState,
-    load_model,
-    restore_optimizer,
-    restore_trained,
-    save_checkpoint,
-)
+from iris_pipeline.checkpoint import RunState, restore_optimizer, restore_trained, save_checkpoint
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episode_config import EpisodeConfig
-from iris_pipeline.episodes import EpisodeSampler, validation_episodes
 from iris_pipeline.groups import group_stream
 from iris_pipeline.interrupt import StopAtStepEnd
 from iris_pipeline.losses import LossParts, episode_loss
 from iris_pipeline.memory_bank import MemoryBank, bank_key
 from iris_pipeline.metrics import dice
-from iris_pipeline.model import Iris, IrisConfig, TaskTokens, build_iris, count_parameters
-from iris_pipeline.not_trained import cases_of_model
+from iris_pipeline.model import Iris, TaskTokens, count_parameters
 from iris_pipeline.optim import Lamb, build_lamb, learning_rate
 from iris_pipeline.precision import autocast, choose_precision
 from iris_pipeline.run_log import RunLog
-from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train_settings import TrainSettings, network_options
-from iris_pipeline.trained_cases import cases_of_stores, join_cases
+from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.train_start import Run, Start, begin, check_stores, prepare_run
 from iris_pipeline.weight_mean import WeightMean
-from preprocessing.errors import CheckpointError, ModelError, StoreError
+from preprocessing.progress import Bar
 from preprocessing.store import Store
 
 
@@ -118,18 +107,6 @@ def validate(model: Iris, episodes: list[Episode], device: torch.device, precisi
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
-def dataset_weights(given: Mapping[str, float] | None, names: list[str]) -> dict[str, float] | None:
-    """A weight for every dataset, 1 where none is given; ModelError names one that is not trained on."""
-    if not given:
-        return None
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ModelError(
-            f"--weights may name {', '.join(names)}; got {', '.join(unknown)}: add it to -d or drop it."
-        )
-    return {name: given.get(name, 1.0) for name in names}
-
-
 def progress_of(settings: TrainSettings, iteration: int, seconds: float) -> float:
     """Share of the run that is done, 0..1: by steps, by time, or by whichever is further."""
     if settings.iterations == 0 or settings.minutes == 0:
@@ -150,31 +127,180 @@ def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -
     return norm
 
 
-def _run_to_start_from(run: Path, config: IrisConfig) -> LoadedModel:
-    """Another run; ModelError names the options by which its network is another one."""
-    loaded = load_model(run)
-    if loaded.model.config != config:
-        own, here = network_options(loaded.model.config), network_options(config)
-        differ = [text for name, text in own.items() if text != here[name]]
-        raise ModelError(
-            f"The run to start from, {run}, has another network than this one; its own has {', '.join(differ)}: give "
-            "that, or leave these options out, and they are as its own."
+@dataclass
+class Learner:
+    """What learns, and how far it has come; every step changes it in place.
+
+    mean: of the weights over the steps, where the run keeps one. iteration: optimiser steps done. seconds: of training
+    so far. validation: the latest mean Dice by dataset. saved: the latest iteration on the disk. wide_met: datasets met
+    at half their resolution. whole: no step is half done.
+    """
+
+    model: Iris
+    mean: WeightMean | None
+    optimizer: Lamb
+    bank: MemoryBank
+    iteration: int
+    seconds: float
+    validation: dict[str, float]
+    saved: int
+    wide_met: set[str]
+    whole: bool = True
+
+    @property
+    def used(self) -> Iris:
+        """What validates, is saved, and predicts."""
+        return self.mean.model if self.mean else self.model
+
+
+def _learner(start: Start, settings: TrainSettings, device: torch.device, checkpoint: Path | None) -> Learner:
+    """checkpoint: of the run that is resumed, for the weights that go on learning and the optimiser's moments."""
+    model, state = start.model.to(device).train(), start.state
+    mean = WeightMean(model, settings.weight_momentum) if settings.weight_momentum else None
+    if checkpoint:
+        restore_trained(checkpoint, model)
+    optimizer = build_lamb(model, settings.learning_rate, settings.weight_decay)
+    if checkpoint:
+        restore_optimizer(checkpoint, optimizer)
+    return Learner(
+        model=model,
+        mean=mean,
+        optimizer=optimizer,
+        bank=start.bank,
+        iteration=state.iteration,
+        seconds=state.seconds,
+        validation=state.validation,
+        saved=state.iteration,
+        wide_met=set(state.wide_datasets or ()),
+    )
+
+
+def _save(run: Run, learner: Learner) -> None:
+    state = RunState(
+        learner.iteration,
+        learner.seconds,
+        run.settings.seed,
+        asdict(run.settings),
+        learner.validation,
+        run.trained,
+        tuple(sorted(learner.wide_met)),
+    )
+    save_checkpoint(
+        run.checkpoint,
+        learner.used,
+        learner.bank,
+        state,
+        plans=run.plans,
+        specs=run.specs,
+        optimizer=learner.optimizer,
+        trained=learner.model if learner.mean else None,
+    )
+    learner.saved = learner.iteration
+
+
+def _validate_and_save(run: Run, learner: Learner, log: RunLog) -> None:
+    """A run without validation cases is saved all the same."""
+    if run.fixed:
+        learner.validation = validate(learner.used, run.fixed, run.device, run.settings.precision)
+    _save(run, learner)  # before the row: of two the row is the one to be missing
+    if run.fixed:
+        log.validation(learner.iteration, learner.validation)
+
+
+def _step(
+    run: Run, learner: Learner, groups: Iterator[list[Episode]], done: float
+) -> tuple[list[LossParts], float, float]:
+    """One optimiser step at `done`, the share of the run before it; the groups' losses, learning rate, gradient norm.
+
+    Broken off, it leaves the learner as it was, or not `whole`.
+    """
+    settings = run.settings
+    started = time.perf_counter()
+    rate = learning_rate(done, settings.learning_rate)
+    share = edge_share(settings.curriculum, done)
+    losses, met = [], []
+    for _ in range(settings.groups):
+        episodes = next(groups)
+        with autocast(run.device, settings.precision):
+            result = group_forward(learner.model, episodes, run.device, settings.both_ways, share)
+        (result.loss.total / settings.groups).backward()
+        losses.append(result.loss)
+        met.append((episodes, result.tokens, result.shown))
+    learner.whole = False  # until weights, their mean and the bank have all taken the step
+    norm = optimise(learner.model, learner.optimizer, rate, settings.clip_norm)
+    learner.iteration += 1
+    if learner.mean:
+        learner.mean.update(learner.model, learner.iteration)
+    for episodes, tokens, shown in met:
+        update_bank(learner.bank, episodes, tokens, shown)
+        learner.wide_met.update(episode.dataset for episode in episodes if episode.wide)
+    learner.seconds += time.perf_counter() - started
+    learner.whole = True
+    return losses, rate, norm
+
+
+def _steps(
+    run: Run,
+    learner: Learner,
+    groups: Iterator[list[Episode]],
+    log: RunLog,
+    stop: StopAtStepEnd,
+    bar: Bar,
+) -> None:
+    """Step after step to the run's end, with a validation and a checkpoint every now and then."""
+    settings = run.settings
+    while (done := progress_of(settings, learner.iteration, learner.seconds)) < 1:
+        losses, rate, norm = _step(run, learner, groups, done)
+        log.step(learner.iteration, losses, rate, norm, learner.seconds)
+        stop.check()
+        if learner.iteration % settings.validate_every == 0:
+            _validate_and_save(run, learner, log)
+        bar.set_postfix_str(f"iteration {learner.iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
+        bar.update(min(100.0, 100 * progress_of(settings, learner.iteration, learner.seconds)) - bar.n)
+
+
+def _learn(run: Run, learner: Learner, log: RunLog, stop: StopAtStepEnd, show_progress: bool) -> None:
+    """All steps; where they break off, the last whole one is saved."""
+    settings = run.settings
+    groups = group_stream(run.sampler, settings, learner.iteration * settings.groups)
+    bar = Bar(
+        total=100,
+        desc="Training",
+        unit="%",
+        initial=100 * progress_of(settings, learner.iteration, learner.seconds),
+        disable=not show_progress,
+        bar_format="{percentage:5.1f} %|{bar}| {elapsed} < {remaining}{postfix}",
+        mininterval=1.0,
+    )
+    try:
+        _steps(run, learner, groups, log, stop, bar)
+    except KeyboardInterrupt:
+        if learner.whole:
+            _save(run, learner)
+        log.say(
+            f"Interrupted at iteration {learner.iteration}; --resume goes on from iteration {learner.saved}."
         )
-    return loaded
-
-
-def _check_stores(stores: Mapping[str, Store]) -> None:
-    """StoreError for a held-out dataset, and for two with the same people."""
-    held_out = [name for name, store in stores.items() if store.manifest.role == "held-out"]
-    if held_out:
-        raise StoreError(f"{', '.join(held_out)} is held out: it is never trained on; leave it out of -d.")
-    for name, store in stores.items():
-        for other in store.manifest.spec.overlaps:
-            if other in stores:
-                raise StoreError(
-                    f"{name} and {other} show the same people under other names, so that one could train and test: "
-                    "train on one of them, by -d."
+        raise
+    except Exception:
+        if learner.whole and learner.iteration > learner.saved:
+            with suppress(Exception):  # the first error is the one to be told
+                _save(run, learner)
+                log.say(
+                    f"Saved at iteration {learner.iteration}, before the error; --resume goes on from here."
                 )
+        raise
+    finally:
+        bar.close()
+        groups.close()
+
+
+def _finish(run: Run, learner: Learner, log: RunLog) -> None:
+    """The checkpoint and the scores that a finished run leaves."""
+    validated = log.validated == learner.iteration  # by the last step, or by the part of the run before
+    _save(run, learner)  # before the validation, which takes its time: a Ctrl-C in it costs nothing
+    if run.fixed and not validated:
+        _validate_and_save(run, learner, log)
+    log.finish(learner.iteration, learner.seconds, learner.validation)
 
 
 def train(
@@ -196,170 +322,35 @@ def train(
     Raises CheckpointError if `folder` holds a run already and `resume` is not set, or nothing where it is; StoreError
     for a held-out dataset, and for two with the same people.
     """
-    _check_stores(stores)
-    stores = dict(stores)
+    check_stores(stores)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
     checkpoint = folder / "checkpoint"
-    exists = (checkpoint / "state.json").exists()
-    if exists and not resume:
-        raise CheckpointError(
-            f"{folder} holds a run already: add --resume to go on with it, or give another --name."
-        )
-    if resume and not exists:
-        raise CheckpointError(f"Nothing to resume in {folder}: start it without --resume.")
-
-    config = settings.network()
-    before = load_model(checkpoint) if resume else None
-    # A run that goes on has its own weights, and tells what those it began with had learnt from.
-    needs_start = before is None or before.state.trained is None
-    start = None if start_from is None or not needs_start else _run_to_start_from(start_from, config)
-    model = build_iris(config, seed=settings.seed) if start is None else start.model
-    bank, iteration, seconds = MemoryBank(settings.bank_momentum), 0, 0.0
-    best: dict[str, float] = {}
-    learnt_before = cases_of_model(start) if start is not None else {}
-    wide_met: set[str] = set()
-    plans = {name: store.plan for name, store in stores.items()}
-    if before is not None:
-        if before.plans != plans:
-            raise CheckpointError(
-                f"{folder} was trained on {', '.join(before.plans)}, each with its plan of then, and the stores of "
-                f"{', '.join(plans)} are others: give the same -d, make the stores as they were, or start anew."
-            )
-        # Episodes are drawn by the datasets' places, so that another order would be another run.
-        stores = {name: stores[name] for name in before.plans}
-        plans = before.plans
-        model, bank = before.model, before.bank
-        iteration, seconds, best = before.state.iteration, before.state.seconds, before.state.validation
-        learnt_before = join_cases(cases_of_model(before), learnt_before)
-    model.to(device).train()
-    mean = WeightMean(model, settings.weight_momentum) if settings.weight_momentum else None
-    used = mean.model if mean else model  # what validates, is saved, and predicts
-    if resume:
-        restore_trained(checkpoint, model)
-    optimizer = build_lamb(model, settings.learning_rate, settings.weight_decay)
-    if resume:
-        restore_optimizer(checkpoint, optimizer)
-
-    sampler = EpisodeSampler(
-        stores,
-        split=settings.split,
-        part="train",
-        seed=settings.seed,
-        config=episode_config
-        or EpisodeConfig(
-            synthetic=SyntheticTasks(**dict(settings.synthetic)), wide_probability=settings.wide
-        ),
-        weights=dataset_weights(settings.weights, list(stores)),
-    )
-    if before is not None:
-        known = before.state.wide_datasets
-        wide_met.update(sampler.wide if known is None else known)
-    # Of now and of then: a case that was added between two parts of a run has drawn its split anew.
-    trained = join_cases(cases_of_stores(stores, settings.split), learnt_before)
-    fixed = validation_episodes(stores, settings.split, settings.validation_episodes, settings.seed)
-    specs = {
-        name: store.manifest.spec.model_dump(mode="json", exclude={"raw"}) for name, store in stores.items()
-    }
-
-    saved, whole = iteration, True  # the latest step on the disk; no step is half done
-
-    def save() -> None:
-        nonlocal saved
-        state = RunState(
-            iteration, seconds, settings.seed, asdict(settings), best, trained, tuple(sorted(wide_met))
-        )
-        save_checkpoint(
-            checkpoint,
-            used,
-            bank,
-            state,
-            plans=plans,
-            specs=specs,
-            optimizer=optimizer,
-            trained=model if mean else None,
-        )
-        saved = iteration
-
+    start = begin(settings, stores, folder, resume=resume, start_from=start_from)
+    learner = _learner(start, settings, device, checkpoint if resume else None)
+    run = prepare_run(start, settings, device, checkpoint, episode_config)
+    if start.state.wide_datasets is None:  # an older checkpoint, which does not tell
+        learner.wide_met.update(run.sampler.wide)
     log_of_run = RunLog(
         folder,
         settings,
-        list(stores),
-        resumed_at=iteration if resume else None,
-        network=model.config.to_dict(),
+        list(run.plans),
+        resumed_at=learner.iteration if resume else None,
+        network=learner.model.config.to_dict(),
     )
     with log_of_run as log, StopAtStepEnd() as stop:
-        log.say(f"{count_parameters(model) / 1e6:.1f} M parameters, size {settings.size}, on {device}.")
+        log.say(
+            f"{count_parameters(learner.model) / 1e6:.1f} M parameters, size {settings.size}, on {device}."
+        )
         log.say(f"Precision {precision.precision}: {precision.why}.")
         if start_from is not None and not resume:
-            log.say(
-                f"Starts from the weights of {start_from.name}, which have learnt from {', '.join(learnt_before)}."
-            )
-        log.say(f"{len(stores)} dataset(s): {', '.join(stores)}; {len(fixed)} validation episodes.")
-        narrow = [name for name in stores if name not in sampler.wide]
+            learnt = ", ".join(start.learnt_before)
+            log.say(f"Starts from the weights of {start_from.name}, which have learnt from {learnt}.")
+        log.say(f"{len(run.plans)} dataset(s): {', '.join(run.plans)}; {len(run.fixed)} validation episodes.")
+        narrow = [name for name in run.plans if name not in run.sampler.wide]
         if settings.wide and narrow:
             log.say(f"No wide view of {', '.join(narrow)}: the scans are hardly larger than a crop.")
-        groups = group_stream(sampler, settings, iteration * settings.groups)
-        bar = tqdm(
-            total=100,
-            initial=100 * progress_of(settings, iteration, seconds),
-            disable=not show_progress,
-            bar_format="{percentage:5.1f} %|{bar}| {elapsed} < {remaining}{postfix}",
-            mininterval=1.0,
-        )
-        try:
-            while (done := progress_of(settings, iteration, seconds)) < 1:
-                started = time.perf_counter()
-                rate = learning_rate(done, settings.learning_rate)
-                share = edge_share(settings.curriculum, done)
-                losses, met = [], []
-                for _ in range(settings.groups):
-                    episodes = next(groups)
-                    with autocast(device, settings.precision):
-                        result = group_forward(model, episodes, device, settings.both_ways, share)
-                    (result.loss.total / settings.groups).backward()
-                    losses.append(result.loss)
-                    met.append((episodes, result.tokens, result.shown))
-                whole = False  # until weights, their mean and the bank have all taken the step
-                norm = optimise(model, optimizer, rate, settings.clip_norm)
-                iteration += 1
-                if mean:
-                    mean.update(model, iteration)
-                for episodes, tokens, shown in met:
-                    update_bank(bank, episodes, tokens, shown)
-                    wide_met.update(episode.dataset for episode in episodes if episode.wide)
-                seconds += time.perf_counter() - started
-                whole = True
-                log.step(iteration, losses, rate, norm, seconds)
-                stop.check()
-                if iteration % settings.validate_every == 0:
-                    if fixed:
-                        best = validate(used, fixed, device, settings.precision)
-                    save()  # before the row: of two the row is the one to be missing
-                    if fixed:
-                        log.validation(iteration, best)
-                bar.set_postfix_str(f"iteration {iteration}, loss {log.smoothed_loss:.3f}", refresh=False)
-                bar.update(min(100.0, 100 * progress_of(settings, iteration, seconds)) - bar.n)
-        except KeyboardInterrupt:
-            if whole:
-                save()
-            log.say(f"Interrupted at iteration {iteration}; --resume goes on from iteration {saved}.")
-            raise
-        except Exception:
-            if whole and iteration > saved:
-                with suppress(Exception):  # the first error is the one to be told
-                    save()
-                    log.say(f"Saved at iteration {iteration}, before the error; --resume goes on from here.")
-            raise
-        finally:
-            bar.close()
-            groups.close()
-        validated = log.validated == iteration  # by the last step, or by the part of the run before
-        save()  # before the validation, which takes its time: a Ctrl-C in it costs nothing
-        if fixed and not validated:
-            best = validate(used, fixed, device, settings.precision)
-            save()
-            log.validation(iteration, best)
-        log.finish(iteration, seconds, best)
+        _learn(run, learner, log, stop, show_progress)
+        _finish(run, learner, log)
     return checkpoint

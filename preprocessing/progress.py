@@ -1,7 +1,4 @@
-"""Progress bars: on terminals alone; a log gets a plain line every minute, and one at the end.
-
-All but training's, which is the same for years of logs.
-"""
+"""Progress bars: on terminals alone; a log gets a plain line every minute, and one at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ EVERY = 60.0  # seconds between two lines in a log
 
 
 class Bar(tqdm):
-    """tqdm's bar with its arguments. Where it cannot be written it does not matter."""
+    """tqdm's bar with its arguments; unit "%": of a total of 100. Where it cannot be written it does not matter."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         self._plain = not _is_terminal(sys.stderr)
@@ -42,10 +39,14 @@ class Bar(tqdm):
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        share = f"{self.n} of {self.total}" if self.total is not None else f"{self.n}"
         behind = f", {self.postfix}" if self.postfix else ""
         passed = f"{self._told - self._since:.0f} s"
-        say(f"{self.desc or 'Working'}: {share} {self.unit} after {passed}{behind}", sys.stderr)
+        say(f"{self.desc or 'Working'}: {self._far()} after {passed}{behind}", sys.stderr)
+
+    def _far(self) -> str:
+        if self.unit == "%":
+            return f"{self.n:.1f} %"
+        return f"{self.n} of {self.total} {self.unit}" if self.total is not None else f"{self.n} {self.unit}"
 
 
 def say(text: str, stream: Any = None) -> None:

@@ -117,6 +117,7 @@ ORDER = (
     "iris_pipeline.train_settings",
     "iris_pipeline.groups",
     "iris_pipeline.weight_mean",
+    "iris_pipeline.train_start",
     "iris_pipeline.train",
     "iris_pipeline.sliding_window",
     "iris_pipeline.focus",

@@ -54,6 +54,22 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     Bar(range(3), disable=True).close()
 
 
+def test_per_cent_are_told_with_one_decimal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [1000.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Bar(total=100, initial=12.2, desc="Training", unit="%") as bar:
+        now[0] += 60.0
+        bar.set_postfix_str("iteration 512, loss 0.713", refresh=False)
+        bar.update(0.1499)
+        bar.refresh()
+        bar.update(100.0 - bar.n)
+    assert stream.getvalue() == (
+        "Training: 12.3 % after 60 s, iteration 512, loss 0.713\n"
+        "Training: 100.0 % after 60 s, iteration 512, loss 0.713\n"
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>/dev/null"])
 def test_a_stderr_that_cannot_be_written_ends_nothing(redirection: str) -> None:

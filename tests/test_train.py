@@ -21,13 +21,13 @@ from iris_pipeline.model import build_iris
 from iris_pipeline.run_log import RunLog
 from iris_pipeline.train import (
     TrainSettings,
-    dataset_weights,
     group_forward,
     progress_of,
     train,
     update_bank,
     validate,
 )
+from iris_pipeline.train_start import dataset_weights
 from preprocessing.errors import CheckpointError, ModelError, StoreError
 from preprocessing.files import save_json
 from preprocessing.store import Store
