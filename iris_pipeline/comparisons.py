@@ -34,6 +34,7 @@ DRAWS_RULE = (
     "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, and in "
     "brackets their number; draws that gave the same masks count once."
 )
+ONE_OF_MANY = "An ensemble of one reference is one-shot: k = 1 in its row."
 
 
 def strategies_table(rows: pd.DataFrame) -> Table | None:
@@ -85,7 +86,7 @@ def references_table(rows: pd.DataFrame) -> Table | None:
         "references",
         "Number of references k, Dice",
         frame,
-        (RULE, DRAWS_RULE, *count_notes(row_groups(rows))),
+        (RULE, DRAWS_RULE, ONE_OF_MANY, *count_notes(row_groups(rows))),
     )
 
 

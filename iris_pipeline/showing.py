@@ -99,6 +99,9 @@ class SearchSettings:
     must be better. near: of scales whose loss is above the least by no more than this share, the finest is taken, as it
     follows finer edges; coarser ones than these lose edges that tuning could still learn. near_alone: the same where
     all references are of one person, which do not tell how much larger others are: what outgrows its window is lost.
+    badly: from this loss on the network does not read the references, and other tones are tried, in which no spacing is
+    one that it knows such structures at: several people's references need no gain there. tones_gain: the share of the
+    loss by which other tones must be better.
     """
 
     references: int = 3
@@ -122,7 +125,7 @@ class SearchSettings:
 class Search:
     """Trials of references at several scales. shown_at: for a scale the upright plan and the references prepared at it,
     each with a class or more. grey: the weight that their grey values will have, or "auto". cache: keeps what a
-    reference becomes as it is tried, for other sets of which it is one.
+    reference becomes as it is tried, for other sets of which it is one. toned: they are shown in other tones.
     """
 
     loaded: LoadedModel
@@ -132,6 +135,7 @@ class Search:
     settings: SearchSettings = field(default_factory=SearchSettings)
     cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     progress: bool = False
+    toned: bool = False
     _trials: dict[float, Trial] = field(default_factory=dict, init=False)
     _shown: dict[tuple[str, float], float] = field(default_factory=dict, init=False)
 
@@ -172,9 +176,10 @@ class Search:
         another is far better.
         """
         losses = {scale: self._loss_as_shown(axes, scale) for scale in self.usable(self.settings.scales)}
-        limit = (1 - self.settings.gain) * losses[1.0]
+        alone = self._trial(1.0).of_one_person
+        limit = (1 - (self.settings.gain if alone or not self.toned else 0.0)) * losses[1.0]
         better = {scale: loss for scale, loss in losses.items() if loss < limit}
-        near = self.settings.near_alone if self._trial(1.0).of_one_person else self.settings.near
+        near = self.settings.near_alone if alone else self.settings.near
         nearly = (1 + near) * min(better.values(), default=0.0)
         return min((scale for scale, loss in better.items() if loss <= nearly), default=1.0)
 
@@ -290,7 +295,7 @@ def settle_showing(
     progress: bool = False,
 ) -> Plan:
     """The plan in the pose, at the scale and in the tones that are wanted, or that are found on the references of these
-    names.
+    names. Where pose and scale are said nothing is searched for, and tones are other ones only if always wanted.
 
     plan_at: for a scale, the upright plan. prepare_at: for a plan, what reads a reference by its name. affine: of the
     first reference, in whose frame a pose is searched for. A reference that shows nothing has no say.
@@ -304,7 +309,7 @@ def settle_showing(
 
     pose = UPRIGHT if wanted.pose == SEARCH else wanted.pose
     scale = 1.0 if wanted.scale == SEARCH else float(wanted.scale)
-    if SEARCH not in (wanted.pose, wanted.scale) and wanted.tones == NEVER:
+    if SEARCH not in (wanted.pose, wanted.scale) and wanted.tones != ALWAYS:  # nothing is to be searched for
         return turned_plan(upright(scale), pose)
     plan = upright(1.0)
     references = of_different_subjects(map(prepare_at(plan), names), SearchSettings.references)
@@ -324,7 +329,15 @@ def settle_showing(
                 at = plan_of(times)
                 return at, [prepare_at(at)(r.id) for r in references]
 
-            trials = Search(loaded, shown_at, wanted.grey, options, cache=cache, progress=progress)
+            trials = Search(
+                loaded,
+                shown_at,
+                wanted.grey,
+                options,
+                cache=cache,
+                progress=progress,
+                toned=plan_of is toned,
+            )
             return trials.found(wanted.pose, wanted.scale)
 
         cache.showings[key] = _settled(search, upright, toned, wanted.tones)

@@ -98,6 +98,19 @@ def test_one_person_does_not_tell_how_large_others_are(
     assert Search(tiny_model(), lambda _: (PLAN, references)).scale(UPRIGHT) == scale
 
 
+@pytest.mark.parametrize(
+    ("people", "toned", "scale"), [("ab", False, 1.0), ("ab", True, 1.25), ("aa", True, 1.0)]
+)
+def test_in_other_tones_the_planned_spacing_is_one_of_many(
+    people: str, toned: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is better by less than a tenth is taken there alone, and not of one person."""
+    told = {1.0: 0.62, 1.25: 0.57, 1.6: 0.56}
+    monkeypatch.setattr(Search, "_judged", lambda _, axes, at: told[at])
+    references = [replace(blob_reference(number), subject=name) for number, name in enumerate(people)]
+    assert Search(tiny_model(), lambda _: (PLAN, references), toned=toned).scale(UPRIGHT) == scale
+
+
 def test_a_scale_that_loses_a_class_is_none() -> None:
     assert found(7.5, speck=True) == 1.0, "coarser grids lose the speck"
 
@@ -120,7 +133,7 @@ def test_the_plan_says_what_was_found_and_equal_references_are_tried_once() -> N
     turned = settle(Showing("LSA"))
     assert (turned.pose, turned.spacing_mm[0]) == (Pose("LSA"), 1.6)
     before = model.encoded
-    for wanted, spacing in ((AS_PLANNED, 1.0), (Showing(UPRIGHT, 1.25, tones="never"), 1.25)):
+    for wanted, spacing in ((AS_PLANNED, 1.0), (Showing(UPRIGHT, 1.25), 1.25)):
         assert settle(wanted).spacing_mm == (spacing,) * 3
     assert model.encoded == before, "nothing to search for"
 

@@ -120,7 +120,7 @@ def test_other_tones_are_for_references_that_are_read_badly(
     assert _settled(search, own, other, tones) == found
 
 
-@pytest.mark.parametrize(("tones", "toned"), [("always", True), ("never", False)])
+@pytest.mark.parametrize(("tones", "toned"), [("always", True), ("auto", False), ("never", False)])
 def test_what_is_wanted_is_done_and_kept(tones: str, toned: bool) -> None:
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return scan
