@@ -40,7 +40,7 @@ class MaskFiles(Source):
             if len(found) > 1:
                 raise LabelValueError(
                     f"The mask file of one class holds 0 and one other value, but {path} holds "
-                    f"{', '.join(map(str, found[:5]))}: give label maps and name their values in the specification."
+                    f"{', '.join(map(str, found[:5]))}: give one label map a case and name its values."
                 )
             if merged is None:
                 merged = Volume(np.zeros(mask.shape, np.uint8), mask.affine, mask.header)

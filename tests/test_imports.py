@@ -134,6 +134,7 @@ ORDER = (
     "iris_pipeline.inbox",
     "iris_pipeline.inputs",
     "iris_pipeline.kept_scans",
+    "iris_pipeline.reference_layout",
     "iris_pipeline.references",
     "iris_pipeline.screening",
     "iris_pipeline.native",

@@ -223,6 +223,8 @@ def reference_files(
         )
     image, *labels = map(Path, paths)
     files = reference_pair(image, labels[0], channel) if labels else find_references(image, channel)
+    if files.told:
+        print(files.told)
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
     usable, refused = screen_references(with_people(files, subject_pattern), modality)
