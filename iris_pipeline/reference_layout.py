@@ -156,6 +156,9 @@ def _of_masks(
     meant = {same_name(name): name for name in classes}
     labels = dict(strays)
     for case, of_class in masks.items():
+        if case not in images:
+            labels[case] = FileSource(next(iter(of_class.values()))[0])  # never read: told as left out
+            continue
         files = {meant[same_name(n)]: paths for n, paths in of_class.items() if same_name(n) in meant}
         if files:
             labels[case] = _label_map(files, classes)
