@@ -22,7 +22,7 @@ from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.reference_layout import find_layout
 from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, plan_like
+from iris_pipeline.strategies import PreparedReference, join_people, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
@@ -316,6 +316,7 @@ def embed_files(
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
     showing: Showing = SEARCHED,
+    check: Callable[[Sequence[Candidate]], None] | None = None,
     device: torch.device | str = "cpu",
     autocast: bool = False,
     progress: bool = False,
@@ -323,7 +324,8 @@ def embed_files(
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
 
     like: a task whose grid, pose and intensities are used instead, so that the two can be merged. showing:
-    see `showing.py`. Class values are those of the files. ReferenceCaseError names a reference that cannot be used.
+    see `showing.py`. Class values are those of the files. check: is shown the drawn references, of whom each subject is
+    one person, and may raise before any is encoded. ReferenceCaseError names a reference that cannot be used.
     """
     spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
@@ -331,6 +333,9 @@ def embed_files(
     drawn = {draw.id for draw in draws}
     used = tuple(p for p in prints if p.id in drawn)
     by_id = {case.id: case for case in files.cases}
+    if check is not None:
+        people = join_people([p.subject for p in used], [p.content for p in used])
+        check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
 
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
