@@ -109,6 +109,7 @@ ORDER = (
     "iris_pipeline.precision",
     "iris_pipeline.trained_cases",
     "iris_pipeline.checkpoint",
+    "iris_pipeline.shipped",
     "iris_pipeline.averaged",
     "iris_pipeline.not_trained",
     "iris_pipeline.run_log",
