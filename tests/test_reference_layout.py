@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scans import affine_of, paint, save
@@ -173,3 +174,19 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         find_layout(tmp_path / "nope")
     with pytest.raises(ReferenceCaseError, match=r"one image and one label file; \S+ is neither\.$"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["one.nii.gz", "one/liver.nii.gz"])
+def test_a_mask_with_a_channel_for_each_class_gets_advice_of_its_own(tmp_path: Path, place: str) -> None:
+    """--reference-channel would choose a channel of the image."""
+    save(tmp_path / "images" / "one.nii.gz", IMAGE, AFFINE)
+    path = tmp_path / "labels" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.stack([LABELS == 2, LABELS == 7], -1).astype(np.uint8), AFFINE), path)
+    (tmp_path / "classes.json").write_text('{"spleen": 1, "liver": 2}')
+    says = (
+        rf"A mask is one label map of three axes \(x,y,z\) with a value for each class, but {path} has several "
+        r"channels \(a fourth axis, one for each class perhaps\): join them into one label map\.$"
+    )
+    with pytest.raises(ReferenceCaseError, match=says):
+        screen_references(find_references(tmp_path))
