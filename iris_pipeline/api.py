@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -339,12 +340,20 @@ def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> Re
         raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
     if not classes:
         raise ReferenceCaseError('A task needs at least one class, as in {"liver": 1}; got none.')
+    strange = [
+        value for value in classes.values() if isinstance(value, bool) or not isinstance(value, Integral)
+    ]
+    if strange:
+        raise ReferenceCaseError(
+            f'`classes` gives each name a whole number, its value in the labels, as in {{"liver": 1}}; got '
+            f"{dict(classes)}: {strange[0]!r} is none."
+        )
     cases = []
     for number, scan in enumerate(references, 1):
         image, labels = scan.sources(str(number))
         # The modality is not known yet: `reference_spec` is told or guesses it.
         cases.append(Case(str(number), scan.subject or str(number), image, labels, "MR"))
-    return ReferenceFiles(tuple(cases), dict(classes))
+    return ReferenceFiles(tuple(cases), {name: int(value) for name, value in classes.items()})
 
 
 def _volume(
