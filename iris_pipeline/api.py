@@ -1,13 +1,14 @@
 """Iris on arrays, without files: labelled scans and a model in, masks out.
 
->>> loaded = load_model("results/my_run")                                      # doctest: +SKIP
+>>> loaded = load_model("results/my_run")  # or load_model("iris_small_6")      # doctest: +SKIP
 >>> references = [LabelledScan(image, labels, spacing_mm=(3.0, 1.2, 1.2)), ...]  # doctest: +SKIP
 >>> task = encode(loaded, references, {"liver": 1}, modality="MR")             # doctest: +SKIP
 >>> mask = segment(loaded, task, Scan(query, spacing_mm=(2.5, 1.0, 1.0)))      # doctest: +SKIP
 
 Arrays are [D,H,W] = (z,y,x), as are spacings; with an affine they may lie in any orientation, with a spacing they
-are in RAS+ (indices grow toward Superior, Anterior, Right). `strategy_of` gives what makes a task for each query,
-`bank` the task of a dataset that the model was trained on; `segment_all` gives each class's mask and probabilities too.
+are in RAS+ (indices grow toward Superior, Anterior, Right). Of a nibabel image it is its array transposed,
+`.T`, with its affine. `strategy_of` gives what makes a task for each query, `bank` the task of a dataset that the model
+was trained on; `segment_all` gives each class's mask and probabilities too.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel, load_model
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.native import FULL
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import SEARCH
@@ -29,6 +31,7 @@ from iris_pipeline.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.scan import Wanted, segment_scan, unite
+from iris_pipeline.shipped import load_model
 from iris_pipeline.showing import Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding, merge
@@ -186,10 +189,11 @@ def encode(
     classes: name -> value in the labels. modality: "CT", "MR" or "PET"; None: CT if a value is below -200, else MR.
     like: a task whose grid is taken, so that the two can be merged. cache: keep it to embed each reference once
     over several calls. pose, scale: "auto" searches for the pose and the multiple of the planned spacing at which the
-    model reads the references best (`showing.py`), a minute on a CPU; "upright" takes them in RAS+, "LSA" and the like
-    in that one, 1 at the planned spacing. grey: how much the references' grey values count beside the network
-    (`grey_weights.py`), "auto" as the references tell, 0 not at all. looks: 2 to match scans' grey
-    values to the references' where the model is surer then (`second_look.py`), 1 to take them as they are. tones:
+    model reads the references best (`showing.py`), one to several minutes on a CPU, twice that where other tones are
+    tried; "upright" takes them in RAS+, "LSA" and the like in that one, 1 at the planned spacing. grey: how much the
+    references' grey values count beside the network (`grey_weights.py`), "auto" as the references tell, 0 not at all.
+    looks: 2 to match scans' grey values to the references' where the model is surer then (`second_look.py`), 1 to take
+    them as they are. tones:
     "auto" shows scans through a curve that makes bright what is as grey as the references' structures where the model
     reads these badly and that mends it (`toning.py`), "always" and "never".
     ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown strategy, pose, scale,
@@ -336,12 +340,20 @@ def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> Re
         raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
     if not classes:
         raise ReferenceCaseError('A task needs at least one class, as in {"liver": 1}; got none.')
+    strange = [
+        value for value in classes.values() if isinstance(value, bool) or not isinstance(value, Integral)
+    ]
+    if strange:
+        raise ReferenceCaseError(
+            f'`classes` gives each name a whole number, its value in the labels, as in {{"liver": 1}}; got '
+            f"{dict(classes)}: {strange[0]!r} is none."
+        )
     cases = []
     for number, scan in enumerate(references, 1):
         image, labels = scan.sources(str(number))
         # The modality is not known yet: `reference_spec` is told or guesses it.
         cases.append(Case(str(number), scan.subject or str(number), image, labels, "MR"))
-    return ReferenceFiles(tuple(cases), dict(classes))
+    return ReferenceFiles(tuple(cases), {name: int(value) for name, value in classes.items()})
 
 
 def _volume(

@@ -65,7 +65,8 @@ class Agreement(BaseModel):
         """For people."""
         r, rho = ("-" if v is None else f"{v:.2f}" for v in (self.pearson, self.spearman))
         return (
-            f"predicted against true Dice of {self.masks} masks in {self.cases} cases: Pearson {r}, Spearman {rho}, "
+            f"predicted against true Dice of {self.masks} mask{'s' * (self.masks != 1)} in {self.cases} "
+            f"case{'s' * (self.cases != 1)}: Pearson {r}, Spearman {rho}, "
             f"mean error {self.mean_absolute_error:.3f}; below {self.review_below:g} are {self.poor}, of which "
             f"{self.poor_flagged} are marked for review, with {self.flagged - self.poor_flagged} better ones"
         )

@@ -53,6 +53,7 @@ TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
 LOG = "predict.log"
 CLASSES = "classes.json"
+NOTHING = "nothing was found: the mask is empty for all classes."
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,8 @@ def _make(
     outputs = wishes.outputs if wishes.overwrite else wishes.outputs.with_those_there(out, case.id)
     wanted = outputs.wanted(certainty=wishes.judge is not None)
     result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
+    if not result.labels.any():
+        warnings[NOTHING] = None
     judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
     wishes.check_place()
     note_precision(out, options)

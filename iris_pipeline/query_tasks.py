@@ -17,7 +17,7 @@ from iris_pipeline.pool import Embedded, EmbeddingCache
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
-from iris_pipeline.rivals import Attempt, best_strategy, compare_strategies, comparison_text
+from iris_pipeline.rivals import Attempt, best_strategy, check_rivals, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
@@ -170,6 +170,7 @@ def file_tasks(
         cache=cache,
         with_images=strategy == "image-retrieval",
         showing=showing,
+        check=check_rivals if strategy == BEST else None,
         device=options.device,
         autocast=options.autocast,
         progress=progress,
@@ -216,6 +217,7 @@ def encode_files(
         like=like,
         cache=cache,
         showing=showing,
+        check=check_rivals if strategy == BEST else None,
         device=options.device,
         autocast=options.autocast,
         progress=progress,

@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
+from iris_pipeline.reference_layout import find_layout
 from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, plan_like
+from iris_pipeline.strategies import PreparedReference, join_people, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
@@ -33,13 +34,11 @@ from preprocessing.guess import guess_sides
 from preprocessing.mending import by_segment_names
 from preprocessing.plan import Plan, Policy, make_plan
 from preprocessing.progress import Bar
-from preprocessing.slicer import is_segmentation
-from preprocessing.source import FileSource, Source, one_source
+from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import case_id_of, is_image_path, stem_of
+from preprocessing.volume import case_id_of
 
-FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
 
 
@@ -48,7 +47,8 @@ class ReferenceFiles:
     """Labelled cases on disk.
 
     classes: name -> value in the label files, 1..255. unpaired: ids that lack their image or label file. copies: ids of
-    the same scan, remarks: (id, what is doubtful about it), both found by `screening.screen_references`.
+    the same scan, remarks: (id, what is doubtful about it), both found by `screening.screen_references`. told: what was
+    guessed from the names of mask files, a sentence.
     """
 
     cases: tuple[Case, ...]
@@ -56,6 +56,7 @@ class ReferenceFiles:
     unpaired: tuple[str, ...] = ()
     copies: tuple[tuple[str, ...], ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,41 +78,21 @@ class Draw:
 
 def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     """The references of a folder: images/ and labels/, or imagesTr/ and labelsTr/, paired by case id; an image may be
-    the folder of a DICOM series.
+    the folder of a DICOM series, and a label map may lie there as one mask file a class (`reference_layout.py`).
 
     Class names come from classes.json ({"liver": 1}) or dataset.json (the Decathlon's or nnU-Net's "labels")
     beside the two folders; without either, from the segments of .seg.nrrd files, and value v of other files is named
     label_v. channel: of images that have several, see `inputs.find_inputs`. ReferenceCaseError if nothing can be
     paired, RawDataError if there is no such channel.
     """
-    for images, labels in FOLDERS:
-        if (folder / images).is_dir() and (folder / labels).is_dir():
-            break
-    else:
-        raise ReferenceCaseError(
-            "References are a folder with images/ and labels/ (or imagesTr/ and labelsTr/), or one image "
-            f"and one label file; {folder} is neither."
-        )
-    label_files = _by_id(folder / labels, stem_of)
-    image_files = _by_id(folder / images, lambda path: case_id_of(path, label_files), are_images=True)
-    if channel is not None:
-        image_files = {case.id: case.image for case in find_inputs(folder / images, channel)[0] if case.image}
-    elif any(path.is_dir() for path in (folder / images).iterdir()):
-        series = {case.id: case.image for case in find_inputs(folder / images)[0] if case.image}
-        # A series and a file of one name are two of one case, which `find_inputs` leaves to its verdict.
-        image_files = series | {k: v for k, v in image_files.items() if not (folder / images / k).is_dir()}
-    alone = sorted(set(image_files) ^ set(label_files))
-    paired = sorted(set(image_files) & set(label_files))
-    if not paired:
-        raise ReferenceCaseError(
-            f"Each reference needs an image and a label file of one name in {folder / images} and "
-            f"{folder / labels}; none pair up ({', '.join(alone[:5]) or 'both are empty'})."
-        )
+    layout = find_layout(folder, channel)
+    alone = sorted(set(layout.images) ^ set(layout.labels))
+    paired = sorted(set(layout.images) & set(layout.labels))
     # The modality is not known yet: `reference_spec` is told or guesses it.
-    classes = read_class_names(folder) or classes_of([label_files[name] for name in paired])
-    found = ((name, image_files[name], by_segment_names(label_files[name], classes)) for name in paired)
-    cases = tuple(Case(name, name, image, labels, "MR") for name, image, labels in found)
-    return ReferenceFiles(cases, classes, tuple(alone))
+    classes = layout.classes or classes_of([layout.labels[name] for name in paired])
+    shown = {name: by_segment_names(layout.labels[name], classes) for name in paired}
+    cases = tuple(Case(name, name, layout.images[name], shown[name], "MR") for name in paired)
+    return ReferenceFiles(cases, classes, tuple(alone), told=layout.told)
 
 
 def reference_pair(image: Path, labels: Path, channel: str | None = None) -> ReferenceFiles:
@@ -335,6 +316,7 @@ def embed_files(
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
     showing: Showing = SEARCHED,
+    check: Callable[[Sequence[Candidate]], None] | None = None,
     device: torch.device | str = "cpu",
     autocast: bool = False,
     progress: bool = False,
@@ -342,7 +324,8 @@ def embed_files(
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
 
     like: a task whose grid, pose and intensities are used instead, so that the two can be merged. showing:
-    see `showing.py`. Class values are those of the files. ReferenceCaseError names a reference that cannot be used.
+    see `showing.py`. Class values are those of the files. check: is shown the drawn references, of whom each subject is
+    one person, and may raise before any is encoded. ReferenceCaseError names a reference that cannot be used.
     """
     spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
@@ -350,6 +333,9 @@ def embed_files(
     drawn = {draw.id for draw in draws}
     used = tuple(p for p in prints if p.id in drawn)
     by_id = {case.id: case for case in files.cases}
+    if check is not None:
+        people = join_people([p.subject for p in used], [p.content for p in used])
+        check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
 
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
@@ -382,12 +368,3 @@ def embed_files(
     )
     pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=progress)
     return FilePool(pool, plan, prepare)
-
-
-def _by_id(folder: Path, id_of: Callable[[Path], str], are_images: bool = False) -> dict[str, Source]:
-    """Case id -> its file; a case with two cannot be read, which its verdict says."""
-    found: dict[str, list[FileSource]] = {}
-    for path in sorted(folder.iterdir()):
-        if is_image_path(path) and not (are_images and is_segmentation(path)):
-            found.setdefault(id_of(path), []).append(FileSource(path))
-    return {name: one_source(name, files) for name, files in found.items()}

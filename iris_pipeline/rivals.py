@@ -17,6 +17,7 @@ from iris_pipeline.focus import label_volume
 from iris_pipeline.metrics import label_overlaps
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded, people_of
+from iris_pipeline.references import Candidate
 from iris_pipeline.second_look import look_twice
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
@@ -60,10 +61,7 @@ def compare_strategies(
     pool = sorted(pool, key=lambda each: each.id)
     left_out = _left_out(pool, people, seed)
     if not left_out:
-        raise PredictionError(
-            "Strategies are compared on references of two or more people who share a class, each segmented from the "
-            f"others; got {len(people)} of {len(set(people.values()))}: give more references, or name a strategy."
-        )
+        raise _too_few(list(people.values()))
     attempts = []
     with Bar(
         total=len(left_out) * len(strategies), desc="Comparing strategies", unit="trial", disable=not progress
@@ -77,6 +75,22 @@ def compare_strategies(
                 attempts.append(Attempt(strategy, query, dice))
                 bar.update()
     return attempts
+
+
+def check_rivals(drawn: Sequence[Candidate]) -> None:
+    """The PredictionError of `compare_strategies`, of references that are not encoded yet: that takes minutes."""
+    if not any(
+        one.subject != other.subject and one.classes & other.classes for one in drawn for other in drawn
+    ):
+        raise _too_few([each.subject for each in drawn])
+
+
+def _too_few(people: Sequence[str]) -> PredictionError:
+    """people: who is shown by each reference."""
+    return PredictionError(
+        "Strategies are compared on references of two or more people who share a class, each segmented from the "
+        f"others; got {len(people)} of {len(set(people))}: give more references, or name a strategy."
+    )
 
 
 def _left_out(pool: Sequence[Embedded], people: Mapping[str, str], seed: int) -> list[str]:

@@ -95,6 +95,10 @@ def save_task(path: Path | str, task: TaskEmbedding) -> None:
 def load_task(path: Path | str, expected_model_hash: str | None = None) -> TaskEmbedding:
     """Read a .task file; TaskError if it is missing, damaged, of another schema or of another model."""
     path = Path(path)
+    if path.is_dir():
+        raise TaskError(
+            f"A task is a file that iris_encode made; {path} is a folder: references go with -r, or iris_encode -r."
+        )
     if not path.is_file():
         raise TaskError(f"There is no task file {path}; make one with iris_encode -r REFS -o {path.name}.")
     try:

@@ -21,6 +21,10 @@ class GridMismatchError(RawDataError):
     """An image and its label do not lie on the same grid."""
 
 
+class ChannelError(RawDataError):
+    """A file has several channels and none was named, or one that it lacks."""
+
+
 class LabelValueError(RawDataError):
     """A label map holds a value that the specification does not name."""
 

@@ -259,6 +259,8 @@ def check_label_values(
         if reference:
             whose = "the classes of the references are"
             remedy = "correct the label file or name its values (1 to 255) in their classes.json"
+            if not source.files:  # arrays
+                remedy = "correct the labels or name their values (1 to 255) in `classes`"
         raise LabelValueError(
             f"{source} holds unknown label values ({', '.join(map(str, unknown))}): {whose} 0 (background), {allowed}; "
             f"{remedy}."

@@ -18,7 +18,7 @@ import numpy as np
 os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
 import SimpleITK as sitk
 
-from preprocessing.errors import RawDataError
+from preprocessing.errors import ChannelError, RawDataError
 from preprocessing.files import plain_name
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -33,15 +33,15 @@ UNEVEN = 0.1  # slice steps of a DICOM series may differ by this share; a missin
 
 
 def choose_channel(path: Path, channels: int, wanted: int | None) -> int:
-    """The number of the channel to read; RawDataError where none was named and there are several, or another one."""
+    """The number of the channel to read; ChannelError where none was named and there are several, or another one."""
     if wanted is None and channels > 1:
-        raise RawDataError(
+        raise ChannelError(
             f"A scan has one channel, but {path} has {channels} and none was named: choose one of 0 to "
             f"{channels - 1} (--channel, of references --reference-channel)."
         )
     if wanted is not None and not 0 <= wanted < channels:
         there = f"{channels} channels, 0 to {channels - 1}" if channels > 1 else "one channel, 0"
-        raise RawDataError(f"{path} has {there}, but channel {wanted} was asked for: name one that it has.")
+        raise ChannelError(f"{path} has {there}, but channel {wanted} was asked for: name one that it has.")
     return wanted or 0
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from preprocessing.case import check_same_grid
 from preprocessing.errors import GridMismatchError, LabelValueError
-from preprocessing.source import Source
-from preprocessing.volume import Volume, as_labels, read_raw
+from preprocessing.source import FileSource, Source
+from preprocessing.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class MaskFiles(Source):
         merged: Volume | None = None
         shared = 0
         for value, path in self.masks:
-            mask = as_labels(read_raw(path), str(path))
+            mask = FileSource(path).read_labels()
             inside = mask.array != 0
             found = np.unique(mask.array[inside])
             if len(found) > 1:
                 raise LabelValueError(
                     f"The mask file of one class holds 0 and one other value, but {path} holds "
-                    f"{', '.join(map(str, found[:5]))}: give label maps and name their values in the specification."
+                    f"{', '.join(map(str, found[:5]))}: give one label map a case and name its values."
                 )
             if merged is None:
                 merged = Volume(np.zeros(mask.shape, np.uint8), mask.affine, mask.header)

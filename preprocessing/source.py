@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.errors import RawDataError
+from preprocessing.errors import ChannelError, RawDataError
 from preprocessing.itk_files import data_files
 from preprocessing.volume import CORNER_VOXELS, Volume, as_image, as_labels, corner_shift, read_raw
 
@@ -75,6 +75,16 @@ class FileSource(Source):
 
     def read(self) -> Volume:
         return read_raw(self.path, channel=self.channel)
+
+    def read_labels(self) -> Volume:
+        """RawDataError of its own for masks of several channels: to choose one of them would be no advice."""
+        try:
+            return super().read_labels()
+        except ChannelError:
+            raise RawDataError(
+                f"A mask is one label map of three axes (x,y,z) with a value for each class, but {self.path} has "
+                "several channels (a fourth axis, one for each class perhaps): join them into one label map."
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -353,3 +353,19 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
             encode(loaded, [labelled(1)], CLASSES, pose="upright", scale=1, grey=0),
             Scan(image, SPACING),
         )
+
+
+def test_class_values_are_whole_numbers_and_messages_speak_of_classes() -> None:
+    loaded = loaded_with(GreyModel(), plans={"blobs": PLAN})
+    for value in ("1", 1.5, True, None):
+        told = re.escape(
+            f"a whole number, its value in the labels, as in {{\"liver\": 1}}; got {{'ball': {value!r}}}: "
+        )
+        with pytest.raises(ReferenceCaseError, match=told + re.escape(f"{value!r} is none.")):
+            encode(loaded, [labelled(1)], {"ball": value})  # type: ignore[dict-item]
+    with pytest.raises(
+        ReferenceCaseError,
+        match=r"of reference 1 holds unknown label values \(4\): .*; correct the labels or name "
+        r"their values \(1 to 255\) in `classes`\.$",
+    ):
+        encode(loaded, [labelled(1)], {"ball": 1}, pose="upright", scale=1, grey=0)

@@ -190,6 +190,10 @@ def test_agreement_against_scipy_and_by_hand() -> None:
         "predicted against true Dice of 4 masks in 3 cases: Pearson 0.91, Spearman 0.80, mean error 0.125; below 0.7 "
         "are 2, of which 2 are marked for review, with 1 better ones"
     )
+    assert ": predicted against true Dice of 3 masks in 1 case: Pearson" in (
+        f": {agreement(said[:3], true[:3], 'aaa').sentence()}"
+    )
+    assert "Dice of 1 mask in 1 case: Pearson -" in agreement(said[:1], true[:1], "a").sentence()
     assert agreement([0.5, 0.5, 0.5], true[:3], "abc").pearson is None, (
         "without spread there is no correlation"
     )

@@ -6,6 +6,7 @@ import csv
 import errno
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,18 @@ def test_a_report_says_what_became_of_each_case_in_this_call(folder: Path) -> No
             stopped, task, [cases[0], cases_of(folder)[4]], folder / "out", progress=False, left_out=[]
         )
     assert [line[:2] for line in lines()[1:]] == [["a", "skipped"], ["e", "not reached"]]
+
+
+def test_an_empty_mask_is_said(folder: Path) -> None:
+    """A scan of one slice, say: a mask without a voxel is done, and is to be looked at."""
+    _, task = grey_task(*paint((12, 40, 34), BLOCKS))
+    nowhere = replace(task, tokens=make_task([99.0] * len(task.class_names)).tokens)
+    predict_folder(
+        loaded_with(GreyModel()), nowhere, cases_of(folder)[:1], folder / "out", progress=False, left_out=[]
+    )
+    told = "nothing was found: the mask is empty for all classes."
+    assert f",done,{told}," in (folder / "out" / "report.csv").read_text(encoding="utf-8")
+    assert f": done: {told} (" in (folder / "out" / "predict.log").read_text(encoding="utf-8")
 
 
 def test_a_compressed_text_is_no_scan(folder: Path) -> None:

@@ -152,7 +152,9 @@ def test_one_image_and_one_label_file(folder: Path) -> None:
 
 
 def test_folders_that_hold_no_references(tmp_path: Path) -> None:
-    with pytest.raises(ReferenceCaseError, match=r"a folder with images/ and labels/ .*nowhere is neither"):
+    with pytest.raises(
+        ReferenceCaseError, match=r"a folder with images/ and labels/ .*nowhere does not exist"
+    ):
         find_references(tmp_path / "nowhere")
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()

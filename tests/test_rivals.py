@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from blobs import PLAN
+from scans import affine_of, paint, save
 from stub_model import GreyModel, loaded_with, make_task
 
 from iris_pipeline.pool import Embedded, embed, people_of
 from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.query_tasks import encode_files, file_tasks
+from iris_pipeline.references import ReferenceFiles, find_references
 from iris_pipeline.rivals import (
     MOST_LEFT_OUT,
     RIVALS,
@@ -23,6 +28,7 @@ from iris_pipeline.rivals import (
     found_dice,
     mean_dice,
 )
+from iris_pipeline.screening import with_people
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
@@ -172,3 +178,44 @@ def test_the_order_of_the_references_makes_no_difference() -> None:
     ways = [Bench(*some), Bench(*some[::-1])]
     assert ways[0].compare(strategies=("ensemble",)) == ways[1].compare(strategies=("ensemble",))
     assert ways[0].made == ways[1].made
+
+
+class Searched(Exception):
+    """Minutes would be spent."""
+
+
+def on_disk(folder: Path, **cases: tuple[float, int]) -> ReferenceFiles:
+    """name=(grey, label): references of one block each, whose people their names tell."""
+    for name, (grey, value) in cases.items():
+        image, labels = paint((12, 20, 24), {value: np.s_[2:9, 4:15, 5:18]}, {value: grey})
+        save(folder / "images" / f"{name}.nii.gz", image, affine_of("RAS", (2.0, 1.0, 1.0)))
+        save(folder / "labels" / f"{name}.nii.gz", labels, affine_of("RAS", (2.0, 1.0, 1.0)))
+    return with_people(find_references(folder), "^(?P<subject>p[0-9])")
+
+
+@pytest.mark.parametrize(
+    ("cases", "people"),
+    [
+        ({"p1_a": (50.0, 1), "p1_b": (60.0, 1)}, 1),
+        ({"p1_a": (50.0, 1), "p2_a": (50.0, 1)}, 1),  # the same scan
+        ({"p1_a": (50.0, 1), "p2_a": (60.0, 2)}, 2),  # no class in common
+        ({"p1_a": (50.0, 1), "p2_a": (60.0, 1)}, 0),
+    ],
+)
+def test_references_that_cannot_be_compared_are_refused_before_a_pose_is_searched(
+    cases: dict[str, tuple[float, int]], people: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*_: Any, **__: Any) -> None:
+        raise Searched
+
+    monkeypatch.setattr("iris_pipeline.references.settle_showing", search)
+    files, loaded = on_disk(tmp_path, **cases), loaded_with(GreyModel(width=0.55))
+    says = rf"two or more people who share a class, .*; got 2 of {people}: give more references"
+    with pytest.raises(PredictionError if people else Searched, match=says if people else None):
+        encode_files(loaded, files, strategy="best")
+    with pytest.raises(PredictionError if people else Searched, match=says if people else None):
+        file_tasks("best", loaded, files, InferenceOptions())
+    with pytest.raises(PredictionError, match=r"; got 1 of 1: give more references"):
+        encode_files(loaded, replace(files, cases=files.cases[:1]), strategy="best")
+    with pytest.raises(Searched):
+        encode_files(loaded, files, strategy="refining")

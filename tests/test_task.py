@@ -81,6 +81,11 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path, task: TaskEmbeddi
         TaskError, match=r"no task file .*x\.task; make one with iris_encode -r REFS -o x\.task"
     ):
         load_task(tmp_path / "x.task")
+    (tmp_path / "refs").mkdir()
+    with pytest.raises(
+        TaskError, match=r"a file that iris_encode made; \S+refs is a folder: references go with -r"
+    ):
+        load_task(tmp_path / "refs")
     save_task(tmp_path / "x.task", task)
     content = (tmp_path / "x.task").read_bytes()
     (tmp_path / "x.task").write_bytes(content[: len(content) // 2])

@@ -7,13 +7,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, STATE_FILE, LoadedModel, checkpoint_of, load_model
+from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, LoadedModel, checkpoint_of, load_model
 from iris_pipeline.cli._common import at_least_one, not_negative
 from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.grey import weights_of
@@ -22,6 +21,7 @@ from iris_pipeline.precision import choose_precision
 from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.screening import references_told, screen_references, with_people
+from iris_pipeline.shipped import is_shipped, shipped_model
 from iris_pipeline.showing import SEARCHED
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
@@ -29,14 +29,6 @@ from preprocessing.errors import CheckpointError, PredictionError, RawDataError,
 from preprocessing.orientation import UPRIGHT
 from preprocessing.paths import Root
 from preprocessing.spec import Modality
-
-SHIPPED = Path(str(resources.files("iris_pipeline"))) / "weights"
-
-
-def shipped_model(name: str | None = None) -> Path | None:
-    """The model of that name that comes with the package, or the first one; None where there is none."""
-    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{STATE_FILE}"))
-    return next((folder for folder in folders if name in (None, folder.name)), None)
 
 
 def newest_run(results: Path) -> Path:
@@ -102,7 +94,7 @@ def results_folder(folder: Path, root: Root) -> Path:
 
     The package may be read-only and serves every root; iris_evaluate looks for a run's name under results/.
     """
-    return root.results / folder.name if folder.resolve().parent == SHIPPED.resolve() else folder
+    return root.results / folder.name if is_shipped(folder) else folder
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +215,8 @@ def reference_files(
         )
     image, *labels = map(Path, paths)
     files = reference_pair(image, labels[0], channel) if labels else find_references(image, channel)
+    if files.told:
+        print(files.told)
     if files.unpaired:
         print(f"Left out, for want of an image or a label file: {', '.join(files.unpaired)}.")
     usable, refused = screen_references(with_people(files, subject_pattern), modality)

@@ -20,8 +20,9 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         default=SEARCH,
         metavar="POSE",
         help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
-        "can lie and takes the one in which the model reads the references best (a minute on a CPU); upright, or "
-        "three letters such as LSA, take that one (default: auto)",
+        "can lie and takes the one in which the model reads the references best (one to several minutes on a "
+        "CPU, once a task, and twice that where other tones are tried); upright, or three letters such as LSA, take "
+        "that one (default: auto)",
     )
     parser.add_argument(
         "--scale",

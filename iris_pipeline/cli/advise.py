@@ -23,7 +23,7 @@ from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import embed_files
-from iris_pipeline.rivals import comparison_text
+from iris_pipeline.rivals import check_rivals, comparison_text
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
 from preprocessing.paths import Root
@@ -93,6 +93,7 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
         files,
         modality=arguments.modality,
         showing=showing_of(arguments),
+        check=check_rivals if arguments.compare_strategies else None,
         device=device,
         autocast=options.autocast,
         progress=True,

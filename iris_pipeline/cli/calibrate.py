@@ -6,10 +6,11 @@ import argparse
 
 from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
-from iris_pipeline.cli._models import SHIPPED, add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
+from iris_pipeline.shipped import is_shipped
 from preprocessing.adapters import find_cases
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name
@@ -71,7 +72,7 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     device = choose_device(arguments.device)
     loaded, folder = load_run(arguments, root, device)
-    if folder.is_relative_to(SHIPPED):
+    if is_shipped(folder):
         raise CheckpointError(
             "Confidence is kept with the model, and the package is not written to: copy "
             f"{folder} to {root.results / folder.name / 'checkpoint'} first."
