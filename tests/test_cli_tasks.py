@@ -161,6 +161,7 @@ def test_strategies_with_given_references(
     root: Path, refs: Path, scan: str, tmp_path: Path, strategy: str, capsys: Any
 ) -> None:
     arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
+    arguments += ["--tones", "never"]  # an untrained network reads nothing in any
     assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 0
     assert "Task: left, right, core from 2 references (core from 1) at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
