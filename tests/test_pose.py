@@ -30,7 +30,7 @@ from preprocessing.normalise import Normalisation
 from preprocessing.orientation import UPRIGHT, Pose, Reorientation
 from preprocessing.plan import Plan
 
-POSE_ONLY = Showing("auto", 1.0)
+POSE_ONLY = Showing("auto", 1.0, tones="never")
 QUICK = SearchSettings(pose_scales=(1.0,), scales=(1.0,), first_judges=1, rivals=8, judges=2)
 
 
