@@ -36,7 +36,6 @@ from iris_pipeline.showing import Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
-from iris_pipeline.toning import AUTO
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError
@@ -179,7 +178,7 @@ def encode(
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
     looks: int = 2,
-    tones: str = AUTO,
+    tones: str = SEARCH,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -234,7 +233,7 @@ def strategy_of(
     scale: float | str = SEARCH,
     grey: float | str = SEARCH,
     looks: int = 2,
-    tones: str = AUTO,
+    tones: str = SEARCH,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
     progress: bool = False,

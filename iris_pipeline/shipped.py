@@ -16,8 +16,11 @@ SHIPPED = Path(str(resources.files("iris_pipeline"))) / "weights"
 
 def shipped_model(name: str | None = None) -> Path | None:
     """The model of that name that comes with the package, or the first one; None where there is none."""
-    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{STATE_FILE}"))
-    return next((folder for folder in folders if name in (None, folder.name)), None)
+    return next((folder for folder in _folders() if name in (None, folder.name)), None)
+
+
+def _folders() -> list[Path]:
+    return sorted(path.parent for path in SHIPPED.glob(f"*/{STATE_FILE}"))
 
 
 def is_shipped(folder: Path) -> bool:
@@ -36,7 +39,7 @@ def load_model(model: Path | str | None = None, device: torch.device | str = "cp
     if folder is None or checkpoint_of(folder) is None:
         own = shipped_model(None if model is None else str(model))
         if own is None and (folder is None or not folder.is_dir()):
-            known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{STATE_FILE}")))
+            known = ", ".join(each.name for each in _folders())
             raise CheckpointError(
                 "A model is the folder of a run, or the name of one that comes with the package "
                 f"({known or 'there is none'}); got {model if model is None else repr(str(model))}: check the name."

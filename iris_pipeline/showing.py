@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache as cache_calls
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from iris_pipeline.pose import (
 from iris_pipeline.second_look import with_surroundings
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, who_is_who
-from iris_pipeline.toning import ALWAYS, AUTO, NEVER, toned_plan, toning_named
+from iris_pipeline.toning import ALWAYS, NEVER, toned_plan, toning_named
 from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT
@@ -62,11 +63,11 @@ class Showing:
     scale: float | str = SEARCH
     grey: float | str = SEARCH
     looks: int = 2
-    tones: str = AUTO
+    tones: str = SEARCH
 
     @classmethod
     def of(
-        cls, pose: str, scale: float | str, grey: float | str = SEARCH, looks: int = 2, tones: str = AUTO
+        cls, pose: str, scale: float | str, grey: float | str = SEARCH, looks: int = 2, tones: str = SEARCH
     ) -> Showing:
         """From what a user says; PredictionError for what is neither."""
         if looks not in (1, 2):
@@ -76,7 +77,7 @@ class Showing:
     def describe(self) -> dict[str, Any]:
         """What results depend on, beside the pose and the scale that their references.json names."""
         return {"grey": self.grey, "looks": self.looks} | (
-            {} if self.tones == AUTO else {"tones": self.tones}
+            {} if self.tones == SEARCH else {"tones": self.tones}
         )
 
 
@@ -304,6 +305,7 @@ def settle_showing(
     def upright(scale: float) -> Plan:
         return in_frame_of(plan_at(scale), affine) if wanted.pose == SEARCH else plan_at(scale)
 
+    @cache_calls  # each makes a curve of references that are read for it
     def toned(scale: float) -> Plan:
         return toned_plan(upright(scale), shown, prepare_at)
 
@@ -327,7 +329,8 @@ def settle_showing(
         def search(plan_of: Callable[[float], Plan]) -> tuple[str, float, float]:
             def shown_at(times: float) -> Shown:
                 at = plan_of(times)
-                return at, [prepare_at(at)(r.id) for r in references]
+                known = times == 1.0 and plan_of is upright
+                return at, references if known else [prepare_at(at)(r.id) for r in references]
 
             trials = Search(
                 loaded,
@@ -356,7 +359,7 @@ def _settled(
     if tones == ALWAYS:
         return (*search(toned)[:2], True)
     pose, scale, loss = search(upright)
-    if tones == AUTO and loss > settings.badly:
+    if tones == SEARCH and loss > settings.badly:
         other_pose, other_scale, other_loss = search(toned)
         if other_loss < (1 - settings.tones_gain) * loss:
             return other_pose, other_scale, True

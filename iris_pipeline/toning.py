@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from iris_pipeline.grey import log_ratio
+from iris_pipeline.pose import SEARCH
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.errors import PredictionError
 from preprocessing.plan import Plan
 from preprocessing.tones import Tones
 
-AUTO, ALWAYS, NEVER = "auto", "always", "never"
-TONINGS = (AUTO, ALWAYS, NEVER)
+ALWAYS, NEVER = "always", "never"
+TONINGS = (SEARCH, ALWAYS, NEVER)
 KNOTS = 256
 """of a curve: 6 HU of CT apart"""
 RADIUS = 1

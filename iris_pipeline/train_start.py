@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iris_pipeline.checkpoint import LoadedModel, RunState, load_model
+from iris_pipeline.checkpoint import STATE_FILE, LoadedModel, RunState, load_model
 from iris_pipeline.episode import Episode
 from iris_pipeline.episode_config import EpisodeConfig
 from iris_pipeline.episodes import EpisodeSampler, validation_episodes
@@ -88,7 +88,7 @@ def begin(
     where it is, or a run on other stores; ModelError where the other run has another network.
     """
     checkpoint = folder / "checkpoint"
-    exists = (checkpoint / "state.json").exists()
+    exists = (checkpoint / STATE_FILE).exists()
     if exists and not resume:
         raise CheckpointError(
             f"{folder} holds a run already: add --resume to go on with it, or give another --name."

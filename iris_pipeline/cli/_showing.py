@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from iris_pipeline.pose import SEARCH, pose_named
 from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
-from iris_pipeline.toning import AUTO, TONINGS
+from iris_pipeline.toning import TONINGS
 from preprocessing.errors import PredictionError
 from preprocessing.store import Store
 
@@ -54,7 +54,7 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tones",
         choices=TONINGS,
-        default=AUTO,
+        default=SEARCH,
         help="of the same references: show scans through a curve that makes bright what is as grey as the references' "
         "structures; auto does where the model reads the references badly and that mends it, as of soft tissue in CT "
         "(default: auto)",
