@@ -7,7 +7,7 @@ stands in `episodes.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,7 +85,13 @@ def join_crops(
 ) -> Episode:
     """Two crops and the label values of each class (name -> values) as an episode, as far as drawn a made one."""
     values = list(classes.values())
-    first, second = _sample(reference, values, draw), _sample(query, values, draw)
+    if draw.tones is not None:
+        masks = _masks(reference, values)
+        images = draw.tones(reference.image, masks, query.image)
+        reference, query = (
+            replace(crop, image=image) for crop, image in zip((reference, query), images, strict=True)
+        )
+    first, second = (made_sample(crop, _masks(crop, values), draw) for crop in (reference, query))
     return Episode(index, dataset, tuple(classes), first, second, draw.is_made, wide)
 
 
@@ -94,6 +100,5 @@ def made_sample(crop: Crop, masks: Tensor, draw: Draw) -> Sample:
     return Sample(crop.entry.id, crop.entry.subject, *draw.apply(crop.image, masks))
 
 
-def _sample(crop: Crop, values: Sequence[Sequence[int]], draw: Draw) -> Sample:
-    masks = torch.stack([torch.isin(crop.labels, torch.tensor(each)) for each in values]).float()
-    return made_sample(crop, masks, draw)
+def _masks(crop: Crop, values: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack([torch.isin(crop.labels, torch.tensor(each)) for each in values]).float()

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from iris_pipeline.voxel_head import cube_mean
@@ -26,11 +25,6 @@ LOWEST, HIGHEST = -9.0, 6.0
 """standard deviations; values beyond count as these. In CT, scaled by the body alone, air lies at -6 to -9"""
 RADIUS = 1
 """voxels to each side over which grey values are averaged before they are looked up: less noise, hardly less edge"""
-SPREAD_BINS = 1.0
-"""histograms are smoothed by this: neighbouring grey values are met alike"""
-RARE = 1e-4
-"""added to each share: what is met on one side only is unlikely on the other and not impossible, and what is met on
-neither says nothing"""
 LIMIT = 10.0
 """logits beyond it are taken as this, so that evidence is heard"""
 
@@ -107,19 +101,6 @@ def bins_of(grey: Tensor) -> np.ndarray:
 def _place(grey: Tensor) -> Tensor:
     """Grey values on the scale of bins: bin b reaches from b to b + 1, its middle is b + 0.5."""
     return (grey - LOWEST) / (HIGHEST - LOWEST) * BINS
-
-
-def log_ratio(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Counts [N] inside and outside of a class -> log of the share of each bin over its share outside; 0 where either
-    was never seen at all.
-    """
-    if not inside.sum() or not outside.sum():
-        return np.zeros(len(inside))
-    shares = [
-        ndimage.gaussian_filter1d(counts / counts.sum(), SPREAD_BINS, mode="nearest") + RARE
-        for counts in (inside, outside)
-    ]
-    return np.log(shares[0] / shares[1])
 
 
 def weights_of(evidence: GreyEvidence | None, names: Sequence[str]) -> Mapping[str, float]:

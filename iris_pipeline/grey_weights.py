@@ -16,7 +16,8 @@ import torch
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example
-from iris_pipeline.grey import BINS, LIMIT, RADIUS, GreyEvidence, bins_of, log_ratio, weigh, weights_of
+from iris_pipeline.grey import BINS, LIMIT, RADIUS, GreyEvidence, bins_of, weigh, weights_of
+from iris_pipeline.grey_ratios import log_ratio
 from iris_pipeline.losses import class_losses
 from iris_pipeline.pool import Embedded, EmbeddingCache, content_key, people_of
 from iris_pipeline.pose import SEARCH

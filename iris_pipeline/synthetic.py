@@ -3,6 +3,8 @@
 Arrays are [D,H,W] = (z,y,x); images [1,D,H,W], masks [K,D,H,W]. Kinds, each drawn with its own probability:
 
 - recolour: one random curve of grey values for reference and query alike; a kidney may be dark on bright.
+- tones: both are shown by what the reference's grey values say of its classes, as scans of an unknown kind may be
+  (`made_tones.py`); no curve of recolour then.
 - turn: both are brought to one of the cube's 48 orientations, mirrored ones too; the heart may lie on the right.
 - unite: some of the asked classes become one.
 - split: a class is cut in two at a plane across its bounding box; each half is a class.
@@ -11,7 +13,8 @@ Arrays are [D,H,W] = (z,y,x); images [1,D,H,W], masks [K,D,H,W]. Kinds, each dra
 - bands: what lies in a random interval of grey values in two subjects' scans, or one half of it.
 - shapes: random regions that nobody ever scanned (`shapes.py`).
 
-The first two go with any task, of the others one at most is drawn. A made task never enters the memory bank.
+Recolour and turn go with any task, tones with those of annotated scans; of the others one at most is drawn. A made task
+never enters the memory bank.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from iris_pipeline.made_tones import MadeTones, draw_made_tones
 from preprocessing.errors import EpisodeError
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ LEAST_CELL_SHARE = 0.002
 
 
 STRUCTURES = ("unite", "split", "cells", "bands", "shapes")
+ANNOTATED = ("", "unite", "split")
+"""where masks are annotated: those made of grey values themselves would be lost in tones, and shapes have no scan"""
 BAND_WIDTH = (0.2, 0.6)
 """half the width of an interval of grey values, in standard deviations"""
 BAND_SMOOTHING_VOXELS = 1.5
@@ -61,6 +67,7 @@ class SyntheticTasks:
     """Probability of each kind, 0..1; all 0 is the paper's training. At most one of STRUCTURES is drawn."""
 
     recolour: float = 0.0
+    tones: float = 0.0
     turn: float = 0.0
     unite: float = 0.0
     split: float = 0.0
@@ -107,11 +114,14 @@ class Draw:
 
     structure: str = ""
     curve: np.ndarray | None = None
+    tones: MadeTones | None = None
     orientation: Orientation | None = None
 
     @property
     def is_made(self) -> bool:
-        return bool(self.structure) or self.curve is not None or self.orientation is not None
+        return bool(self.structure) or any(
+            each is not None for each in (self.curve, self.tones, self.orientation)
+        )
 
     def apply(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Image [1,D,H,W] and masks [K,D,H,W] recoloured and turned, where that was drawn."""
@@ -126,7 +136,11 @@ def draw_tasks(rng: np.random.Generator, tasks: SyntheticTasks) -> Draw:
     kind = int(np.searchsorted(np.cumsum(tasks.structures()), rng.random(), side="right"))
     curve = draw_curve(rng) if rng.random() < tasks.recolour else None
     orientation = draw_orientation(rng) if rng.random() < tasks.turn else None
-    return Draw((*STRUCTURES, "")[kind], curve, orientation)
+    structure = (*STRUCTURES, "")[kind]
+    # Last, and only where it may be: what is drawn without tones is what was drawn before there were any.
+    if tasks.tones and rng.random() < tasks.tones and structure in ANNOTATED:
+        return Draw(structure, None, draw_made_tones(rng), orientation)
+    return Draw(structure, curve, None, orientation)
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:

@@ -14,21 +14,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from iris_pipeline.grey import log_ratio
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.tone_curves import curve_between, unchanged
 from preprocessing.errors import PredictionError
 from preprocessing.plan import Plan
 from preprocessing.tones import Tones
 
 ALWAYS, NEVER = "always", "never"
 TONINGS = (SEARCH, ALWAYS, NEVER)
-KNOTS = 256
-"""of a curve: 6 HU of CT apart"""
-RADIUS = 1
-"""voxels to each side over which grey values are averaged: the noise of CT is as large as what tissues differ by"""
-DEPTH = 4.0
-"""of log ratios: what is less likely than the likeliest by more than this is equally dark"""
 RANGE = (-4.0, 8.0)
 """standard deviations of MR and PET between which grey values have tones of their own"""
 
@@ -48,41 +42,17 @@ def toned_plan(
     prepare_at: for a plan, what reads a reference by its name.
     """
     low, high = plan.normalisation.clip or RANGE
-    as_they_are = Tones(low=low, high=high, values=(low, high), radius=RADIUS)
-    prepare = prepare_at(_with(plan, as_they_are))
+    prepare = prepare_at(_with(plan, unchanged(low, high)))
     curve = curve_of([prepare(name) for name in names], low, high)
     return plan if curve is None else _with(plan, curve)
 
 
 def curve_of(references: Sequence[PreparedReference], low: float, high: float) -> Tones | None:
-    """Tones of grey values from `low` to `high`: the log ratio of their share inside any class over their share
-    outside, each reference counting alike, scaled so that the references have a mean of 0 and a spread of 1. None where
-    no reference shows a class, or where there is nothing but one.
+    """Tones in which what looks like any class of the references is bright; None where none shows a class, or where
+    there is nothing but one.
     """
-    inside, outside = np.zeros(KNOTS), np.zeros(KNOTS)
-    for reference in references:
-        mask = np.isin(reference.labels, list(reference.classes.values()))
-        if mask.any() and not mask.all():
-            inside += _shares(reference.image[mask], low, high)
-            outside += _shares(reference.image[~mask], low, high)
-    if not inside.any():
-        return None
-    ratios = log_ratio(inside, outside)
-    ratios = np.maximum(ratios, ratios.max() - DEPTH)
-    whole = sum(_shares(reference.image, low, high) for reference in references) / len(references)
-    mean = float(np.average(ratios, weights=whole))
-    spread = float(np.sqrt(np.average(np.square(ratios - mean), weights=whole)))
-    if spread == 0.0:
-        return None
-    half = (high - low) / KNOTS / 2  # knots are the middles of bins
-    values = tuple(((ratios - mean) / spread).round(4).tolist())
-    return Tones(low=low + half, high=high - half, values=values, radius=RADIUS)
-
-
-def _shares(grey: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Of each bin; what lies beyond counts in the outermost."""
-    counts = np.histogram(np.clip(grey, low, high), KNOTS, (low, high))[0]
-    return counts / counts.sum()
+    shown = [(each.image, np.isin(each.labels, list(each.classes.values()))) for each in references]
+    return curve_between(shown, low, high)
 
 
 def _with(plan: Plan, tones: Tones) -> Plan:

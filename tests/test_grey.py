@@ -22,15 +22,14 @@ from iris_pipeline.grey import (
     HIGHEST,
     LIMIT,
     LOWEST,
-    RARE,
     GreyEvidence,
     Share,
     bins_of,
-    log_ratio,
     mix_evidence,
     weigh,
     weights_of,
 )
+from iris_pipeline.grey_ratios import RARE, log_ratio
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.predict import describe, digest
 from iris_pipeline.scan import unite

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from iris_pipeline import grey_weights
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
-from iris_pipeline.grey import BINS, HIGHEST, LOWEST, GreyEvidence, log_ratio
+from iris_pipeline.grey import BINS, HIGHEST, LOWEST, GreyEvidence
+from iris_pipeline.grey_ratios import log_ratio
 from iris_pipeline.grey_weights import (
     WeightSettings,
     find_weights,

@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         "--synthetic",
         nargs="+",
         metavar="KIND=P",
-        help="probability of made tasks: recolour, turn, unite, split, cells, bands, shapes, such as recolour=0.3 "
-        "cells=0.1 (default: none)",
+        help="probability of made tasks: recolour, tones, turn, unite, split, cells, bands, shapes, such as "
+        "recolour=0.3 cells=0.1 (default: none)",
     )
     parser.add_argument(
         "--wide",
