@@ -76,6 +76,20 @@ def find_layout(folder: Path, channel: str | None = None) -> ReferenceLayout:
     return _of_masks(folder, begun_images if begun else found, begun or in_folders, strays)
 
 
+def masks_of_one(case: str, image: Source, folder: Path) -> ReferenceLayout:
+    """One image and the folder of its masks, <class>.nii.gz or CASE_<class>.nii.gz each; classes.json beside them or in
+    the folder above gives their values. ReferenceCaseError where the folder holds no mask.
+    """
+    masks = _masks_in(folder, case)
+    if not masks:
+        raise ReferenceCaseError(
+            f"The masks of one image are a label file, or a folder with one file a class (<class>.nii.gz); {folder} "
+            "holds none: check the name, or give -r a folder with images/ and labels/."
+        )
+    named = next((each for each in (folder, folder.parent) if read_class_names(each)), folder)
+    return _of_masks(named, {case: image}, {case: masks}, {})
+
+
 def _two_folders(folder: Path) -> tuple[Path, Path]:
     for images, labels in FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
@@ -114,10 +128,17 @@ def _masks_in_folders(labels: Path) -> Masks:
     """labels/CASE/<class>.nii.gz, or labels/CASE/CASE_<class>.nii.gz."""
     found = Masks()
     for folder in sorted(path for path in labels.iterdir() if path.is_dir()):
-        for path in sorted(folder.iterdir()):
-            if is_image_path(path) and not is_segmentation(path):
-                name = stem_of(path).removeprefix(f"{folder.name}_")
-                found.setdefault(folder.name, {}).setdefault(name, []).append(path)
+        if masks := _masks_in(folder, folder.name):
+            found[folder.name] = masks
+    return found
+
+
+def _masks_in(folder: Path, case: str) -> dict[str, list[Path]]:
+    """<class>.nii.gz, or CASE_<class>.nii.gz: class -> its files."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if is_image_path(path) and not is_segmentation(path):
+            found.setdefault(stem_of(path).removeprefix(f"{case}_"), []).append(path)
     return found
 
 

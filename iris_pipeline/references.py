@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.inputs import find_inputs
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
-from iris_pipeline.reference_layout import find_layout
+from iris_pipeline.reference_layout import ReferenceLayout, find_layout, masks_of_one
 from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, join_people, plan_like
@@ -37,7 +37,7 @@ from preprocessing.progress import Bar
 from preprocessing.source import FileSource, Source
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.store import Store
-from preprocessing.volume import case_id_of
+from preprocessing.volume import case_id_of, is_image_path
 
 CT_MINIMUM_HU = -200.0  # air around or in a patient is near -1000 HU; MR and PET know no such values
 
@@ -85,7 +85,29 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     label_v. channel: of images that have several, see `inputs.find_inputs`. ReferenceCaseError if nothing can be
     paired, RawDataError if there is no such channel.
     """
-    layout = find_layout(folder, channel)
+    return _of_layout(find_layout(folder, channel))
+
+
+def reference_pair(image: Path, labels: Path, channel: str | None = None) -> ReferenceFiles:
+    """One image and its label file, or the folder of its masks, one file a class; class names from the label file's
+    folder, or the one above. channel: as above.
+    """
+    if image.is_dir() and any(is_image_path(path) for path in image.iterdir()):
+        raise ReferenceCaseError(
+            f"One reference is an image and its label file, or the folder of its masks; {image} is a folder of images: "
+            "give -r the folder in which images/ and labels/ lie."
+        )
+    found = FileSource(image) if channel is None else find_inputs(image, channel)[0][0].image
+    assert found is not None
+    if labels.is_dir():
+        return _of_layout(masks_of_one(case_id_of(image), found, labels))
+    named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
+    classes = named or classes_of([FileSource(labels)])
+    shown = by_segment_names(FileSource(labels), classes)
+    return ReferenceFiles((Case(case_id_of(image), case_id_of(image), found, shown, "MR"),), classes)
+
+
+def _of_layout(layout: ReferenceLayout) -> ReferenceFiles:
     alone = sorted(set(layout.images) ^ set(layout.labels))
     paired = sorted(set(layout.images) & set(layout.labels))
     # The modality is not known yet: `reference_spec` is told or guesses it.
@@ -93,16 +115,6 @@ def find_references(folder: Path, channel: str | None = None) -> ReferenceFiles:
     shown = {name: by_segment_names(layout.labels[name], classes) for name in paired}
     cases = tuple(Case(name, name, layout.images[name], shown[name], "MR") for name in paired)
     return ReferenceFiles(cases, classes, tuple(alone), told=layout.told)
-
-
-def reference_pair(image: Path, labels: Path, channel: str | None = None) -> ReferenceFiles:
-    """One image and its label file; class names from the label file's folder, or the one above. channel: as above."""
-    found = FileSource(image) if channel is None else find_inputs(image, channel)[0][0].image
-    assert found is not None
-    named = read_class_names(labels.parent) or read_class_names(labels.parent.parent)
-    classes = named or classes_of([FileSource(labels)])
-    shown = by_segment_names(FileSource(labels), classes)
-    return ReferenceFiles((Case(case_id_of(image), case_id_of(image), found, shown, "MR"),), classes)
 
 
 def reference_spec(

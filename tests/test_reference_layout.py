@@ -37,6 +37,35 @@ def write(folder: Path, form: str = FORMS[0], images: tuple[str, str] = ("one", 
     return folder
 
 
+def test_one_image_and_the_folder_of_its_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As TotalSegmentator's data lie: CASE/ct.nii.gz beside CASE/segmentations/<class>.nii.gz."""
+    image, masks = tmp_path / "s1" / "ct.nii.gz", tmp_path / "s1" / "segmentations"
+    save(image, IMAGE, AFFINE)
+    save(masks / "spleen.nii.gz", SPLEEN, AFFINE)
+    save(masks / "ct_liver.nii.gz", LIVER, AFFINE)
+    given = reference_files([str(image), str(masks)])
+    (case,) = given.files.cases
+    assert case.id == "ct" and given.files.classes == {"liver": 1, "spleen": 2} and case.labels is not None
+    assert np.array_equal(case.labels.read_labels().array, JOINED)
+    assert capsys.readouterr().out == "One mask file a class: liver 1, spleen 2.\n"
+    (tmp_path / "s1" / "classes.json").write_text('{"spleen": 5}')
+    files = reference_files([str(image), str(masks)]).files
+    assert files.classes == {"spleen": 5} and "left out, as no class is named so: liver" in files.told
+    (tmp_path / "s1" / "none").mkdir()
+    with pytest.raises(
+        ReferenceCaseError, match=r"one file a class \(<class>\.nii\.gz\); .*none holds none: check"
+    ):
+        reference_files([str(image), str(tmp_path / "s1" / "none")])
+
+
+def test_two_folders_are_no_reference(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(
+        ReferenceCaseError, match=r"images is a folder of images: give -r the folder in which images/"
+    ):
+        reference_files([str(tmp_path / "images"), str(tmp_path / "labels")])
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_masks_of_classes_become_label_maps_numbered_by_name(tmp_path: Path, form: str) -> None:
     files = find_references(write(tmp_path, form))

@@ -79,7 +79,12 @@ def predict_main(argv: list[str] | None = None) -> int:
     how.add_argument(
         "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
     )
-    how.add_argument("-r", nargs="+", metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL")
+    how.add_argument(
+        "-r",
+        nargs="+",
+        metavar="REFS",
+        help="folder with images/ and labels/, or IMAGE and LABEL or a folder of its masks",
+    )
     how.add_argument("-d", type=stored_name, metavar="DATASET", help="default: the only one the model knows")
     parser.add_argument(
         "--strategy",

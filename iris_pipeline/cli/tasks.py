@@ -38,7 +38,11 @@ def encode_main(argv: list[str] | None = None) -> int:
         prog="iris_encode", description="Labelled references -> a small task file."
     )
     parser.add_argument(
-        "-r", nargs="+", required=True, metavar="REFS", help="folder with images/ and labels/, or IMAGE LABEL"
+        "-r",
+        nargs="+",
+        required=True,
+        metavar="REFS",
+        help="folder with images/ and labels/, or IMAGE and LABEL or a folder of its masks",
     )
     parser.add_argument("-o", required=True, metavar="FILE", help="the task file to write, e.g. liver.task")
     parser.add_argument(
