@@ -21,6 +21,10 @@ NOISE = (0.0, 0.6)
 """its standard deviation in those of the reference's crop"""
 GRAIN_VOXELS = (0.3, 1.2)
 """sigma of the blur that noise has: that of a scan is not independent from voxel to voxel"""
+BLUR_VOXELS = (0.5, 4.0)
+"""sigma of the blur that tones have, where they have one"""
+BLURRED = 0.7
+"""probability of it"""
 SHARE = (0.003, 0.3)
 """of a scan that a class is taken to fill, evenly in its logarithm: tones are scaled over a whole scan, of which a crop
 round a class says nothing"""
@@ -32,12 +36,14 @@ RANGE = (-9.0, 8.0)
 
 @dataclass(frozen=True)
 class MadeTones:
-    """How one episode's reference and query are shown. noise: in standard deviations of the reference's image; grain:
-    sigma in voxels; share: that a class is taken to fill; one: 0..1 picks the class whose curve it is, None: all.
+    """How one episode's reference and query are shown. noise: in standard deviations of the reference's image; grain,
+    blur: of the noise and of the tones, sigma in voxels; share: that a class is taken to fill; one: 0..1 picks the
+    class whose curve it is, None: all.
     """
 
     noise: float
     grain: float
+    blur: float
     share: float
     one: float | None
     seed: int
@@ -51,7 +57,7 @@ class MadeTones:
             return reference, query
         shown = masks if self.one is None else masks[[int(self.one * len(masks))]]
         smooth = unchanged(low, high).smoothed(rough[0])
-        curve = curve_between([(smooth, shown.any(0).numpy())], low, high, self.share)
+        curve = curve_between([(smooth, shown.any(0).numpy())], low, high, self.share, (self.blur,))
         if curve is None:
             return reference, query
         first, second = (torch.from_numpy(curve(image))[None] for image in rough)
@@ -69,6 +75,7 @@ def draw_made_tones(rng: np.random.Generator) -> MadeTones:
     return MadeTones(
         noise=float(rng.uniform(*NOISE)),
         grain=float(rng.uniform(*GRAIN_VOXELS)),
+        blur=float(rng.uniform(*BLUR_VOXELS)) if rng.random() < BLURRED else 0.0,
         share=float(np.exp(rng.uniform(low, high))),
         one=float(rng.random()) if rng.random() < ONE_CLASS else None,
         seed=int(rng.integers(2**31)),

@@ -14,9 +14,11 @@ from scipy import ndimage
 
 class Tones(BaseModel):
     """Tones at evenly spaced grey values from `low` to `high`, both included, straight lines between them; what lies
-    beyond has the tone of the nearer end. radius: voxels to each side over which grey values are averaged first.
+    beyond has the tone of the nearer end. radius: voxels to each side over which grey values are averaged first; blur:
+    standard deviation in voxels of the Gaussian by which tones are averaged at last.
 
-    pydantic's ValidationError for fewer than two tones, for ends that are not in order, and for a radius below 0.
+    pydantic's ValidationError for fewer than two tones, for ends that are not in order, and for a radius or a blur
+    below 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,13 +27,14 @@ class Tones(BaseModel):
     high: float
     values: tuple[float, ...]
     radius: int = 1
+    blur: float = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Tones:
-        if len(self.values) < 2 or not self.low < self.high or self.radius < 0:
+        if len(self.values) < 2 or not self.low < self.high or min(self.radius, self.blur) < 0:
             raise ValueError(
-                f"tones are two or more from low to high > low, and a radius is 0 or more, but {len(self.values)} from "
-                f"{self.low:g} to {self.high:g} came, and {self.radius}"
+                "tones are two or more from low to high > low, and radius and blur are 0 or more, but "
+                f"{len(self.values)} from {self.low:g} to {self.high:g} came, and {self.radius} and {self.blur:g}"
             )
         return self
 
@@ -41,7 +44,7 @@ class Tones(BaseModel):
         knots = np.linspace(self.low, self.high, len(self.values))
         for plane in smooth:  # np.interp makes float64 copies
             plane[...] = np.interp(plane, knots, self.values)
-        return smooth
+        return blurred(smooth, self.blur)
 
     def smoothed(self, image: np.ndarray) -> np.ndarray:
         """The mean over each voxel's cube, of fewer voxels at the border; float32, a new array."""
@@ -56,3 +59,8 @@ class Tones(BaseModel):
         for axis, share in enumerate(shares):
             sums /= share.reshape([-1 if other == axis else 1 for other in range(3)])
         return sums
+
+
+def blurred(tones: np.ndarray, sigma: float) -> np.ndarray:
+    """Averaged by a Gaussian of this standard deviation in voxels; the border goes on as it ends."""
+    return ndimage.gaussian_filter(tones, sigma, mode="nearest") if sigma else tones

@@ -15,7 +15,7 @@ from iris_pipeline.synthetic import SyntheticTasks, draw_tasks
 from iris_pipeline.tone_curves import curve_between
 from preprocessing.tones import Tones
 
-CLEAR = MadeTones(noise=0.0, grain=1.0, share=0.05, one=None, seed=0)
+CLEAR = MadeTones(noise=0.0, grain=1.0, blur=0.0, share=0.05, one=None, seed=0)
 GREY = {"air": -2.0, "organ": 0.0, "lesion": 0.6, "bone": 3.0}
 
 
@@ -45,7 +45,7 @@ def test_tones_are_the_curve_of_the_reference_scaled_for_the_share_that_was_draw
     first, second = CLEAR(image, masks[:1], image)
     low, high = float(image.min()), float(image.max())
     smooth = Tones(low=low, high=high, values=(low, high), radius=1).smoothed(image[0].numpy())
-    curve = curve_between([(smooth, inside)], low, high, 0.05)
+    curve = curve_between([(smooth, inside)], low, high, 0.05, (0.0,))
     assert curve is not None
     expected = torch.from_numpy(curve(image[0].numpy()))[None]
     assert torch.equal(first, expected) and torch.equal(second, expected)
@@ -60,7 +60,7 @@ def test_the_curve_is_of_all_classes_or_of_the_one_that_was_drawn() -> None:
     image, masks = scene()
     lesion, organ = (7, 7, 7), (7, 14, 7)
     for one, bright, dark in ((0.49, lesion, organ), (0.5, organ, lesion)):
-        shown, _ = MadeTones(0.0, 1.0, 0.05, one, 0)(image, masks, image)
+        shown, _ = MadeTones(0.0, 1.0, 0.0, 0.05, one, 0)(image, masks, image)
         assert shown[0][bright] > shown[0][dark] + 1
     both, _ = CLEAR(image, masks, image)
     assert min(both[0][lesion], both[0][organ]) > both[0, 14, 10, 10] + 1
@@ -68,13 +68,13 @@ def test_the_curve_is_of_all_classes_or_of_the_one_that_was_drawn() -> None:
 
 def test_noise_is_as_strong_as_drawn_the_same_by_its_seed_and_another_in_the_query() -> None:
     image, masks = scene()
-    noisy = MadeTones(noise=0.5, grain=0.7, share=0.05, one=None, seed=3)
+    noisy = MadeTones(noise=0.5, grain=0.7, blur=0.0, share=0.05, one=None, seed=3)
     noise = noisy._noisy(np.random.default_rng(3), image, float(image.std())) - image[0].numpy()
     assert noise.std() == pytest.approx(0.5 * float(image.std()), rel=1e-4)
     first, second = noisy(image, masks[:1], image)
     again, _ = noisy(image, masks[:1], image)
     assert torch.equal(first, again) and not torch.equal(first, second)
-    assert not torch.equal(first, MadeTones(0.5, 0.7, 0.05, None, 4)(image, masks[:1], image)[0])
+    assert not torch.equal(first, MadeTones(0.5, 0.7, 0.0, 0.05, None, 4)(image, masks[:1], image)[0])
 
 
 def test_where_there_is_nothing_or_nothing_else_images_stay_as_they_are() -> None:
