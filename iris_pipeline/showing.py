@@ -81,7 +81,7 @@ class Showing:
         )
 
 
-SEARCH_RULES = 7
+SEARCH_RULES = 8
 """another number where what a search finds may change by more than its settings: what was kept is not used then"""
 
 SEARCHED = Showing()
