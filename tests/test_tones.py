@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy import ndimage
 
 from preprocessing.case import preprocess_case
 from preprocessing.normalise import Normalisation, normalise
@@ -78,3 +79,18 @@ def test_without_tones_nothing_is_said_of_them() -> None:
     toned = plain.model_copy(update={"tones": STEEP})
     assert "tones=Tones(" in str(toned)
     assert Normalisation.model_validate_json(toned.model_dump_json()) == toned
+
+
+def test_tones_are_averaged_at_last_and_a_flat_scan_stays_flat() -> None:
+    image = np.random.default_rng(0).uniform(0, 100, (7, 8, 9)).astype(np.float32)
+    soft = STEEP.model_copy(update={"blur": 1.5})
+    expected = ndimage.gaussian_filter(STEEP(image), 1.5, mode="nearest")
+    assert np.array_equal(soft(image), expected) and soft(image).std() < STEEP(image).std() / 2
+    assert np.allclose(soft(np.full((5, 5, 5), 50.0)), 3.0)
+    with pytest.raises(
+        ValidationError, match=r"radius and blur are 0 or more, but 2 from 0 to 1 came, and 1 and -1"
+    ):
+        Tones(low=0.0, high=1.0, values=(0.0, 1.0), blur=-1.0)
+    assert Tones.model_validate({"low": 0.0, "high": 1.0, "values": [0.0, 1.0]}).blur == 0, (
+        "as tasks of before say"
+    )

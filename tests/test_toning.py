@@ -12,7 +12,7 @@ from test_showing import KnowsOneSize, plan_at
 from iris_pipeline.grey_ratios import log_ratio
 from iris_pipeline.showing import SearchSettings, Showing, _settled, settle_showing
 from iris_pipeline.strategies import PreparedReference
-from iris_pipeline.tone_curves import DEPTH, KNOTS
+from iris_pipeline.tone_curves import BLURS, DEPTH, KNOTS, curve_between, told_apart
 from iris_pipeline.toning import curve_of, toned_plan
 from preprocessing.errors import PredictionError
 from preprocessing.normalise import Normalisation
@@ -52,6 +52,33 @@ def test_the_curve_is_the_log_ratio_with_a_floor_scaled_to_the_references() -> N
     assert exact[13, 9, 9] > 2 > 0 > muscle and bone == pytest.approx(muscle, abs=0.05), (
         "bone was the brightest"
     )
+
+
+def test_told_apart_is_the_dice_of_the_best_threshold() -> None:
+    image, inside = np.array([[[0.0, 1.0, 2.0, 3.0]]]), np.array([[[False, True, False, True]]])
+    # Above 2.5: 2 * 1 / (1 + 2); above 1.5: 2 * 1 / (2 + 2); above 0.5: 2 * 2 / (3 + 2).
+    assert told_apart([(image, inside)]) == pytest.approx(0.8)
+    assert told_apart([(image, image > 1)]) == 1.0
+    # One threshold for both scans, the mean of what it reaches in each: 0.5 has 0.8 and 0.8, 1.5 has 0.5 and 1.
+    assert told_apart([(image, inside), (image, image > 1)]) == pytest.approx(0.8)
+    assert told_apart([(np.zeros((1, 1, 4)), inside)]) == 0.0
+
+
+def test_tones_are_blurred_where_only_many_voxels_tell_the_class() -> None:
+    rng, grid = np.random.default_rng(0), np.indices((24, 24, 24))
+    block = (np.abs(grid - 11.5) < 6).all(0)
+    sheet = grid[0] == 12
+    for mask, noise, blurs in (
+        (block, 3.0, (2.0, 3.0, 4.0)),
+        (block, 0.1, (0.0, 1.0)),
+        (sheet, 0.4, (0.0, 1.0)),
+    ):
+        image = (mask + rng.normal(0, noise, mask.shape)).astype(np.float32)
+        curve = curve_between([(image, mask)], float(image.min()), float(image.max()))
+        assert curve is not None and curve.blur in blurs and curve.blur in BLURS
+        shown = curve.model_copy(update={"radius": 0})(image)
+        assert shown.mean() == pytest.approx(0, abs=0.01) and shown.std() == pytest.approx(1, abs=0.01)
+        assert shown[mask].mean() > 1 > 0 > shown[~mask].mean()
 
 
 def test_references_count_alike_whatever_their_size() -> None:
