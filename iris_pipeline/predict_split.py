@@ -187,7 +187,7 @@ def note_references(out: Path) -> Note:
             "spacing_mm": task.spacing_mm,
         }
         if task.normalisation.tones is not None:
-            said["tones"] = "their own"
+            said["tones"] = task.normalisation.tones.told
         if weights := weights_of(task.grey, task.class_names):
             said["grey_weights"] = dict(weights)
         write_json(path, known | {case_id: said})

@@ -38,6 +38,11 @@ class Tones(BaseModel):
             )
         return self
 
+    @property
+    def told(self) -> str:
+        """For people."""
+        return "tones of its own" + (f", blurred by {self.blur:g} voxels" if self.blur else "")
+
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """float32 of the image's shape; the image stays as it is."""
         smooth = self.smoothed(image)

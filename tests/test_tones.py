@@ -94,3 +94,8 @@ def test_tones_are_averaged_at_last_and_a_flat_scan_stays_flat() -> None:
     assert Tones.model_validate({"low": 0.0, "high": 1.0, "values": [0.0, 1.0]}).blur == 0, (
         "as tasks of before say"
     )
+
+
+def test_tones_are_told_with_their_blur() -> None:
+    assert STEEP.told == "tones of its own"
+    assert STEEP.model_copy(update={"blur": 3.0}).told == "tones of its own, blurred by 3 voxels"

@@ -384,5 +384,5 @@ def summary(task: TaskEmbedding) -> str:
     grey = ", grey values weighed " + ", ".join(f"{n} {w:g}" for n, w in weights.items()) if weights else ""
     often = "a second look at unusual scans" if any(task.usual) else "two looks"
     looks = f", {often}" if task.surroundings else ""
-    tones = ", in tones of its own" if task.normalisation.tones is not None else ""
+    tones = f", in {task.normalisation.tones.told}" if task.normalisation.tones is not None else ""
     return f"{', '.join(task.class_names)} from {source} at {spacing} mm{pose}{tones}{grey}{looks}"
