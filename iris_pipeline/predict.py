@@ -243,10 +243,7 @@ def _predict_one(
     try:
         former = former_mask(out, case, wishes.scans)
         wishes.check_place()
-        if former.foreign:  # whatever becomes of this one, the mask is not of it
-            wishes.tables.forget(case.id)
-            remove_result(out, case.id)
-        elif (
+        if (
             former.scan is not None
             and former.counts
             and not wishes.overwrite
@@ -260,15 +257,16 @@ def _predict_one(
     except LockError:
         raise
     except IrisError as error:
-        return Verdict(case.id, "refused", f"{error}{former.left}")
+        return Verdict(case.id, "refused", f"{error}{former.left(out, case.id)}")
     except OSError as error:  # a full disk, a name that is too long: no defect of ours
         wishes.check_place()
-        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left}")
+        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left(out, case.id)}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
         wishes.check_place()
         _log(out, f"{case.id}: {traceback.format_exc()}")
-        left = f".{former.left}" if former.left else ""
-        return Verdict(case.id, "refused", f"{type(error).__name__}: {error} (where, says {LOG}){left}")
+        why = f"{type(error).__name__}: {error} (where, says {LOG})"
+        left = former.left(out, case.id)
+        return Verdict(case.id, "refused", f"{why}.{left}" if left else why)
     return Verdict(case.id, "done", " ".join([*former.replaced, *warnings]), time.perf_counter() - started)
 
 
@@ -298,6 +296,10 @@ def _make(
         )
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
+    if former.foreign:  # whatever becomes of this one, the mask is not of it; half a scan is no scan yet
+        wishes.check_place()
+        wishes.tables.forget(case.id)
+        remove_result(out, case.id)
     given = task_of(case, image)
     tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
     warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
@@ -313,10 +315,14 @@ def _make(
     note_precision(out, options)
     # made anew only for what is asked for beside it, the mask is as good as was said of it
     of_former = wishes.judge is not None or wishes.overwrite or bool(former.fault)
-    wishes.tables.forget(case.id, judged=of_former)
-    remove_result(out, case.id)
-    wishes.scans.keep(case.id, former.scan)  # before the mask: however this ends, none is without its scan
-    write_result(out, case.id, result, image, wishes.check_place)
+    scan = former.scan
+
+    def away() -> None:
+        wishes.tables.forget(case.id, judged=of_former)
+        remove_result(out, case.id)
+        wishes.scans.keep(case.id, scan)  # before the mask: however this ends, none is without its scan
+
+    write_result(out, case.id, result, image, wishes.check_place, away)
     wishes.tables.keep(case.id, Volume(result.labels, image.affine), judgements)
     return [warning for warning in warnings if warning]
 
