@@ -155,6 +155,16 @@ def test_files_in_subfolders_are_left_out_aloud_but_not_results(tmp_path: Path) 
         find_inputs(tmp_path)
 
 
+def test_a_folder_of_results_is_no_input(tmp_path: Path) -> None:
+    touch(tmp_path / "masks", "a.nii.gz", "predict.json")
+    with pytest.raises(RawDataError) as caught:
+        find_inputs(tmp_path / "masks")
+    assert str(caught.value) == (
+        f"An input is a scan or a folder of scans, but {tmp_path / 'masks'} is a folder of results (predict.json is in "
+        "it), and masks are no scans: give the folder that they were made from."
+    )
+
+
 def test_series_below_a_series_are_left_out_aloud(tmp_path: Path) -> None:
     write_dicom(tmp_path / "night", SLICES)
     write_dicom(tmp_path / "night" / "p1", SLICES)
