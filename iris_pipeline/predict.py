@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from iris_pipeline.case_report import begin_report, write_report
+from iris_pipeline.case_report import LOG, begin_report, write_report
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import Judgement
 from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask
@@ -51,7 +51,6 @@ class Judge(Protocol):
 
 TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
-LOG = "predict.log"
 CLASSES = "classes.json"
 NOTHING = "nothing was found: the mask is empty for all classes."
 
