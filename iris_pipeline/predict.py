@@ -33,7 +33,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
 from preprocessing.files import append_log, refusal
-from preprocessing.findings import check_field, check_grey_values, no_place
+from preprocessing.findings import check_field, check_grey_values, no_place, one_slice
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say
 from preprocessing.volume import Volume
@@ -304,6 +304,8 @@ def _make(
     warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
     if lost := no_place(image.header):
         warnings[f"{lost}: look whether left and right are right."] = None
+    if flat := one_slice(image.shape):
+        warnings[f"{flat}: doubt the result."] = None
     outputs = wishes.outputs if wishes.overwrite else wishes.outputs.with_those_there(out, case.id)
     wanted = outputs.wanted(certainty=wishes.judge is not None)
     result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)

@@ -61,6 +61,9 @@ def predict_main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="iris_predict",
         description="Segment scans: with a task file, with references, or with what a model remembers.",
+        epilog="Exit status: 0 all scans are done, now or before; 1 a scan, a reference or the call was refused, or "
+        "something went wrong, and a sentence says what; 2 options that do not exist or go together; 130 and 143 "
+        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
