@@ -7,6 +7,7 @@ version that kept none, or of a folder whose file was lost: it has to lie on the
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,3 +100,15 @@ def former_mask(out: Path, case: InputCase, scans: KeptScans) -> FormerMask:
         ):
             return FormerMask(scan, there, False, OTHER_GRID)
     return FormerMask(scan, there, known is not None)
+
+
+def left_behind(out: Path, case: str, scan: KeptScan, scans: KeptScans, inputs: Container[str]) -> list[str]:
+    """What is said of masks of the same scan under names that no input has by now, as of a series that got another name
+    when a second one came. inputs: the names of all.
+    """
+    return [
+        f"{label_path(out, name).name} is of the same scan, and no input is called {name}: where {case} is its new "
+        "name, take it away."
+        for name in scans.names_of(scan)
+        if name not in inputs and label_path(out, name).exists()
+    ]

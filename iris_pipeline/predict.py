@@ -20,7 +20,7 @@ import numpy as np
 from iris_pipeline.case_report import LOG, begin_report, write_report
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import Judgement
-from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask
+from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_behind
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScans
@@ -182,8 +182,9 @@ def predict_cases(
         write_record(out, identity, remarks or {})
         if judge is not None and tables.judged:
             tables.judgements.write(judge.again(tables.judged))
+        names = frozenset(case.id for case in inputs)
         wishes = _Wishes(
-            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place
+            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place, names
         )
         verdicts: list[Verdict] = []
         try:
@@ -227,6 +228,8 @@ class _Wishes:
     tables: MaskTables
     check_place: Callable[[], None]
     """LockError once OUT is another folder; whatever is written then would make it anew, or spoil another run's"""
+    names: frozenset[str]
+    """of all inputs"""
 
 
 def _predict_one(
@@ -250,7 +253,9 @@ def _predict_one(
         ):
             if wishes.tables.measured(case.id):
                 wishes.scans.keep(case.id, former.scan)
-                return Verdict(case.id, "skipped", former.skipped)
+                return Verdict(
+                    case.id, "skipped", " ".join([former.skipped, *_left(out, case, former, wishes)])
+                )
             former = replace(former, fault=DAMAGED)
         warnings = _make(loaded, task_of, case, out, options, wishes, former)
     except LockError:
@@ -266,7 +271,15 @@ def _predict_one(
         why = f"{type(error).__name__}: {error} (where, says {LOG})"
         left = former.left(out, case.id)
         return Verdict(case.id, "refused", f"{why}.{left}" if left else why)
-    return Verdict(case.id, "done", " ".join([*former.replaced, *warnings]), time.perf_counter() - started)
+    told = [*former.replaced, *_left(out, case, former, wishes), *warnings]
+    return Verdict(case.id, "done", " ".join(told), time.perf_counter() - started)
+
+
+def _left(out: Path, case: InputCase, former: FormerMask, wishes: _Wishes) -> list[str]:
+    """On other masks of the same scan."""
+    if former.scan is None:
+        return []
+    return left_behind(out, case.id, former.scan, wishes.scans, wishes.names)
 
 
 def _log(out: Path, text: str) -> None:

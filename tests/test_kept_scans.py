@@ -310,3 +310,25 @@ def test_scans_are_kept_from_call_to_call(tmp_path: Path) -> None:
         "schema_version": 1,
         "scans": {"a": {"content": "3", "seen": "4"}, "b": {"content": "1", "seen": "2"}},
     }
+
+
+def test_a_mask_that_a_new_name_leaves_behind_is_named(folder: Path) -> None:
+    """As where a second series comes and p1 is p1_a by then: p1.nii.gz stays, and nobody would know whose it is."""
+    predict(folder)
+    (folder / "in" / "a.nii.gz").rename(folder / "in" / "a_1.nii.gz")
+    renamed = InputCase("a_1", FileSource(folder / "in" / "a_1.nii.gz"))
+    others = [case for case in cases_of(folder) if case.id == "b"]
+    told = "a.nii.gz is of the same scan, and no input is called a: where a_1 is its new name, take it away."
+    assert [(v.status, v.why) for v in predict(folder, [renamed, *others])] == [
+        ("done", told),
+        ("skipped", "the result exists; --overwrite makes it anew."),
+    ]
+    (again,) = predict(folder, [renamed])
+    assert again.why == f"the result exists; --overwrite makes it anew. {told}"
+    copy = InputCase("a", FileSource(shutil.copy(folder / "in" / "a_1.nii.gz", folder / "in" / "a.nii.gz")))
+    assert [v.why for v in predict(folder, [copy, renamed])] == [
+        "the result exists; --overwrite makes it anew."
+    ] * 2
+    (folder / "out" / "a.nii.gz").unlink()
+    (again,) = predict(folder, [renamed])
+    assert again.why == "the result exists; --overwrite makes it anew.", "there is no such mask any more"
