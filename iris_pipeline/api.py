@@ -39,7 +39,7 @@ from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError
-from preprocessing.findings import check_field, check_grey_values
+from preprocessing.findings import check_field, check_grey_values, one_slice
 from preprocessing.source import Source
 from preprocessing.spec import Modality
 from preprocessing.store import Store
@@ -80,7 +80,7 @@ class Scan:
     @property
     def volume(self) -> Volume:
         """RawDataError if the array is not 3D or not of real numbers, or if not exactly one of spacing and affine is
-        given.
+        given, or one that places nothing.
         """
         return as_image(_volume(np.asarray(self.image), self.spacing_mm, self.affine))
 
@@ -300,7 +300,7 @@ def segment_all(
     takes the most probable class of all. RawDataError for a scan that cannot be used (also values that are not finite
     or all one, a field of view that no body has), ReferenceCaseError if it is one of the tasks' references, TaskError
     for tasks that are of another model or do not go together, or if there is none. A UserWarning where the scan's grey
-    values do not look like a task's modality.
+    values do not look like a task's modality, or where it is a single slice.
     """
     return _segment(loaded, tasks, scan, options, Wanted(masks, probabilities), progress)
 
@@ -313,6 +313,11 @@ def _segment(
     wanted: Wanted,
     progress: bool,
 ) -> Segmentation:
+    if not isinstance(scan, Scan):
+        raise RawDataError(
+            f"A scan is an array and where it lies; got {type(scan).__name__} alone: wrap it, Scan(array, "
+            "spacing_mm=(z, y, x)) or Scan(array, affine=affine)."
+        )
     image = scan.volume
     check_grey_values(image.array, "The scan")
     check_field(image.shape, image.spacing_mm, "the scan")
@@ -321,6 +326,8 @@ def _segment(
     for warning in dict.fromkeys(modality_warning(each, image) for each in united):
         if warning:
             warnings.warn(f"The scan: {warning}", stacklevel=3)
+    if flat := one_slice(image.shape):
+        warnings.warn(f"The scan: {flat}: doubt the result.", stacklevel=3)
     found = segment_scan(loaded, united, image, options, wanted, progress)
     return Segmentation(
         found.labels,
@@ -369,10 +376,11 @@ def _volume(
             "magnitude."
         )
     if spacing_mm is not None:
-        if len(spacing_mm) != 3 or not all(np.isfinite(mm) and mm > 0 for mm in spacing_mm):
-            raise RawDataError(f"spacing_mm is three lengths above 0 (z,y,x); got {tuple(spacing_mm)}.")
-        affine = np.diag([*spacing_mm[::-1], 1.0])
-    affine = np.asarray(affine, dtype=float)
+        edges = _numbers(spacing_mm)
+        if edges.shape != (3,) or not (np.isfinite(edges) & (edges > 0)).all():
+            raise RawDataError(f"spacing_mm is three lengths above 0 (z,y,x); got {spacing_mm!r}.")
+        affine = np.diag([*edges[::-1], 1.0])
+    affine = _numbers(affine)
     if affine.shape != (4, 4):
         raise RawDataError(f"An affine is 4 x 4, (x,y,z,1) to RAS+ mm; got shape {list(affine.shape)}.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
@@ -380,3 +388,12 @@ def _volume(
             f"An affine gives each voxel a place of its own; got {affine[:3].tolist()}, which does not: correct it."
         )
     return Volume(array, affine)
+
+
+def _numbers(given: object) -> np.ndarray:
+    """As float64; an array of no numbers (shape [0]) where they are none, as texts are."""
+    try:
+        found = np.asarray(given)
+        return found.astype(float) if found.dtype.kind in "iuf" else np.empty(0)
+    except (TypeError, ValueError):  # rows of several lengths
+        return np.empty(0)

@@ -1,21 +1,26 @@
 """report.csv beside the masks: what became of each case of one run, and what was left out, for other programs to read.
 
-It is of one run: the one of before is taken away as the run begins, and it is written whole as the run ends.
+It is of one run: the one of before is taken away as the run begins, and it is written whole as the run ends. What ends
+before it began (no input, another setting than the folder's) is told there, too: else all would be done, as yesterday.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from preprocessing.files import discard, write_bytes
+from iris_pipeline.inbox import RESULTS
+from preprocessing.errors import IrisError, LockError
+from preprocessing.files import append_log, discard, refusal, write_bytes
+from preprocessing.lock import only_run_in
 
 REPORT = "report.csv"
+LOG = "predict.log"
 COLUMNS = ("case", "status", "reason", "seconds")
-LEFT_OUT, NOT_REACHED = "left out", "not reached"
+LEFT_OUT, NOT_REACHED, FAILED = "left out", "not reached", "failed"
 
 
 def begin_report(out: Path) -> None:
@@ -39,3 +44,48 @@ def write_report(
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     with suppress(OSError):
         write_bytes(out / REPORT, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def failure_told(out: Path, left_out: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Whatever is raised in the context is told in the report and the log of OUT, where that is a folder of results and
+    no run began there meanwhile, and raised again. left_out: notes known by then.
+
+    Of a LockError nothing is told: the folder is another run's, or cannot be written.
+    """
+    former = _seen(out)
+    try:
+        yield
+    except LockError:
+        raise
+    except BaseException as error:
+        if _seen(out) == former and (out / RESULTS).is_file():
+            with suppress(LockError, OSError), only_run_in(out, "wait until it has ended"):
+                _tell_failure(out, f"The run ended before its first case: {_why(error)}", left_out())
+        raise
+
+
+def _tell_failure(out: Path, why: str, left_out: Sequence[str]) -> None:
+    begin_report(out)
+    write_report(out, [("", FAILED, why, 0.0)], [], left_out)
+    append_log(out / LOG, why)
+
+
+def _seen(out: Path) -> tuple[int, int] | None:
+    """Which report is there; another one is another file, or of another time."""
+    try:
+        stat = (out / REPORT).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _why(error: BaseException) -> str:
+    """One sentence."""
+    if isinstance(error, IrisError):
+        return str(error)
+    if isinstance(error, OSError):
+        return refusal(error, "The run")
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted."
+    return f"{type(error).__name__}: {error}"

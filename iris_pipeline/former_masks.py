@@ -6,6 +6,8 @@ version that kept none, or of a folder whose file was lost: it has to lie on the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +25,20 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class FormerMask:
-    """scan: what is under the case's name now; None where it cannot be told. there: whether the case has a mask.
+    """scan: what is under the case's name now; None where it cannot be told. file: the mask that the case has, if any.
 
     entered: whether it is known which scan the mask is of. fault: why it does not count, one of the phrases above.
     """
 
     scan: KeptScan | None = None
-    there: bool = False
+    file: os.stat_result | None = None
     entered: bool = False
     fault: str = ""
 
     @property
     def counts(self) -> bool:
         """Whether the case needs no other."""
-        return self.there and self.scan is not None and not self.fault
+        return self.file is not None and self.scan is not None and not self.fault
 
     @property
     def foreign(self) -> bool:
@@ -56,16 +58,18 @@ class FormerMask:
         """What is said where it was made anew."""
         return [f"the former mask was {self.fault} and is made anew."] if self.fault else []
 
-    @property
-    def left(self) -> str:
-        """What becomes of it where no other could be made."""
-        if self.foreign:
-            return f" The former mask, {self.fault}, was taken away."
-        return (
-            " The mask that is there stays; it may be of another scan."
-            if self.there and not self.scan
-            else ""
-        )
+    def left(self, out: Path, case: str) -> str:
+        """What became of it where no other could be made."""
+        try:
+            now = label_path(out, case).stat()
+        except OSError:
+            return f" The former mask, {self.fault}, was taken away." if self.foreign else ""
+        if self.file is None or not os.path.samestat(self.file, now):
+            return ""
+        said = "" if self.scan is not None else "; it may be of another scan"
+        if self.fault:
+            said = "; it is of the former scan" if self.fault == OTHER_SCAN else f"; it is {self.fault}"
+        return f" The mask that is there stays{said}."
 
 
 def former_mask(out: Path, case: InputCase, scans: KeptScans) -> FormerMask:
@@ -73,10 +77,10 @@ def former_mask(out: Path, case: InputCase, scans: KeptScans) -> FormerMask:
     it was made; voxels of the scan only where nothing says which scan the mask is of.
     """
     path = label_path(out, case.id)
-    there = path.exists()
-    known = scans.known(case.id) if there else None
+    there = path.stat() if path.exists() else None
+    known = scans.known(case.id) if there is not None else None
     scan = scan_of(case.image, known)  # before it is read: what is written meanwhile is another one
-    if not there or scan is None:
+    if there is None or scan is None:
         return FormerMask(scan, there, known is not None)
     if known is not None and scan.content != known.content:
         return FormerMask(scan, there, True, OTHER_SCAN)
@@ -96,3 +100,15 @@ def former_mask(out: Path, case: InputCase, scans: KeptScans) -> FormerMask:
         ):
             return FormerMask(scan, there, False, OTHER_GRID)
     return FormerMask(scan, there, known is not None)
+
+
+def left_behind(out: Path, case: str, scan: KeptScan, scans: KeptScans, inputs: Container[str]) -> list[str]:
+    """What is said of masks of the same scan under names that no input has by now, as of a series that got another name
+    when a second one came. inputs: the names of all.
+    """
+    return [
+        f"{label_path(out, name).name} is of the same scan, and no input is called {name}: where {case} is its new "
+        "name, take it away."
+        for name in scans.names_of(scan)
+        if name not in inputs and label_path(out, name).exists()
+    ]

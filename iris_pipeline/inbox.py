@@ -6,11 +6,14 @@ Nothing that may be a scan vanishes: what cannot be opened is a case that is ref
 from __future__ import annotations
 
 import os
+import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.scan_paths import is_slice, may_be_slice
+from preprocessing.itk_files import HEADERS, data_files
+from preprocessing.scan_paths import is_dicom, is_slice, may_be_slice
 from preprocessing.slicer import is_segmentation
 from preprocessing.source import FileSource, RefusedSource, Source
 from preprocessing.volume import is_image_path
@@ -19,6 +22,13 @@ SYSTEM = ("lost+found", "System Volume Information")  # of the disk, for its adm
 RESULTS = "predict.json"
 """in folders that `iris_predict` wrote: masks are no inputs"""
 SHOWN = 3
+USUAL = re.compile(
+    r"(README|LICENSE|CHANGES|CITATION|VERSION|COPYING|NOTICE|DICOMDIR"  # whole names
+    r"|.*\.(txt|md|rst|rtf|pdf|docx?|odt|csv|tsv|xlsx?|ods|jsonl?|xml|ya?ml|toml|ini|cfg|inf|log|html?|css|js|py|sh|bat"
+    r"|ipynb|exe|dll|jar|png|jpe?g|gif|bmp|svg|db|lnk|md5|sha256|bval|bvec|task))",
+    re.IGNORECASE,
+)
+"""what lies beside scans and is none by its name: texts, tables, pictures, a disc's viewer, tasks of iris_encode"""
 
 
 @dataclass
@@ -26,7 +36,8 @@ class Looked:
     """One folder: its images, whether it holds a DICOM series, folders and links to folders in it, sorted.
 
     broken: file -> why it cannot be opened, a phrase; only what may be an image or a slice by its name, or a link that
-    leads nowhere. notes: on what is no file and is called like an image, and on other files that cannot be read.
+    leads nowhere. notes: on what is no file and is called like an image, on other files that cannot be read, and on
+    those of no format that is read. is_empty: whether nothing is there but what hides.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -35,14 +46,17 @@ class Looked:
     links: list[Path] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    is_empty: bool = True
 
 
 def look(folder: Path) -> Looked:
     """What lies in a folder, hidden things aside. OSError where it cannot be listed."""
     found = Looked()
+    strange: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in SYSTEM:
             continue
+        found.is_empty = False
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
@@ -54,15 +68,36 @@ def look(folder: Path) -> Looked:
                     )
             elif is_image_path(path):
                 found.images.append(path)  # where it cannot be opened, reading it says so
-            elif not found.is_series:
-                found.is_series = is_slice(path)
+            elif not found.is_series and is_slice(path):
+                found.is_series = True
+            elif not (
+                USUAL.fullmatch(path.name) or (may_be_slice(path) and (found.is_series or is_dicom(path)))
+            ):
+                strange.append(path)
         except OSError as error:
             why = _why(path, error)
             if path.is_symlink() or is_image_path(path) or may_be_slice(path):
                 found.broken[path] = why
             else:
                 found.notes.append(f"{path} left out: it {why}.")
+    if strange := [path for path in strange if not _belongs(path, found)]:
+        found.notes.append(
+            f"{len(strange)} file{'s' * (len(strange) != 1)} in {folder} left out, of no format that is read: "
+            f"{_few(strange)}; convert or unpack what is a scan."
+        )
     return found
+
+
+def _belongs(path: Path, looked: Looked) -> bool:
+    """Whether a file that is no image is part of one: a slice beside slices, or voxels of an mhd or nhdr header."""
+    if looked.is_series and may_be_slice(path):
+        return True
+    headers = [image for image in looked.images if image.suffix.lower() in HEADERS]
+    if headers and path.suffix.lower() in (".raw", ".zraw"):  # headers may name them by a pattern
+        return True
+    with suppress(OSError):  # reading the scan says it
+        return any(path in data_files(header) for header in headers)
+    return False
 
 
 def refused(path: Path, why: str) -> RefusedSource:
@@ -72,12 +107,13 @@ def refused(path: Path, why: str) -> RefusedSource:
 
 def series_below(folder: Path, top: Looked) -> tuple[list[tuple[str, Source]], list[str]]:
     """(name, source) of the DICOM series at any depth below a folder, those that cannot be read among them, and notes:
-    on several of one name, on files and links that are left out.
+    on several of one name, on files and links that are left out, and on folders without a scan.
 
     Links are followed where they do not lead to a folder that is taken already, after all that is there without them.
     """
     found: dict[str, list[tuple[Path, Source]]] = {}
     notes: list[str] = []
+    bare: list[Path] = []
     top_real = os.path.realpath(folder)
     seen = {top_real}
     ahead, links = top.folders[::-1], list(top.links)
@@ -93,10 +129,16 @@ def series_below(folder: Path, top: Looked) -> tuple[list[tuple[str, Source]], l
         if (real := os.path.realpath(here)) in seen:
             continue
         seen.add(real)
-        source, told = _take(here, ahead, links)
+        source, told = _take(here, ahead, links, bare)
         notes += told
         if source is not None:
             found.setdefault(here.relative_to(folder).parts[0], []).append((here, source))
+    # beside a series they are an archive's viewer, its texts
+    notes += [
+        f"{here} left out: it holds no scan."
+        for here in bare
+        if here.relative_to(folder).parts[0] not in found
+    ]
     named: list[tuple[str, Source]] = []
     for name, places in sorted(found.items()):
         if len(places) == 1:
@@ -113,8 +155,12 @@ def series_below(folder: Path, top: Looked) -> tuple[list[tuple[str, Source]], l
     return named, notes
 
 
-def _take(here: Path, ahead: list[Path], links: list[Path]) -> tuple[Source | None, list[str]]:
-    """The series of one folder, if it holds one, and notes; what is to be looked at next is put into the lists."""
+def _take(
+    here: Path, ahead: list[Path], links: list[Path], bare: list[Path]
+) -> tuple[Source | None, list[str]]:
+    """The series of one folder, if it holds one, and notes; what is to be looked at next is put into the lists, and
+    into `bare` what holds files, but nothing to be taken and nothing that is noted.
+    """
     try:
         looked = look(here)
     except OSError as error:
@@ -134,6 +180,10 @@ def _take(here: Path, ahead: list[Path], links: list[Path]) -> tuple[Source | No
     ]
     if is_image_path(here) and not images:
         looked.notes.append(f"{here} left out: it is a folder, although it is called like a file.")
+    if looked.is_empty:
+        looked.notes = looked.notes or [f"{here} left out: it is empty."]
+    elif not (images or looked.notes or looked.broken or looked.folders or looked.links):
+        bare.append(here)
     slices = {path: why for path, why in looked.broken.items() if not is_image_path(path)}
     source = refused(*next(iter(slices.items()))) if slices else None
     return source, notes[: len(images)] + looked.notes

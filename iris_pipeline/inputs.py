@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iris_pipeline.inbox import look, refused, series_below
+from iris_pipeline.inbox import RESULTS, look, refused, series_below
 from preprocessing.errors import RawDataError
 from preprocessing.files import plain_name, unspeakable, utf8_problem
 from preprocessing.slicer import is_segmentation
@@ -45,7 +45,8 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
     without one, nnU-Net's `_0000` is taken of several files, and it is no part of the id; more than eight of one name,
     or files of other grids, are no channels, but scans that are numbered. A case with two files cannot be read, nor one
     whose name is no text, the others can; what cannot be opened is a case whose image says why when it is read.
-    RawDataError if there is nothing to segment or no such channel, OSError if the folder cannot be listed.
+    RawDataError if there is nothing to segment or no such channel, or if the folder is one of results,
+    OSError if the folder cannot be listed.
     """
     if path.is_file():
         if not is_image_path(path):
@@ -58,6 +59,11 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
         return [_case(_case_id(path, number), [FileSource(path, inside)])], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
+    if (path / RESULTS).is_file():
+        raise RawDataError(
+            f"An input is a scan or a folder of scans, but {path} is a folder of results ({RESULTS} is in it), and "
+            "masks are no scans: give the folder that they were made from."
+        )
     number = _channel_number(path, channel)
     top = look(path)
     broken: dict[Path, Source] = {each: refused(each, why) for each, why in top.broken.items()}

@@ -74,6 +74,10 @@ class KeptScans:
         """The scan that the mask of a case is of; None where nothing says it."""
         return self._scans.get(case)
 
+    def names_of(self, scan: KeptScan) -> list[str]:
+        """All cases, with a mask or without, that are known to be of this scan."""
+        return sorted(name for name, each in self._scans.items() if each.content == scan.content)
+
     def keep(self, case: str, scan: KeptScan) -> None:
         """The mask of a case, or the one that is about to be written, is of this scan."""
         if self._scans.get(case) != scan:

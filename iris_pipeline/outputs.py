@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from iris_pipeline.native import FULL
 from iris_pipeline.scan import ScanResult, Wanted
 from preprocessing.errors import RawDataError
-from preprocessing.files import sweep
-from preprocessing.volume import Volume, write_volume
+from preprocessing.files import is_unfinished, sweep
+from preprocessing.volume import Volume, coming_volume
 from preprocessing.whole import whole_grid
 
 PER_CLASS = "per_class"
@@ -67,39 +68,66 @@ def _holds_whole_files(folder: Path) -> bool:
 
 
 def write_result(
-    out: Path, case: str, result: ScanResult, image: Volume, check: Callable[[], None] = lambda: None
+    out: Path,
+    case: str,
+    result: ScanResult,
+    image: Volume,
+    check: Callable[[], None] = lambda: None,
+    away: Callable[[], None] | None = None,
 ) -> None:
-    """Write the files of a case. The label map goes first and comes last: where it is, the others are whole.
+    """Write the files of a case: all of them whole under hidden names, then the former ones go, then these come.
 
-    Of kinds that the result lacks none stays: they would pass for those of this label map. check: is called before each
-    file, and raises where nothing is to be written any longer.
+    So a full disk costs no result that is there. The former label map goes first and the new one comes last: where one
+    is, the others are whole. Of kinds that the result lacks none stays: they would pass for those of this label map.
+    check: is called before each file and before the former ones go, and raises where nothing is to be written any
+    longer. away: takes the former ones away in the place of `remove_result`, and what was said of them.
     """
-    remove_result(out, case)
-    for kind, maps, scale in (
-        (PER_CLASS, result.masks, None),
-        (PROBABILITIES, result.probabilities, 1 / FULL),
-    ):
-        files = file_names(list(maps))
-        for name, packed in maps.items():
-            volume = Volume(result.on_own_grid(name, packed), image.affine, image.header)
+    kinds = ((PER_CLASS, result.masks, None), (PROBABILITIES, result.probabilities, 1 / FULL))
+    try:
+        with ExitStack() as coming:  # the first that is written is the last that gets its name
             check()
-            write_volume(out / kind / case / files[name], volume, scale)
-    check()
-    write_volume(label_path(out, case), Volume(result.labels, image.affine, image.header))
+            labels = Volume(result.labels, image.affine, image.header)
+            coming.enter_context(coming_volume(label_path(out, case), labels))
+            for kind, maps, scale in kinds:
+                files = file_names(list(maps))
+                for name, packed in maps.items():
+                    volume = Volume(result.on_own_grid(name, packed), image.affine, image.header)
+                    check()
+                    coming.enter_context(coming_volume(out / kind / case / files[name], volume, scale))
+            check()
+            away() if away is not None else remove_result(out, case)
+    finally:
+        _remove_empty(out, case)  # made for files that did not come
 
 
 def remove_result(out: Path, case: str) -> None:
-    """Take away the files of a case, the label map first: without it nothing counts as whole."""
+    """Take away the files of a case, the label map first: without it nothing counts as whole. Those that are being
+    written stay.
+    """
     label_path(out, case).unlink(missing_ok=True)
     for kind in (PER_CLASS, PROBABILITIES):
-        if (out / kind / case).is_dir():
-            shutil.rmtree(out / kind / case)
+        folder = out / kind / case
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif not is_unfinished(path):
+                path.unlink()
+    _remove_empty(out, case)
+
+
+def _remove_empty(out: Path, case: str) -> None:
+    """The folders of a case in which nothing is: they would say that this kind was made."""
+    for kind in (PER_CLASS, PROBABILITIES):
+        with suppress(OSError):
+            (out / kind / case).rmdir()
 
 
 def sweep_results(out: Path) -> None:
     """Remove what killed runs left half written. Only where nobody else writes now."""
-    for folder in (out, *out.glob(f"{PER_CLASS}/*/"), *out.glob(f"{PROBABILITIES}/*/")):
+    sweep(out)
+    for folder in (*out.glob(f"{PER_CLASS}/*/"), *out.glob(f"{PROBABILITIES}/*/")):
         sweep(folder)
+        _remove_empty(out, folder.name)
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from iris_pipeline.case_report import begin_report, write_report
+from iris_pipeline.case_report import LOG, begin_report, write_report
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.confidence import Judgement
-from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask
+from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_behind
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScans
@@ -33,7 +33,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
 from preprocessing.files import append_log, refusal
-from preprocessing.findings import check_field, check_grey_values, no_place
+from preprocessing.findings import check_field, check_grey_values, no_place, one_slice
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say
 from preprocessing.volume import Volume
@@ -51,7 +51,6 @@ class Judge(Protocol):
 
 TasksOf = Callable[[InputCase, Volume], TaskEmbedding | Sequence[TaskEmbedding]]
 
-LOG = "predict.log"
 CLASSES = "classes.json"
 NOTHING = "nothing was found: the mask is empty for all classes."
 
@@ -183,8 +182,9 @@ def predict_cases(
         write_record(out, identity, remarks or {})
         if judge is not None and tables.judged:
             tables.judgements.write(judge.again(tables.judged))
+        names = frozenset(case.id for case in inputs)
         wishes = _Wishes(
-            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place
+            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place, names
         )
         verdicts: list[Verdict] = []
         try:
@@ -228,6 +228,8 @@ class _Wishes:
     tables: MaskTables
     check_place: Callable[[], None]
     """LockError once OUT is another folder; whatever is written then would make it anew, or spoil another run's"""
+    names: frozenset[str]
+    """of all inputs"""
 
 
 def _predict_one(
@@ -243,10 +245,7 @@ def _predict_one(
     try:
         former = former_mask(out, case, wishes.scans)
         wishes.check_place()
-        if former.foreign:  # whatever becomes of this one, the mask is not of it
-            wishes.tables.forget(case.id)
-            remove_result(out, case.id)
-        elif (
+        if (
             former.scan is not None
             and former.counts
             and not wishes.overwrite
@@ -254,22 +253,33 @@ def _predict_one(
         ):
             if wishes.tables.measured(case.id):
                 wishes.scans.keep(case.id, former.scan)
-                return Verdict(case.id, "skipped", former.skipped)
+                return Verdict(
+                    case.id, "skipped", " ".join([former.skipped, *_left(out, case, former, wishes)])
+                )
             former = replace(former, fault=DAMAGED)
         warnings = _make(loaded, task_of, case, out, options, wishes, former)
     except LockError:
         raise
     except IrisError as error:
-        return Verdict(case.id, "refused", f"{error}{former.left}")
+        return Verdict(case.id, "refused", f"{error}{former.left(out, case.id)}")
     except OSError as error:  # a full disk, a name that is too long: no defect of ours
         wishes.check_place()
-        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left}")
+        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left(out, case.id)}")
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
         wishes.check_place()
         _log(out, f"{case.id}: {traceback.format_exc()}")
-        left = f".{former.left}" if former.left else ""
-        return Verdict(case.id, "refused", f"{type(error).__name__}: {error} (where, says {LOG}){left}")
-    return Verdict(case.id, "done", " ".join([*former.replaced, *warnings]), time.perf_counter() - started)
+        why = f"{type(error).__name__}: {error} (where, says {LOG})"
+        left = former.left(out, case.id)
+        return Verdict(case.id, "refused", f"{why}.{left}" if left else why)
+    told = [*former.replaced, *_left(out, case, former, wishes), *warnings]
+    return Verdict(case.id, "done", " ".join(told), time.perf_counter() - started)
+
+
+def _left(out: Path, case: InputCase, former: FormerMask, wishes: _Wishes) -> list[str]:
+    """On other masks of the same scan."""
+    if former.scan is None:
+        return []
+    return left_behind(out, case.id, former.scan, wishes.scans, wishes.names)
 
 
 def _log(out: Path, text: str) -> None:
@@ -298,11 +308,17 @@ def _make(
         )
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
+    if former.foreign:  # whatever becomes of this one, the mask is not of it; half a scan is no scan yet
+        wishes.check_place()
+        wishes.tables.forget(case.id)
+        remove_result(out, case.id)
     given = task_of(case, image)
     tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
     warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
     if lost := no_place(image.header):
         warnings[f"{lost}: look whether left and right are right."] = None
+    if flat := one_slice(image.shape):
+        warnings[f"{flat}: doubt the result."] = None
     outputs = wishes.outputs if wishes.overwrite else wishes.outputs.with_those_there(out, case.id)
     wanted = outputs.wanted(certainty=wishes.judge is not None)
     result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
@@ -313,10 +329,14 @@ def _make(
     note_precision(out, options)
     # made anew only for what is asked for beside it, the mask is as good as was said of it
     of_former = wishes.judge is not None or wishes.overwrite or bool(former.fault)
-    wishes.tables.forget(case.id, judged=of_former)
-    remove_result(out, case.id)
-    wishes.scans.keep(case.id, former.scan)  # before the mask: however this ends, none is without its scan
-    write_result(out, case.id, result, image, wishes.check_place)
+    scan = former.scan
+
+    def away() -> None:
+        wishes.tables.forget(case.id, judged=of_former)
+        remove_result(out, case.id)
+        wishes.scans.keep(case.id, scan)  # before the mask: however this ends, none is without its scan
+
+    write_result(out, case.id, result, image, wishes.check_place, away)
     wishes.tables.keep(case.id, Volume(result.labels, image.affine), judgements)
     return [warning for warning in warnings if warning]
 

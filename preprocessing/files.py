@@ -68,13 +68,18 @@ def _hidden(name: str, ending: str) -> str:
     return f".{kept.decode('utf-8', 'ignore')}{ending}"
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a name is one of `replaced`, of a file that is being written or that a killed writer left."""
+    return path.name.startswith(".") and bool(UNFINISHED.search(path.name))
+
+
 def sweep(folder: Path, names: str = "*") -> None:
     """Remove what killed writers of files of these names (a pattern) left of `replaced`, volumes among them.
 
     Only where nobody else writes now.
     """
     for path in folder.glob(f".{names}.*.*"):
-        if UNFINISHED.search(path.name):
+        if is_unfinished(path):
             path.unlink()
 
 

@@ -86,6 +86,13 @@ def no_place(header: nib.Nifti1Header | None) -> str | None:
     return "the header does not say how the patient lies (qform and sform codes are 0); L,A,S is assumed"
 
 
+def one_slice(shape: Sequence[int]) -> str | None:
+    """A phrase where a scan (z,y,x) is a single slice along an axis, else None."""
+    if 1 not in shape:
+        return None
+    return f"the scan is one slice ({' x '.join(map(str, shape))} voxels, z,y,x), and the model reads volumes"
+
+
 def side_pairs(sides: Mapping[Any, Sequence[str]]) -> list[tuple[str, str]]:
     """(left, right) classes: by the name without its side ("kidney_left", "L kidney"), the rest in order.
 

@@ -56,17 +56,19 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """The exit status of a command; what a user can mend becomes one sentence on stderr.
 
-    Status 1 for an IrisError and for a file or folder that the system refuses, 130 for Ctrl-C (`interrupted`).
-    Anything else is a defect of ours and keeps its traceback.
+    Status 1 for an IrisError and for a file or folder that the system refuses, 130 for Ctrl-C (`interrupted`); also 1
+    for a command that went well but for its standard output, of which a part could not be written. Anything else is a
+    defect of ours and keeps its traceback.
     """
-    _mend_streams()
+    out = _mend_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(
             stream, "reconfigure"
         ):  # a nightly job may have an ASCII locale: a "?" is better than a crash
             stream.reconfigure(errors="replace")
     try:
-        return function()
+        status = function()
+        sys.stdout.flush()
     except IrisError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -82,30 +84,59 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    if out is not None and out.lost is not None and not status:
+        print(
+            f"Error: Standard output cannot be written ({out.lost.strerror}), and what was to stand there is lost; all "
+            "else is done: make room there, or send it elsewhere.",
+            file=sys.stderr,
+        )
+        return 1
+    return status
 
 
 class _Unfailing(io.FileIO):
-    """What cannot be written is dropped."""
+    """What cannot be written is dropped. lost: why the first of it was. piped: but for a pipe that nobody reads, which
+    raises BrokenPipeError.
+    """
+
+    def __init__(self, descriptor: int, piped: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.lost: OSError | None = None
+        self._piped = piped
 
     def write(self, data: Any) -> int:
-        with suppress(OSError):
+        try:
             return super().write(data) or 0
+        except OSError as error:
+            if self._piped and isinstance(error, BrokenPipeError):
+                raise
+            self.lost = self.lost or error
         return len(data)
 
 
-def _mend_streams() -> None:
-    """No bar and no remark ends a run because nobody can see it: stderr may be a full disk, or closed."""
+def _mend_streams() -> _Unfailing | None:
+    """No bar and no remark ends a run because nobody can see it: stdout and stderr may be a full disk, or closed.
+
+    What stdout writes to, where it is the process' own.
+    """
+    own = None
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        own = stream is sys.__stderr__
         if (
             stream is None
         ):  # also lest the next file that is opened gets its number, and the libraries' remarks
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif own:
-            unfailing = io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False))
-            kept = io.TextIOWrapper(unfailing, stream.encoding, "replace", line_buffering=True)
+        elif stream is getattr(sys, f"__{name}__"):
+            raw = _Unfailing(stream.fileno(), piped=name == "stdout")
+            by_line = name == "stderr" or stream.line_buffering or stream.write_through
+            with suppress(OSError):  # what was said before comes first
+                stream.flush()
+            kept = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, "replace", line_buffering=by_line
+            )
             setattr(sys, name, kept)
+            own = raw if name == "stdout" else own
+    return own
 
 
 def _refused_by_system(error: OSError) -> str:

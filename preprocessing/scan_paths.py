@@ -54,6 +54,12 @@ def may_be_slice(path: Path) -> bool:
     return not re.search("[A-Za-z]", path.suffix) or path.suffix.lower() in (".dcm", ".dicom", ".dic", ".ima")
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, be it a slice or not. OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        return stream.read(HEAD)[128:132] == DICOM_MAGIC
+
+
 def is_slice(path: Path) -> bool:
     """Whether a file is DICOM and holds an image; the directory of an exported disc, say, does not.
 

@@ -11,7 +11,8 @@ Arrays are [D,H,W] = (z,y,x): `array[k, j, i]` is the voxel (i, j, k) of the fil
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,7 +169,15 @@ def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None
     units are kept to the bit, so that every viewer lays the result over the scan as before. RawDataError for
     another ending or a type that NIfTI lacks.
     """
-    path = Path(path)
+    with coming_volume(Path(path), volume, scale):
+        pass
+
+
+@contextmanager
+def coming_volume(path: Path, volume: Volume, scale: float | None = None) -> Iterator[None]:
+    """What `write_volume` writes, whole under a hidden name inside the context, and under its own behind it; not at
+    all where the context fails. So several files may come together. Errors as there.
+    """
     ending = next((each for each in NIFTI if path.name.lower().endswith(each)), None)
     if ending is None:
         raise RawDataError(f"Volumes are written as .nii.gz or .nii, but {path} was asked for: rename it.")
@@ -185,6 +194,7 @@ def write_volume(path: Path, volume: Volume, scale: float | None = None) -> None
         image.header.set_slope_inter(scale, 0)
     with replaced(path, f".part{ending}") as temporary:
         nib.save(image, temporary)
+        yield
 
 
 def orientation_conflict(path: Path) -> str | None:

@@ -355,6 +355,25 @@ def test_what_cannot_be_used_is_one_sentence() -> None:
         )
 
 
+def test_what_is_no_scan_and_no_spacing_is_told() -> None:
+    loaded, task, image = loaded_with(GreyModel()), make_task([0.0]), draw_blobs(1)[0]
+    for spacing in (1.0, "1 mm", ("1", "1", "1"), (1.0, None, 1.0), (1.0, (2.0, 3.0), 1.0)):
+        with pytest.raises(RawDataError) as caught:
+            segment(loaded, task, Scan(image, spacing))  # type: ignore[arg-type]
+        assert str(caught.value) == f"spacing_mm is three lengths above 0 (z,y,x); got {spacing!r}."
+    for whole in ((1, 2, 3), [1.0, 2.0, 3.0], np.array([1, 2, 3], np.float32)):
+        assert Scan(image, whole).volume.spacing_mm == (1.0, 2.0, 3.0)  # type: ignore[arg-type]
+    with pytest.raises(RawDataError, match=r"^An affine is 4 x 4, .* got shape \[0\]"):
+        segment(loaded, task, Scan(image, affine=[["x"] * 4] * 4))  # type: ignore[arg-type]
+    for call in (segment, segment_all):
+        with pytest.raises(RawDataError) as caught:
+            call(loaded, task, image)  # type: ignore[operator]
+        assert str(caught.value) == (
+            "A scan is an array and where it lies; got ndarray alone: wrap it, Scan(array, spacing_mm=(z, y, x)) or "
+            "Scan(array, affine=affine)."
+        )
+
+
 def test_class_values_are_whole_numbers_and_messages_speak_of_classes() -> None:
     loaded = loaded_with(GreyModel(), plans={"blobs": PLAN})
     for value in ("1", 1.5, True, None):

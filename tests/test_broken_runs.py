@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import re
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from grey_scans import BLOCKS, cases_of, grey_task, write_scans
@@ -37,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return write_scans(tmp_path)
 
 
-def predict(folder: Path, model: GreyModel = MODEL, **more: Any) -> list[Verdict]:
-    cases = [case for case in cases_of(folder) if case.id in "ab"]
+def predict(folder: Path, model: GreyModel = MODEL, names: str = "ab", **more: Any) -> list[Verdict]:
+    cases = [case for case in cases_of(folder) if case.id in names]
     return predict_folder(loaded_with(model), TASK, cases, folder / "out", progress=False, **more)
 
 
@@ -80,12 +82,15 @@ def test_a_former_mask_is_never_entered_as_the_new_scans(
     (folder / "out" / "scans.json").unlink()
     labels = replace_a(folder)
 
-    def killed(*_: Any) -> None:
+    def killed(scans: module.KeptScans, *given: Any) -> None:
+        keep(scans, *given)
         raise KilledError
 
+    keep = module.KeptScans.keep
     with monkeypatch.context() as during, pytest.raises(KilledError):
-        during.setattr(module, "write_result", killed)
+        during.setattr(module.KeptScans, "keep", killed)
         predict(folder, overwrite=True)
+    assert not list((folder / "out").glob("a.nii.gz")) and (folder / "out" / "scans.json").exists()
     assert predict(folder)[0].status == "done"
     assert np.array_equal(load(folder / "out" / "a.nii.gz")[0], labels)
 
@@ -173,6 +178,58 @@ def test_what_killed_runs_left_half_written_is_swept(folder: Path) -> None:
     assert [v.status for v in predict(folder)] == ["skipped"] * 2
     assert not any((out / name).exists() for name in left)
     assert all((out / name).exists() for name in others), "what nobody here writes is left alone"
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """All that lies in a folder of results but its log, by name."""
+    paths = [path for path in out.rglob("*") if path.name != "predict.log"]
+    return {str(path.relative_to(out)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("which", "wish"),
+    [
+        (".a.nii.gz.*", {"overwrite": True}),
+        ("a/.class_1.nii.gz.*", {"overwrite": True}),
+        ("a/.class_1.nii.gz.*", {"outputs": Outputs(probabilities=True)}),
+    ],
+)
+def test_a_full_disk_costs_no_result_that_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, which: str, wish: dict[str, Any]
+) -> None:
+    """Whichever file of a case meets it: masks, volumes and judgements stay, of the new files nothing does."""
+    out, wish = folder / "out", {"outputs": Outputs(per_class=True), **wish}
+    predict(folder, outputs=Outputs(per_class=True))
+    judgements_in(out).write([Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
+    before, writes = files_of(out), nib.save
+
+    def full(image: nib.Nifti1Image, path: Path) -> None:
+        writes(image, path)
+        if path.match(which):
+            path.write_bytes(b"half")
+            raise OSError(errno.EFBIG, "File too large")
+
+    with monkeypatch.context() as during:
+        during.setattr(nib, "save", full)
+        (a,) = predict(folder, names="a", **wish)
+    assert a.status == "refused" and a.why.endswith(
+        ".nii.gz cannot be read or written (File too large): mend its permissions, or make room where the disk is "
+        "full, then run again. The mask that is there stays."
+    )
+    after = files_of(out)
+    assert after.pop("probabilities", b"") == b"" and after == before
+    assert [v.status for v in predict(folder, names="a", **wish)] == ["done"]
+    assert not [name for name in files_of(out) if "/." in f"/{name}"]
+
+
+def test_a_killed_run_that_wrote_other_kinds_leaves_no_empty_folders(folder: Path) -> None:
+    """They would say that this kind was made, and that it is to be made again with the mask."""
+    predict(folder)
+    half = folder / "out" / "probabilities" / "a" / ".class_0.nii.gz.9.part.nii.gz"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    predict(folder)
+    assert not half.parent.exists()
 
 
 class Moving(GreyModel):

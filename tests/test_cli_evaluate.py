@@ -282,3 +282,10 @@ def test_tables_and_reports_need_an_evaluation(place: Place, capsys: pytest.Capt
     assert "run iris_evaluate first" in capsys.readouterr().err
     assert report_main(["night"]) == 1
     assert "'night' is no evaluated run" in capsys.readouterr().err
+    (masks := place.masks("bank") / "mine").mkdir()
+    (masks / "predict.json").write_text("{}")
+    assert report_main([str(masks)]) == 1
+    assert capsys.readouterr().err == (
+        f"Error: A page is of an evaluated run, and '{masks}' holds masks of iris_predict: `iris_view {masks} -i IN` "
+        "shows them over the scans in IN.\n"
+    )

@@ -282,3 +282,34 @@ def test_the_package_is_not_calibrated_into(tmp_path: Path, capsys: Any) -> None
     told = capsys.readouterr().err
     assert "the package is not written to: copy " in told
     assert told.strip().endswith(f"to {tmp_path / 'results' / 'iris_small_6' / 'checkpoint'} first.")
+
+
+def test_a_run_that_ends_before_its_first_case_is_no_longer_yesterdays(
+    root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """A share that is not mounted, a task file that is gone, another setting: nothing of it stood in the report."""
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    common = ["-o", str(out), "--root", str(root)]
+    good = ["-i", str(scan_of(tiny_raw)), *common]
+
+    def lines() -> list[list[str]]:
+        with (out / "report.csv").open(encoding="utf-8", newline="") as stream:
+            return [line[:3] for line in list(csv.reader(stream))[1:]]
+
+    assert predict_main(["-i", str(empty), *common]) == 1 and not out.exists()
+    assert predict_main(good) == 0 and [line[:2] for line in lines()] == [["s2_a", "done"]]
+    for arguments in (
+        ["-i", str(empty), *common],
+        ["-i", str(tmp_path / "nowhere"), *common],
+        [*good, "-t", str(tmp_path / "no.task")],
+        [*good, "--overlap", "2"],
+        [*good, "--overlap", "0.25"],
+    ):
+        capsys.readouterr()
+        assert predict_main(arguments) == 1
+        told = capsys.readouterr().err.splitlines()[-1].removeprefix("Error: ")
+        (line,) = lines()
+        assert line == ["", "failed", f"The run ended before its first case: {told}"]
+        assert (out / "predict.log").read_text(encoding="utf-8").endswith(f"{line[2]}\n")
+        assert predict_main(good) == 0 and [line[:2] for line in lines()] == [["s2_a", "skipped"]]

@@ -155,6 +155,77 @@ def test_files_in_subfolders_are_left_out_aloud_but_not_results(tmp_path: Path) 
         find_inputs(tmp_path)
 
 
+def test_files_of_no_format_that_is_read_are_counted_and_named(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a.nii.gz",
+        "b.mgz",
+        "c.hdr",
+        "c.img",
+        "d.nii.bz2",
+        "._d.nii",
+        "Listing.TXT",
+        "dataset.json",
+        "README",
+    )
+    touch(tmp_path, "x.task", "report.csv", "view.png")
+    (tmp_path / "e.mhd").write_text("ElementDataFile = e.bin\n")
+    touch(tmp_path, "e.bin", "f.raw")  # voxels of a header, by its name or by a pattern
+    touch(tmp_path / "p1", "IM1", "IM2", "notes.txt")  # of old scanners, without a preamble
+    touch(tmp_path / "p2", "1.dcm.gz")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["a", "e"]
+    end = "; convert or unpack what is a scan."
+    assert notes == [
+        f"4 files in {tmp_path} left out, of no format that is read: b.mgz, c.hdr, c.img, ...{end}",
+        f"2 files in {tmp_path / 'p1'} left out, of no format that is read: IM1, IM2{end}",
+        f"1 file in {tmp_path / 'p2'} left out, of no format that is read: 1.dcm.gz{end}",
+    ]
+    with pytest.raises(
+        RawDataError, match=r"holds no scan: put NIfTI.* Note: 1 file in .*p2 left out.*: 1\.dcm\.gz; "
+    ):
+        find_inputs(tmp_path / "p2")
+
+
+def test_strange_files_among_slices_are_named_and_slices_are_not(tmp_path: Path) -> None:
+    """What is called like a slice is read, or refused, with its series."""
+    write_dicom(tmp_path / "p1", SLICES)
+    touch(tmp_path / "p1", "0", "IM7", "old.mgz", "slices.zip")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["p1"]
+    assert notes == [
+        f"2 files in {tmp_path / 'p1'} left out, of no format that is read: old.mgz, slices.zip; convert or unpack "
+        "what is a scan."
+    ]
+
+
+def test_folders_without_a_scan_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    write_dicom(tmp_path / "p1" / "ct", SLICES)
+    touch(tmp_path / "p1" / "VIEWER", "run.exe")  # as on a disc
+    touch(tmp_path / "p1" / "later", ".hidden")
+    (tmp_path / "p2" / "ct").mkdir(parents=True)
+    touch(tmp_path / "p3", "report.pdf")
+    touch(tmp_path / "out", "predict.json")
+    cases, notes = find_inputs(tmp_path)
+    assert [case.id for case in cases] == ["a", "p1"]
+    assert notes == [
+        f"{tmp_path / 'p1' / 'later'} left out: it is empty.",
+        f"{tmp_path / 'p2' / 'ct'} left out: it is empty.",
+        f"{tmp_path / 'p3'} left out: it holds no scan.",
+    ]
+
+
+def test_a_folder_of_results_is_no_input(tmp_path: Path) -> None:
+    touch(tmp_path / "masks", "a.nii.gz", "predict.json")
+    with pytest.raises(RawDataError) as caught:
+        find_inputs(tmp_path / "masks")
+    assert str(caught.value) == (
+        f"An input is a scan or a folder of scans, but {tmp_path / 'masks'} is a folder of results (predict.json is in "
+        "it), and masks are no scans: give the folder that they were made from."
+    )
+
+
 def test_series_below_a_series_are_left_out_aloud(tmp_path: Path) -> None:
     write_dicom(tmp_path / "night", SLICES)
     write_dicom(tmp_path / "night" / "p1", SLICES)

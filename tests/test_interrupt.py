@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.interrupt import TERMINATED, StopAtStepEnd, TerminatedAsInterrupted
 from preprocessing.options import ending
 
@@ -61,6 +62,16 @@ def test_a_scheduler_ends_it_as_ctrl_c_does() -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == TERMINATED == 143
     assert error == "Interrupted; what was finished is kept, run the same command again to go on.\n"
+
+
+def test_the_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predict_main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Exit status: 0 all scans are done" in told
+        and "; 130 and 143 interrupted by Ctrl-C or SIGTERM." in told
+    )
 
 
 def test_the_exit_status_is_the_signals() -> None:

@@ -28,6 +28,7 @@ from preprocessing.source import FileSource, RefusedSource
 
 ANEW = "the former mask was of another scan or channel and is made anew."
 TAKEN_AWAY = " The former mask, of another scan or channel, was taken away."
+STAYS_OF_FORMER = " The mask that is there stays; it is of the former scan."
 STAYS = " The mask that is there stays; it may be of another scan."
 IMAGE, LABELS = paint((12, 40, 34), BLOCKS)
 MODEL, TASK = grey_task(IMAGE, LABELS)
@@ -101,6 +102,7 @@ def test_volumes_are_those_of_the_masks_that_are_there(folder: Path) -> None:
     assert [v.status for v in predict(folder)] == ["skipped", "skipped"]
     assert told("a") == counted("a") and told("b") == counted("b")
     (folder / "in" / "a.nii.gz").write_bytes(b"half a scan")
+    (folder / "out" / "a.nii.gz").unlink()
     assert [v.status for v in predict(folder)] == ["refused", "skipped"]
     assert told("a") == {} and told("b") == counted("b"), "no mask, no volume"
 
@@ -148,18 +150,47 @@ def test_another_channel_is_another_scan(tmp_path: Path) -> None:
         assert [v.status for v in predict(tmp_path, [case])] == ["skipped"]
 
 
-def test_a_mask_of_another_scan_does_not_stay_where_the_new_one_cannot_be_read(folder: Path) -> None:
+def test_a_mask_stays_until_the_scan_that_replaces_its_own_can_be_read(folder: Path) -> None:
+    """An upload that goes on is half a file, and one that made its room before is all zeros."""
+    out, path = folder / "out", folder / "in" / "a.nii.gz"
+    predict(folder, outputs=Outputs(per_class=True))
+    judgements_in(out).write([Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
+    mask, volumes, first = ((each.read_bytes()) for each in (out / "a.nii.gz", out / VOLUMES, path))
+    zeros = save(folder / "zeros.nii.gz", np.zeros_like(IMAGE), np.eye(4)).read_bytes()
+    for content, told in ((first[:200], "a.nii.gz cannot be read"), (zeros, "the grey value 0 in every")):
+        path.write_bytes(content)
+        a, b = predict(folder)
+        assert (a.status, b.status) == ("refused", "skipped")
+        assert told in a.why and a.why.endswith(STAYS_OF_FORMER)
+        assert (out / "a.nii.gz").read_bytes() == mask and (out / VOLUMES).read_bytes() == volumes
+        assert (out / "per_class" / "a").is_dir()
+        assert [each.case for each in judgements_in(out).rows()] == ["a", "b"]
+    path.write_bytes(first)
+    assert [v.status for v in predict(folder)] == ["skipped", "skipped"], "the scan of before is back"
+    other, labels = paint((14, 44, 30), {1: np.s_[1:4, 5:15, 8:20], 2: np.s_[6:12, 20:36, 6:24]})
+    save(path, other, affine_of("RAS", (3.0, 1.0, 1.0)))
+    a, _ = predict(folder)
+    assert (a.status, a.why) == ("done", ANEW)
+    assert np.array_equal(load(out / "a.nii.gz")[0], labels)
+
+
+def test_a_mask_of_another_scan_does_not_stay_where_the_new_one_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict(folder, outputs=Outputs(per_class=True))
     judgements_in(folder / "out").write([Judgement(name, "class_0", 0.9, False, {}) for name in "ab"])
-    content = (folder / "in" / "a.nii.gz").read_bytes()
-    (folder / "in" / "a.nii.gz").write_bytes(content[:200])
-    a, b = predict(folder)
+    save(folder / "in" / "a.nii.gz", IMAGE * 2, affine_of("RAS", (3.0, 1.0, 1.0)))
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    with monkeypatch.context() as during:
+        during.setattr("iris_pipeline.predict.segment_scan", fails)
+        a, b = predict(folder)
     assert (a.status, b.status) == ("refused", "skipped")
-    assert "a.nii.gz cannot be read" in a.why and a.why.endswith(TAKEN_AWAY)
+    assert a.why == f"RuntimeError: no memory left (where, says predict.log).{TAKEN_AWAY}"
     assert not (folder / "out" / "a.nii.gz").exists() and not (folder / "out" / "per_class" / "a").exists()
     assert [each.case for each in judgements_in(folder / "out").rows()] == ["b"]
-    assert [v.status for v in predict(folder)] == ["refused", "skipped"]
-    (folder / "in" / "a.nii.gz").write_bytes(content)
     assert [v.status for v in predict(folder)] == ["done", "skipped"]
 
 
@@ -279,3 +310,25 @@ def test_scans_are_kept_from_call_to_call(tmp_path: Path) -> None:
         "schema_version": 1,
         "scans": {"a": {"content": "3", "seen": "4"}, "b": {"content": "1", "seen": "2"}},
     }
+
+
+def test_a_mask_that_a_new_name_leaves_behind_is_named(folder: Path) -> None:
+    """As where a second series comes and p1 is p1_a by then: p1.nii.gz stays, and nobody would know whose it is."""
+    predict(folder)
+    (folder / "in" / "a.nii.gz").rename(folder / "in" / "a_1.nii.gz")
+    renamed = InputCase("a_1", FileSource(folder / "in" / "a_1.nii.gz"))
+    others = [case for case in cases_of(folder) if case.id == "b"]
+    told = "a.nii.gz is of the same scan, and no input is called a: where a_1 is its new name, take it away."
+    assert [(v.status, v.why) for v in predict(folder, [renamed, *others])] == [
+        ("done", told),
+        ("skipped", "the result exists; --overwrite makes it anew."),
+    ]
+    (again,) = predict(folder, [renamed])
+    assert again.why == f"the result exists; --overwrite makes it anew. {told}"
+    copy = InputCase("a", FileSource(shutil.copy(folder / "in" / "a_1.nii.gz", folder / "in" / "a.nii.gz")))
+    assert [v.why for v in predict(folder, [copy, renamed])] == [
+        "the result exists; --overwrite makes it anew."
+    ] * 2
+    (folder / "out" / "a.nii.gz").unlink()
+    (again,) = predict(folder, [renamed])
+    assert again.why == "the result exists; --overwrite makes it anew.", "there is no such mask any more"

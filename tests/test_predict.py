@@ -354,6 +354,19 @@ def test_an_empty_mask_is_said(folder: Path) -> None:
     assert f": done: {told} (" in (folder / "out" / "predict.log").read_text(encoding="utf-8")
 
 
+def test_a_single_slice_is_doubted(folder: Path) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    save(folder / "in" / "a.nii.gz", image[4:5], affine_of("RAS", (3.0, 1.0, 1.0)))
+    (verdict,) = predict_folder(
+        loaded_with(model), task, cases_of(folder)[:1], folder / "out", progress=False
+    )
+    assert (verdict.status, verdict.why) == (
+        "done",
+        "the scan is one slice (1 x 40 x 34 voxels, z,y,x), and the model reads volumes: doubt the result.",
+    )
+
+
 def test_a_compressed_text_is_no_scan(folder: Path) -> None:
     (folder / "in" / "c.nii.gz").write_bytes(gzip.compress(b"no scan"))
     verdicts = predict_folder(

@@ -78,6 +78,42 @@ def test_a_stderr_that_cannot_be_written_ends_nothing(redirection: str) -> None:
     assert (done.returncode, done.stdout) == (0, "went on\n")
 
 
+SPEAKS = (
+    "import sys; from preprocessing.options import ending\n"
+    "def command():\n"
+    "    for number in range(int(sys.argv[1])): print(number)\n"
+    "    print('went on', file=sys.stderr); return 0\n"
+    "sys.exit(ending(command))\n"
+)
+
+
+def speak(lines: int, redirection: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command that prints so many lines."""
+    command = ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {lines} {redirection}', sys.executable, SPEAKS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_stdout_that_cannot_be_written_ends_nothing_and_is_told(lines: int) -> None:
+    assert speak(lines, ">/dev/full") == (
+        1,
+        "",
+        "went on\nError: Standard output cannot be written (No space left on device), and what was to stand there is "
+        "lost; all else is done: make room there, or send it elsewhere.\n",
+    )
+
+
+def test_a_stdout_that_can_be_written_is() -> None:
+    assert speak(2, "") == (0, "0\n1\n", "went on\n")
+    assert speak(2, ">&-") == (0, "", "went on\n"), "who closes it wants nothing said"
+
+
+def test_a_reader_who_has_seen_enough_ends_it() -> None:
+    assert speak(1_000_000, "| head -n 1") == (1, "0\n", "")
+
+
 def test_remarks_come_through_where_they_can() -> None:
     done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True)
     assert (

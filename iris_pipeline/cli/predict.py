@@ -8,6 +8,7 @@ from pathlib import Path
 
 from iris_pipeline import judging
 from iris_pipeline.bank_tasks import bank_task
+from iris_pipeline.case_report import failure_told
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings
@@ -60,6 +61,9 @@ def predict_main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="iris_predict",
         description="Segment scans: with a task file, with references, or with what a model remembers.",
+        epilog="Exit status: 0 all scans are done, now or before; 1 a scan, a reference or the call was refused, or "
+        "something went wrong, and a sentence says what; 2 options that do not exist or go together; 130 and 143 "
+        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -136,6 +140,24 @@ def predict_main(argv: list[str] | None = None) -> int:
 
 
 def _predict_command(arguments: argparse.Namespace) -> int:
+    if arguments.split is not None:
+        verdicts, given = _predicted(arguments)
+    else:
+        out = Path(arguments.o)
+        with failure_told(out, lambda: arguments.left_out or ()):
+            verdicts, given = _predicted(arguments)
+        if arguments.confidence:
+            tell_judgements(out)
+    done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
+    print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
+    raise_for_refused(verdicts)
+    if given is not None:
+        given.raise_for_refused()
+    return 0
+
+
+def _predicted(arguments: argparse.Namespace) -> tuple[list[Verdict], GivenReferences | None]:
+    """What became of each case; the references of -r beside it."""
     root = Root.resolve(arguments.root, arguments.raw)
     device = choose_device(arguments.device)
     options = InferenceOptions(
@@ -149,19 +171,9 @@ def _predict_command(arguments: argparse.Namespace) -> int:
         one_pass=arguments.one_pass,
     )
     check_fit(arguments, arguments.strategy)
-    given: GivenReferences | None = None
     if arguments.split is not None:
-        verdicts = _predict_split(arguments, root, options)
-    else:
-        verdicts, given = _predict_inputs(arguments, root, options)
-        if arguments.confidence:
-            tell_judgements(Path(arguments.o))
-    done, skipped = (sum(v.status == status for v in verdicts) for status in ("done", "skipped"))
-    print(f"{done} segmented, {skipped} skipped as already there, {len(verdicts) - done - skipped} refused.")
-    raise_for_refused(verdicts)
-    if given is not None:
-        given.raise_for_refused()
-    return 0
+        return _predict_split(arguments, root, options), None
+    return _predict_inputs(arguments, root, options)
 
 
 def _predict_inputs(

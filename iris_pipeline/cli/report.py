@@ -11,6 +11,7 @@ from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.embedding_map import FILE as NEAREST_FILE
 from iris_pipeline.embedding_map import embedding_map, write_nearest
 from iris_pipeline.embeddings import CASES_PER_DATASET, FILE, run_embeddings
+from iris_pipeline.made_from import RECORD
 from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.tables import EVALUATION
@@ -138,5 +139,10 @@ def _run_folder(name: str, root: Root) -> Path:
     for folder in (root.results / name, Path(name).expanduser()):
         if (folder / EVALUATION).is_dir():
             return folder if folder.name else folder.resolve()  # "." has no name
+    if (Path(name).expanduser() / RECORD).is_file():
+        raise EvaluationError(
+            f"A page is of an evaluated run, and '{name}' holds masks of iris_predict: `iris_view {name} -i IN` shows "
+            "them over the scans in IN."
+        )
     known = ", ".join(sorted(path.parent.name for path in root.results.glob(f"*/{EVALUATION}"))) or "none"
     raise EvaluationError(f"'{name}' is no evaluated run; under {root.results} there are: {known}.")
