@@ -16,6 +16,7 @@ from test_cli_predict import write_run
 from test_cli_tasks import COARSE, references
 
 import iris_pipeline.cli.predict as command
+from iris_pipeline.case_report import LOG, REPORT
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.predict import digest
@@ -120,10 +121,11 @@ def test_further_scans_find_the_task_made(
     assert "Where the masks disappoint" not in said and calls == ["ensemble"]
     assert predict_main([*predict, "--overwrite"]) == 0 and calls == ["ensemble"] * 2
     assert load_task(kept).made_by == "ensemble"
-    before = {path: path.read_bytes() for path in out.iterdir() if path.name != "predict.log"}
+    before = {path: path.read_bytes() for path in out.iterdir() if path.name not in (LOG, REPORT)}
     assert predict_main([*predict, "-k", "1"]) == 1, "results of another task"
     assert "were made otherwise" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before and len(list(out.glob("*.task"))) == 1
+    assert "failed,The run ended before its first case" in (out / REPORT).read_text()
     with_file = ["-i", str(scans), "-o", str(tmp_path / "by_file"), "-t", str(kept), "--root", str(tmp_path)]
     assert predict_main([*with_file, *COARSE]) == 0
     assert (tmp_path / "by_file" / "s3_a.nii.gz").read_bytes() == (out / "s3_a.nii.gz").read_bytes()
