@@ -125,7 +125,7 @@ def test_further_scans_find_the_task_made(
     assert predict_main([*predict, "-k", "1"]) == 1, "results of another task"
     assert "were made otherwise" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before and len(list(out.glob("*.task"))) == 1
-    assert "failed,The run ended before its first case" in (out / REPORT).read_text()
+    assert ',failed,"The run ended before its first case: One folder holds' in (out / REPORT).read_text()
     with_file = ["-i", str(scans), "-o", str(tmp_path / "by_file"), "-t", str(kept), "--root", str(tmp_path)]
     assert predict_main([*with_file, *COARSE]) == 0
     assert (tmp_path / "by_file" / "s3_a.nii.gz").read_bytes() == (out / "s3_a.nii.gz").read_bytes()
