@@ -85,13 +85,13 @@ def join_crops(
 ) -> Episode:
     """Two crops and the label values of each class (name -> values) as an episode, as far as drawn a made one."""
     values = list(classes.values())
+    shown, wanted = _masks(reference, values), _masks(query, values)
     if draw.tones is not None:
-        masks = _masks(reference, values)
-        images = draw.tones(reference.image, masks, query.image)
+        images = draw.tones(reference.image, shown, query.image)
         reference, query = (
             replace(crop, image=image) for crop, image in zip((reference, query), images, strict=True)
         )
-    first, second = (made_sample(crop, _masks(crop, values), draw) for crop in (reference, query))
+    first, second = made_sample(reference, shown, draw), made_sample(query, wanted, draw)
     return Episode(index, dataset, tuple(classes), first, second, draw.is_made, wide)
 
 

@@ -54,9 +54,9 @@ def curve_between(
     half = (high - low) / KNOTS / 2  # knots are the middles of bins
     curve = Tones(low=low + half, high=high - half, values=tuple(ratios.tolist()), radius=0)
     toned = [(curve(image), mask) for image, mask in sided]
-    blur = max(blurs, key=lambda sigma: told_apart([(blurred(image, sigma), mask) for image, mask in toned]))
-    moments = [_moments(blurred(image, blur), mask, share) for image, mask in toned]
-    mean, square = np.mean(moments, axis=0)
+    candidates = ((sigma, [(blurred(image, sigma), mask) for image, mask in toned]) for sigma in blurs)
+    blur, shown = max(candidates, key=lambda each: told_apart(each[1]))
+    mean, square = np.mean([_moments(image, mask, share) for image, mask in shown], axis=0)
     spread = float(np.sqrt(square - mean**2))
     if spread < 1e-6:
         return None
