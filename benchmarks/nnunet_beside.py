@@ -8,10 +8,13 @@ It runs the README's commands, dataset by dataset: iris_export_nnunet, nnUNetv2_
     ... lung_mr mscmr --references 3 --draws 0 ...       trained on the references that ours is shown, and nothing else
     ... mscmr --trained-on acdc_mini ...                 trained on one dataset, tested on another of the same classes
 
+    ... acdc_mini --gpu-memory 2 ...                     planned for 2 GB: smaller patches, more steps in a budget
+
 The one departure from its defaults is the end of training (`nnunet_trainers/`): a budget instead of 1000 epochs of
-250 iterations. Every query has references of other subjects, so that a held-out dataset takes several trainings a
-draw; the budget is that of each. What is done is skipped, so that a stopped run goes on; OUT/beside.log keeps what the
-commands said.
+250 iterations; and, where asked for, `--gpu-memory`, its planner's own option (`-gpu_memory_target`), as a step of a
+patch that fills 8 GB takes one core half a minute. Every query has references of other subjects, so that a held-out
+dataset takes several trainings a draw; the budget is that of each. What is done is skipped, so that a stopped run goes
+on; OUT/beside.log keeps what the commands said.
 """
 
 from __future__ import annotations
@@ -53,6 +56,18 @@ class Beside:
     minutes: float
     tta: bool
     device: str
+    gpu_memory: float | None = None  # GB, that its planner fills; None: its default
+
+    @property
+    def plans(self) -> str:
+        """The name of the plans; nnU-Net keeps preprocessed cases and models apart by it."""
+        return "nnUNetPlans" if self.gpu_memory is None else f"nnUNetPlans_{self.gpu_memory:g}GB"
+
+    @property
+    def ending(self) -> str:
+        """What tells masks of other plans, or mirrored ones, apart."""
+        planned = "" if self.gpu_memory is None else f"_{self.gpu_memory:g}GB"
+        return f"{planned}{'_tta' if self.tta else ''}"
 
     @property
     def out(self) -> Path:
@@ -65,13 +80,13 @@ class Beside:
 
     @property
     def masks(self) -> Path:
-        return self.out / f"masks_{self.minutes:g}_minutes{'_tta' if self.tta else ''}"
+        return self.out / f"masks_{self.minutes:g}_minutes{self.ending}"
 
     @property
     def method(self) -> str:
         """The name of its rows: what one budget made must not stand beside what another made as if it were one; nor
-        what was mirrored in prediction beside what was not."""
-        return f"nnU-Net_{self.minutes:g}_min{'_tta' if self.tta else ''}"
+        what was mirrored in prediction, or planned for less memory, beside what was not."""
+        return f"nnU-Net_{self.minutes:g}_min{self.ending}"
 
     @property
     def our_folders(self) -> list[str]:
@@ -137,18 +152,29 @@ def prepare(beside: Beside, name: str, references: Sequence[str] = ()) -> Export
     exported = Exported(found[0])
     cases = {path.name.removesuffix(".nii.gz") for path in (exported.raw / "labelsTr").glob("*.nii.gz")}
     preprocessed = beside.out / "nnUNet_preprocessed" / exported.folder
-    ready = {path.stem for path in (preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl")}
+    ready = {path.stem for path in (preprocessed / f"{beside.plans}_3d_fullres").glob("*.pkl")}
     if not cases <= ready:  # a stopped run may have left some of them
         arguments = ("-d", exported.number, "-c", "3d_fullres", "--verify_dataset_integrity", "-np", "1")
-        beside.call("nnUNetv2_plan_and_preprocess", *arguments)
+        planned = ("-gpu_memory_target", f"{beside.gpu_memory:g}", "-overwrite_plans_name", beside.plans)
+        beside.call("nnUNetv2_plan_and_preprocess", *arguments, *(planned if beside.gpu_memory else ()))
     return exported
 
 
 def train(beside: Beside, exported: Exported) -> str:
     """Train fold 0 to the end of the budget, unless that was done; what was done with it, in nnU-Net's words."""
-    model = beside.results / exported.folder / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+    model = beside.results / exported.folder / f"{TRAINER}__{beside.plans}__3d_fullres" / "fold_0"
     if not (model / "checkpoint_final.pth").is_file():
-        chosen = (exported.number, "3d_fullres", "0", "-tr", TRAINER, "-device", beside.device)
+        chosen = (
+            exported.number,
+            "3d_fullres",
+            "0",
+            "-p",
+            beside.plans,
+            "-tr",
+            TRAINER,
+            "-device",
+            beside.device,
+        )
         beside.call("nnUNetv2_train", *chosen)
     for log in sorted(model.glob("training_log_*.txt"), reverse=True):
         for line in log.read_text(encoding="utf-8").splitlines():
@@ -162,7 +188,20 @@ def predict(beside: Beside, exported: Exported, images: Path, masks: Path) -> No
     wanted = {path.name.replace("_0000", "") for path in images.glob("*.nii.gz")}
     if wanted <= {path.name for path in masks.glob("*.nii.gz")}:
         return
-    chosen = ("-d", exported.number, "-c", "3d_fullres", "-f", "0", "-tr", TRAINER, "-device", beside.device)
+    chosen = (
+        "-d",
+        exported.number,
+        "-c",
+        "3d_fullres",
+        "-f",
+        "0",
+        "-p",
+        beside.plans,
+        "-tr",
+        TRAINER,
+        "-device",
+        beside.device,
+    )
     where = ("-i", str(images), "-o", str(masks), "-npp", "1", "-nps", "1")
     beside.call("nnUNetv2_predict", *chosen, *where, *(() if beside.tta else ("--disable_tta",)))
 
@@ -230,6 +269,17 @@ def run_elsewhere(beside: Beside, source: str, name: str) -> None:
     evaluate(beside, name, masks, "--strategy", f"trained-on-{source}")
 
 
+def positive_number(text: str) -> float:
+    """For argparse: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"takes a number above 0, not '{text}'")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -237,7 +287,7 @@ def main() -> int:
     parser.add_argument("datasets", nargs="+", metavar="NAME", help="datasets with a finished store")
     parser.add_argument("--nnunet", type=Path, required=True, help="folder of nnU-Net's programs, ENV/bin")
     parser.add_argument(
-        "--cpu-minutes", type=float, required=True, help="processor time of training, a dataset"
+        "--cpu-minutes", type=positive_number, required=True, help="processor time of training, a dataset"
     )
     few = parser.add_mutually_exclusive_group()
     few.add_argument(
@@ -253,6 +303,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="folder of raw/, preprocessed/, results/")
     parser.add_argument("--raw", type=Path, help="folder of the raw datasets (default: raw/ under the root)")
     parser.add_argument("--tta", action="store_true", help="mirror in prediction, as is nnU-Net's default")
+    parser.add_argument(
+        "--gpu-memory",
+        type=positive_number,
+        metavar="GB",
+        help="memory of a GPU that patch and batch are planned for (default: nnU-Net's, 8); less for a CPU",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
     if not (given.nnunet / "nnUNetv2_train").is_file():
@@ -265,7 +321,9 @@ def main() -> int:
     raw = given.raw.resolve() if given.raw else None
     # The environment's own folder, not where its python really lies: a link is resolved one step too far.
     nnunet = Path(os.path.abspath(given.nnunet))
-    beside = Beside(nnunet, given.root.resolve(), raw, given.cpu_minutes, given.tta, given.device)
+    beside = Beside(
+        nnunet, given.root.resolve(), raw, given.cpu_minutes, given.tta, given.device, given.gpu_memory
+    )
     jobs: list[tuple[str, Callable[[], None]]] = []
     for name in given.datasets:
         if given.references:

@@ -29,6 +29,30 @@ def test_mirrored_masks_are_not_taken_for_others(script: ModuleType, tmp_path: P
     assert plain.results == mirrored.results, "mirrored in prediction: the training is the same"
 
 
+def test_what_was_planned_for_less_memory_is_kept_apart(script: ModuleType, tmp_path: Path) -> None:
+    plain, small = (script.Beside(tmp_path, tmp_path, None, 60.0, False, "cpu", gb) for gb in (None, 2.5))
+    assert (plain.plans, plain.method) == ("nnUNetPlans", "nnU-Net_60_min")
+    assert (small.plans, small.method) == ("nnUNetPlans_2.5GB", "nnU-Net_60_min_2.5GB")
+    assert small.masks.name == "masks_60_minutes_2.5GB"
+
+
+def test_the_planner_is_told_the_memory_and_the_trainer_the_plans(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(script.Beside, "call", lambda _, *what: called.append(what) or "")
+    raw = tmp_path / "nnunet" / "nnUNet_raw" / "Dataset501_liver"
+    (raw / "labelsTr").mkdir(parents=True)
+    (raw / "labelsTr" / "case_1.nii.gz").touch()
+    beside = script.Beside(tmp_path, tmp_path, None, 60.0, False, "cpu", 2.0)
+    script.train(beside, script.prepare(beside, "liver"))
+    planning, training = called[1], called[2]
+    assert planning[0] == "nnUNetv2_plan_and_preprocess"
+    assert planning[-4:] == ("-gpu_memory_target", "2", "-overwrite_plans_name", "nnUNetPlans_2GB")
+    assert training[:4] == ("nnUNetv2_train", "501", "3d_fullres", "0")
+    assert training[4:6] == ("-p", "nnUNetPlans_2GB")
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "few"])
 def test_references_below_one_are_refused(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: str
