@@ -79,9 +79,13 @@ class Showing:
         said: dict[str, Any] = {"grey": self.grey, "looks": self.looks}
         if self.tones != SEARCH:
             said["tones"] = self.tones
-        if SEARCH in (self.pose, self.scale, self.grey) or self.tones == ALWAYS:
-            said["search_rules"] = SEARCH_RULES
-        return said
+        return said | self.rules
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """By which rules it is searched, where it is: for predict.json, too."""
+        searched = SEARCH in (self.pose, self.scale, self.grey) or self.tones == ALWAYS
+        return {"search_rules": SEARCH_RULES} if searched else {}
 
 
 SEARCH_RULES = 8
