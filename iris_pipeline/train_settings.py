@@ -55,7 +55,7 @@ def network_options(network: IrisConfig) -> dict[str, str]:
         "task_levels": f"--task-levels {numbers(network.task_levels)}",
         "context_tokens": f"--context-tokens {network.context_tokens}",
         "decoder_blocks": f"--decoder-blocks {numbers(network.decoder_blocks)}",
-        "rectified_stem": flag("--rectified-stem", network.rectified_stem),
+        "rectified_stem": "--rectified-stem" if network.rectified_stem else "--no-rectified-stem",
         "foreground_token": flag("--no-foreground-token", not network.foreground_token),
         "full_resolution_masking": flag("--coarse-masking", not network.full_resolution_masking),
     }
@@ -74,8 +74,8 @@ class TrainSettings:
     faster when the run begins (`precision.py`). bank_momentum: EMA of the memory bank. weight_momentum: EMA of the
     network's weights, which is then what validates and predicts; 0 keeps none. weights: how often each dataset
     is drawn, relative to 1 for those not named. task_levels, decoder_blocks, rectified_stem, context_tokens,
-    foreground_token, full_resolution_masking: changes of the size's network (`IrisConfig`). curriculum: phases that see
-    their crops coarser (`curriculum.py`).
+    foreground_token, full_resolution_masking: changes of the size's network (`IrisConfig`), None for none.
+    curriculum: phases that see their crops coarser (`curriculum.py`).
     synthetic: probabilities of made tasks by kind (`synthetic.py`). wide: probability of crops of large scans at half
     their resolution (`halved.py`).
     """
@@ -93,7 +93,7 @@ class TrainSettings:
     both_ways: bool = True
     task_levels: tuple[int, ...] | None = None
     decoder_blocks: tuple[int, ...] | None = None
-    rectified_stem: bool = False
+    rectified_stem: bool | None = None
     curriculum: Curriculum = ()
     context_tokens: int | None = None
     foreground_token: bool = True
@@ -139,10 +139,11 @@ class TrainSettings:
     def network(self) -> IrisConfig:
         """The configuration of the size with this run's changes."""
         changes: dict[str, Any] = {
-            "rectified_stem": self.rectified_stem,
             "foreground_token": self.foreground_token,
             "full_resolution_masking": self.full_resolution_masking,
         }
+        if self.rectified_stem is not None:
+            changes["rectified_stem"] = self.rectified_stem
         if self.context_tokens is not None:
             changes["context_tokens"] = self.context_tokens
         if self.task_levels:

@@ -205,7 +205,7 @@ def test_seed_fixes_the_weights() -> None:
 
 
 def test_a_rectified_stem_is_a_relu_behind_the_first_convolution() -> None:
-    plain, rectified = build_iris(TINY, seed=3), build_iris(replace(TINY, rectified_stem=True), seed=3)
+    plain, rectified = (build_iris(replace(TINY, rectified_stem=told), seed=3) for told in (False, True))
     image = torch.randn(1, 1, 16, 16, 32)
     torch.testing.assert_close(rectified.encode_image(image)[0], plain.encode_image(image)[0].relu())
 

@@ -60,10 +60,18 @@ def test_a_network_in_the_words_of_options() -> None:
         "--task-levels 4 3",
         "--context-tokens 10",
         "--decoder-blocks 1 1 1 1",
-        "no --rectified-stem",
+        "--no-rectified-stem",
         "--no-foreground-token",
         "no --coarse-masking",
     ]
+
+
+@pytest.mark.parametrize(("size", "rectified"), [("tiny", True), ("small", True), ("paper", False)])
+def test_the_stem_is_rectified_where_no_block_follows_at_full_resolution(size: str, rectified: bool) -> None:
+    network = TrainSettings(size=size).network()
+    assert network.rectified_stem == rectified == (network.encoder_blocks[0] == 0)
+    for told in (True, False):
+        assert TrainSettings(size=size, rectified_stem=told).network().rectified_stem == told
 
 
 @pytest.mark.parametrize("exported", [False, True])
@@ -145,7 +153,11 @@ def test_resume_refuses_what_would_be_ignored(root: Path, capsys: pytest.Capture
         "has tiny 2: give what it has, or another --name. The learning rate falls over the length that a run began "
         "with; to train for longer, start another one from it: --start-from r --name OTHER.\n"
     )
-    assert run(root, *tiny, "--resume") == 0
+    assert run(root, "--no-rectified-stem", "--name", "r", "--resume") == 1
+    assert (
+        "got --no-rectified-stem where it has --rectified-stem: give what it has" in capsys.readouterr().err
+    )
+    assert run(root, *tiny, "--rectified-stem", "--resume") == 0, "that is what it has"
     said = capsys.readouterr().out.splitlines()
     assert said[0] == (
         "r had come to its end, so nothing is trained; to train on, start another run from it: --start-from r "

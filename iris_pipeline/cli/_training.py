@@ -24,6 +24,10 @@ _SETTING = {
 """of options whose setting has another name"""
 
 
+_EITHER = ("rectified_stem",)
+"""options that can be said with and without a leading no-"""
+
+
 def given_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> set[str]:
     """Names of the arguments that the command line says itself, whether or not they are as the defaults."""
     names = vars(parser.parse_args(argv))
@@ -97,7 +101,7 @@ def resumed_settings(
         if name in ADJUSTABLE:
             changes[name] = getattr(asked, name)
         elif hasattr(saved, name) and getattr(asked, name) != getattr(saved, name):
-            differ[option] = f"{_said(option, asked)} where it has {_value(getattr(saved, name))}"
+            differ[option] = f"{_said(option, asked)} where it has {_had(option, saved)}"
     if differ:
         longer = (
             " The learning rate falls over the length that a run began with; to train for longer, start another one "
@@ -114,7 +118,14 @@ def _said(option: str, asked: TrainSettings) -> str:
     """An option with its value, as one would type it."""
     value = getattr(asked, _SETTING.get(option, option))
     name = "fold" if option == "fold" else f"--{option.replace('_', '-')}"
-    return name if isinstance(value, bool) else f"{name} {_value(value)}"
+    if isinstance(value, bool):
+        return f"--no-{name[2:]}" if option in _EITHER and not value else name
+    return f"{name} {_value(value)}"
+
+
+def _had(option: str, saved: TrainSettings) -> str:
+    """What a run has for an option; of one that can be said either way, how it would be said."""
+    return _said(option, saved) if option in _EITHER else _value(getattr(saved, _SETTING.get(option, option)))
 
 
 def _value(value: Any) -> str:

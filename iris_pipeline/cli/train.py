@@ -88,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rectified-stem",
-        action="store_true",
-        help="ReLU behind the first convolution: its channels become windows of grey values",
+        action=argparse.BooleanOptionalAction,
+        help="ReLU behind the first convolution: its channels become windows of grey values (default by size: where "
+        "the encoder has no other at full resolution)",
     )
     parser.add_argument(
         "--curriculum",
@@ -194,6 +195,9 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
     iterations = arguments.iterations
     if iterations is None and arguments.minutes is None:
         iterations = DEFAULT_ITERATIONS[arguments.size]
+    rectified = arguments.rectified_stem
+    if rectified is None:
+        rectified = SIZES[arguments.size].rectified_stem
     workers = arguments.workers if arguments.workers is not None else (8 if device.type == "cuda" else 0)
     return TrainSettings(
         split=arguments.fold,
@@ -207,7 +211,7 @@ def _settings(arguments: argparse.Namespace, device: torch.device) -> TrainSetti
         both_ways=not arguments.one_way,
         task_levels=tuple(arguments.task_levels) if arguments.task_levels else None,
         decoder_blocks=tuple(arguments.decoder_blocks) if arguments.decoder_blocks else None,
-        rectified_stem=arguments.rectified_stem,
+        rectified_stem=rectified,
         context_tokens=arguments.context_tokens,
         foreground_token=not arguments.no_foreground_token,
         full_resolution_masking=not arguments.coarse_masking,

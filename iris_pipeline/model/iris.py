@@ -88,6 +88,8 @@ class IrisConfig:
         return cls(**settings)
 
 
+# tiny and small have no residual block at full resolution, so that without a ReLU there the first two convolutions are
+# one, and instance norm undoes every change of contrast (LOG.md: "CT of the head and neck is no longer flat").
 SIZES: dict[str, IrisConfig] = {
     "tiny": IrisConfig(
         widths=(8, 16, 32, 64, 96),
@@ -96,6 +98,7 @@ SIZES: dict[str, IrisConfig] = {
         task_levels=(4, 3),
         task_depth=1,
         join=("add", "concat", "concat", "concat"),
+        rectified_stem=True,
     ),
     "small": IrisConfig(
         widths=(16, 32, 64, 128, 256),
@@ -104,6 +107,7 @@ SIZES: dict[str, IrisConfig] = {
         task_levels=(4, 3),
         task_depth=1,
         join=("add", "concat", "concat", "concat"),
+        rectified_stem=True,
     ),
     "paper": IrisConfig(
         widths=(32, 64, 128, 256, 512),
