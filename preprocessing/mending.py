@@ -196,7 +196,8 @@ class PlacedAs(_Around):
 class SidesByPlace(_Around):
     """Two paired classes told apart by where they lie: the patient's left is at smaller x.
 
-    between: the value of a class that must lie between the two, and tells one that lies alone. LabelValueError where it does not.
+    between: the value of a class that must lie between the two, and tells one that lies alone. LabelValueError where
+    it does not.
     """
 
     left: int
