@@ -70,8 +70,8 @@ class TaskLevel(nn.Module):
     Token 0 begins as the foreground token, the mean of the up-sampled features under the mask, and 1..m as the learned
     queries. All of them read the context by cross-attention and one another by self-attention, and are layer-normed;
     in the paper the queries alone do, and the mean itself is the token (its first author's later code does as here).
-    The paper's ablations: without `full_resolution` the masks are brought to the level's grid first; without `foreground` token 0
-    is one more learned query.
+    The paper's ablations: without `full_resolution` the masks are brought to the level's grid first; without
+    `foreground` token 0 is one more learned query.
     """
 
     def __init__(
