@@ -14,6 +14,7 @@ import pandas as pd
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table, file_name
 from iris_pipeline.tables import (
+    CI_OF_DATASETS_RULE,
     CI_RULE,
     RULE,
     class_means,
@@ -111,7 +112,13 @@ def _parts(
         f"Each run differs from {hub.name} in the one setting named. The mean is over the datasets that all runs of "
         "the same split and strategy have."
     )
-    notes = (note, RULE, CI_RULE, *count_notes(row_groups(rows[rows["run"].isin(names)])))
+    notes = (
+        note,
+        RULE,
+        CI_RULE,
+        CI_OF_DATASETS_RULE,
+        *count_notes(row_groups(rows[rows["run"].isin(names)])),
+    )
     return Table(file_name("parts", hub.name), f"What the parts of {hub.name} add, Dice", frame, notes)
 
 
@@ -182,7 +189,7 @@ def _ablation(
         name,
         f"Runs that differ in {setting} only, Dice",
         frame,
-        (note, RULE, CI_RULE, *count_notes(row_groups(chosen))),
+        (note, RULE, CI_RULE, CI_OF_DATASETS_RULE, *count_notes(row_groups(chosen))),
     )
 
 

@@ -16,6 +16,7 @@ from iris_pipeline.rows import BASELINE_RUN
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.table_format import Table
 from iris_pipeline.tables import (
+    CI_OF_DATASETS_RULE,
     CI_RULE,
     PAPER_METHODS,
     PAPER_RULE,
@@ -82,7 +83,7 @@ def role_table(
             | {CI: interval_text(interval, 100, 2) if interval else ""}
         )
         counted.append((key, pd.concat(found.values())))
-    notes = [RULE, SPREAD_RULE, CI_RULE, _sizes(rows, datasets), *count_notes(counted)]
+    notes = [RULE, SPREAD_RULE, CI_RULE, CI_OF_DATASETS_RULE, _sizes(rows, datasets), *count_notes(counted)]
     theirs = _paper_rows(
         number, {headings[name]: paper.whole_column(specs[name]) for name in datasets if name in specs}
     )

@@ -84,9 +84,10 @@ def axis_weights(length: int, window: int, starts: Sequence[int], weighting: Wei
 class InferenceOptions:
     """How volumes go through the network; ModelError if one of the values is not usable.
 
-    overlap: share of a window that its neighbour covers too (0.5 is the paper's). batch_size: windows run
-    together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above
-    the volume's minimum are background without asking the network. moved: the windows lie elsewhere: a volume
+    overlap: share of a window that its neighbour covers too (0.5 is the paper's). weighting: "gaussian" makes the
+    middle of a window count more than its edges, "uniform" is the plain average of the paper. batch_size: windows run
+    together. autocast: bfloat16. skip "air": windows without a voxel more than 0.1 standard deviations above the
+    volume's minimum are background without asking the network. moved: the windows lie elsewhere: a volume
     moves by half a window, one smaller than the window by half of the way to its edge, as training saw it in the
     middle only. all_pieces: crumbs of a class that is one piece in every reference stay in the label map. one_pass: no
     look at half the resolution first, even where the model knows how (`focus.py`).

@@ -115,9 +115,9 @@ def one_shot(
     where all of its classes are there.
 
     Classes whose joint box fits the plan's patch share one encoder pass. An object larger than the patch is
-    encoded from windows that cover it, and their tokens are averaged with the mask's voxels as weights: for
-    the foreground token of disjoint windows this is exactly the mean over the whole mask. ReferenceCaseError
-    if no class has a voxel; classes without voxels are left out.
+    encoded from windows that cover it, and their tokens are averaged with the mask's voxels as weights, as the
+    pooled mean of disjoint windows adds up to that over the whole mask (what attention makes of it does not).
+    ReferenceCaseError if no class has a voxel; classes without voxels are left out.
     """
     boxes = class_boxes(reference)
     if not boxes:

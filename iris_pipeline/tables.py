@@ -55,6 +55,11 @@ CI_RULE = (
     f"{CI} of the mean: {RESAMPLES} bootstrap resamples of the subjects (seed 0, percentiles), all cases of a "
     f"subject together; empty below {LEAST_SUBJECTS} subjects."
 )
+CI_OF_DATASETS_RULE = (
+    "Of a mean over datasets the subjects are resampled within each dataset (seeds 0, 1, ..., in the order of their "
+    "names); a dataset of one subject adds nothing to the width. What another training or other references would "
+    "change is not in it."
+)
 PAPER_RULE = (
     "Rows of the run 'paper' are the paper's own figures for its own scans, not made here; no mean mixes "
     "them with ours."

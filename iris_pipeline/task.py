@@ -54,7 +54,7 @@ class TaskEmbedding:
     """T of the paper (Sec. 3.2) for K named classes, with all that brings a query to the same footing.
 
     class_names: one name per class, in the order of the tokens.
-    tokens: one tensor per task level, each [1,K,m+1,C_l]; token 0 is the foreground token.
+    tokens: one tensor per task level, each [1,K,m+1,C_l]; token 0 begins as the foreground token.
     wide_tokens: the same at half the resolution (`focus.py`); () where the model or a reference has none.
     spacing_mm, patch_size: grid of the references (mm) and window of the network (voxels), both (z,y,x).
     normalisation, intensity_offset, modality: intensities of the references; the offset is added before

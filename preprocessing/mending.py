@@ -196,7 +196,8 @@ class PlacedAs(_Around):
 class SidesByPlace(_Around):
     """Two paired classes told apart by where they lie: the patient's left is at smaller x.
 
-    between: the value of a class that must lie between the two. LabelValueError where it does not.
+    between: the value of a class that must lie between the two, and tells one that lies alone. LabelValueError where
+    it does not.
     """
 
     left: int
@@ -212,6 +213,9 @@ class SidesByPlace(_Around):
         volume = as_labels(self.inner.read(), str(self))
         places = {value: _mean_x(volume, value) for value in (self.left, self.right, self.between)}
         left, right, middle = places[self.left], places[self.right], places[self.between]
+        if middle is not None:  # one alone is told by the side of the middle on which it lies
+            left = 2 * middle - right if left is None and right is not None else left
+            right = 2 * middle - left if right is None and left is not None else right
         if left is None or right is None:
             return volume
         if middle is not None and not min(left, right) < middle < max(left, right):

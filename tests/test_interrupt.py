@@ -74,6 +74,15 @@ def test_the_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+def test_the_help_tells_how_windows_are_weighted_and_what_the_paper_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        predict_main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a window's middle counts more than its edges, or all alike, as in the paper" in told
+
+
 def test_the_exit_status_is_the_signals() -> None:
     before = signal.getsignal(signal.SIGTERM)
 

@@ -112,7 +112,14 @@ def test_sides_are_told_by_where_they_lie(tmp_path: Path) -> None:
         LabelValueError, match=r"but in .*l\.nii their centres are at -1, -7 and -8 mm from left"
     ):
         SidesByPlace(saved(tmp_path / "l.nii", array), 2, 3, 1, names).read_labels()
+    # One alone is told by the sacrum: at -1 mm it lies right of one at -8 mm; without the sacrum nobody knows.
     array[7] = 0
+    alone = SidesByPlace(saved(tmp_path / "l.nii", array), 2, 3, 1, names).read_labels()
+    assert (alone.array[1, 1, 1], alone.array[1, 1, 8]) == (3, 1) and alone.repairs == read.repairs
+    array[1, 1, 1] = 3
+    kept = SidesByPlace(saved(tmp_path / "l.nii", array), 2, 3, 1, names).read_labels()
+    assert kept.array[1, 1, 1] == 3 and kept.repairs == ()
+    array[1, 1, 1], array[8] = 2, 0
     assert SidesByPlace(saved(tmp_path / "l.nii", array), 2, 3, 1, names).read_labels().repairs == ()
 
 

@@ -74,6 +74,17 @@ def test_foreground_token_sees_an_object_smaller_than_a_coarse_voxel() -> None:
     assert level.foreground_token(features, masks).abs().sum() > 0
 
 
+def test_the_foreground_token_reads_the_context_like_the_others() -> None:
+    torch.manual_seed(0)
+    features, masks = torch.randn(1, 4, 2, 2, 2), torch.zeros(1, 1, 4, 4, 4)
+    masks[..., :2] = 1
+    pooled_only = TaskLevel(channels=4, factor=2, tokens=2, depth=0)
+    pooled = pooled_only.norm(pooled_only.foreground_token(features, masks))
+    torch.testing.assert_close(pooled_only(features, masks)[:, :, 0], pooled)
+    read = TaskLevel(channels=4, factor=2, tokens=2, depth=1)
+    assert (read(features, masks)[:, :, 0] - pooled).abs().max() > 1e-3
+
+
 def test_adjoint_by_its_definition() -> None:
     # <U x, y> = <x, U^T y> for every x and y.
     x, y = torch.randn(1, 1, 2, 3, 2), torch.randn(1, 1, 8, 12, 8)

@@ -10,6 +10,7 @@ from iris_pipeline.role_tables import HELD_OUT, IN_DISTRIBUTION, novelty, role_t
 from iris_pipeline.rows import Origin, Row
 from iris_pipeline.run_facts import RunFacts
 from iris_pipeline.tables import frame_of
+from iris_pipeline.uncertainty import CI
 from preprocessing.spec import DatasetSpec
 
 NAN = float("nan")
@@ -87,6 +88,19 @@ def test_trained_on_or_not_is_decided_run_by_run(frame: pd.DataFrame) -> None:
     assert lines.loc["nnU-Net", columns[1]] == "10.00"
     assert "baseline" not in lines.index
     assert role_table(HELD_OUT, frame_of(rows("all", "trunk", 0.5)), FACTS, SPECS) is None
+
+
+def test_a_dataset_of_one_subject_adds_nothing_to_the_width_of_an_interval() -> None:
+    one_person = [row for row in rows("all", "heart", 0.6) if row.subject == "s0"]  # 54.5 and 55.5
+    table = role_table(IN_DISTRIBUTION, frame_of([*rows("all", "trunk", 0.8), *one_person]), FACTS, SPECS)
+    alone = role_table(IN_DISTRIBUTION, frame_of(rows("one", "trunk", 0.8)), FACTS, SPECS)
+    assert table is not None and alone is not None
+    low, high = (float(each) for each in table.frame[CI][0].strip("[]").split(", "))
+    least, most = (float(each) for each in alone.frame[CI][0].strip("[]").split(", "))
+    assert table.frame["mean"][0] == "67.50" and low < 67.5 < high
+    # Half of the mean stands still; the other half is drawn anew by another seed.
+    assert high - low == pytest.approx((most - least) / 2, abs=0.3)
+    assert any("a dataset of one subject adds nothing to the width" in note for note in table.notes)
 
 
 def test_a_row_has_all_draws_of_a_strategy() -> None:

@@ -103,7 +103,10 @@ def predict_main(argv: list[str] | None = None) -> int:
     add_reference_options(parser)
     add_device_options(parser)
     parser.add_argument(
-        "--weights", choices=["gaussian", "uniform"], default="gaussian", help="of window voxels"
+        "--weights",
+        choices=["gaussian", "uniform"],
+        default="gaussian",
+        help="of window voxels: a window's middle counts more than its edges, or all alike, as in the paper",
     )
     parser.add_argument(
         "--overlap", type=float, default=0.5, help="share of a window that its neighbour covers too"

@@ -18,7 +18,7 @@ from iris_pipeline.model.task_encoder import TaskLevel
 from preprocessing.errors import ModelError
 
 TaskTokens = tuple[Tensor, ...]
-"""One tensor per task level, deepest first, each [B,K,m+1,C_l]; token 0 is the foreground token."""
+"""One tensor per task level, deepest first, each [B,K,m+1,C_l]; token 0 begins as the foreground token."""
 
 STRIDE = 16
 

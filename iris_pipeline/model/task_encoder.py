@@ -35,7 +35,8 @@ class ContextBranch(nn.Module):
     The paper shuffles the features to full resolution, concatenates the mask, applies a 1x1x1 convolution and
     un-shuffles. A 1x1x1 convolution mixes channels only, so between shuffle and unshuffle it equals W_F on the
     channel groups of the features plus w_y times the unshuffled mask: the feature part is computed once for all K
-    classes on the coarse grid. `widen` gives the shuffle its r^3 channels per group, `narrow` returns to C.
+    classes on the coarse grid. `widen` gives the shuffle its r^3 channels per group, `narrow` returns to C. Norm, ReLU
+    and GELU between, and the features that are added at the end, are not in the paper.
     """
 
     def __init__(self, channels: int, factor: int, groups: int = 1):
@@ -66,10 +67,11 @@ class ContextBranch(nn.Module):
 class TaskLevel(nn.Module):
     """One level of task encoding: (features [B,C,d,h,w], masks [B,K,D,H,W]) -> tokens [B,K,m+1,C].
 
-    Token 0 is the foreground token, the mean of the up-sampled features under the mask; 1..m are the learned
-    queries after they have read the context by cross-attention and one another by self-attention. The paper's
-    ablations: without `full_resolution` the masks are brought to the level's grid first; without `foreground` token 0
-    is one more learned query.
+    Token 0 begins as the foreground token, the mean of the up-sampled features under the mask, and 1..m as the learned
+    queries. All of them read the context by cross-attention and one another by self-attention, and are layer-normed;
+    in the paper the queries alone do, and the mean itself is the token (its first author's later code does as here).
+    The paper's ablations: without `full_resolution` the masks are brought to the level's grid first; without
+    `foreground` token 0 is one more learned query.
     """
 
     def __init__(
