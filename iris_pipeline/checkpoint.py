@@ -187,13 +187,15 @@ def export_checkpoint(
     return hash_weights(model)
 
 
+@torch.inference_mode(mode=False)  # else the weights could never be tuned or trained
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a checkpoint folder (or a run folder that holds `checkpoint/`); the model comes in eval mode.
 
     Raises CheckpointError if it is missing, of another schema version, or does not match its own hash.
     """
     content, folder = _read_state(Path(folder))
-    model = build_iris(IrisConfig.from_dict(content["config"]))
+    # With a seed of its own, the weights that are overwritten now draw nothing from the caller's random numbers.
+    model = build_iris(IrisConfig.from_dict(content["config"]), seed=0).float()
     weights = _load_tensors(folder / content["files"]["weights"])
     try:
         model.load_state_dict({k: v.float() for k, v in weights.items()})

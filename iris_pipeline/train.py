@@ -303,14 +303,16 @@ def _finish(run: Run, learner: Learner, log: RunLog) -> None:
     log.finish(learner.iteration, learner.seconds, learner.validation)
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()  # notebooks often switch gradients off for all that follows
 def train(
     settings: TrainSettings,
     stores: Mapping[str, Store],
-    folder: Path,
+    folder: Path | str,
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     resume: bool = False,
-    start_from: Path | None = None,
+    start_from: Path | str | None = None,
     show_progress: bool = True,
     episode_config: EpisodeConfig | None = None,
 ) -> Path:
@@ -323,7 +325,8 @@ def train(
     for a held-out dataset, and for two with the same people.
     """
     check_stores(stores)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder, start_from = Path(folder), None if start_from is None else Path(start_from)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
     checkpoint = folder / "checkpoint"
