@@ -16,7 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iris_pipeline.checkpoint import RunState, restore_optimizer, restore_trained, save_checkpoint
+from iris_pipeline.checkpoint import (
+    RunState,
+    restore_optimizer,
+    restore_trained,
+    save_checkpoint,
+    usable_device,
+)
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episode_config import EpisodeConfig
@@ -326,7 +332,7 @@ def train(
     """
     check_stores(stores)
     folder, start_from = Path(folder), None if start_from is None else Path(start_from)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
     checkpoint = folder / "checkpoint"
