@@ -139,9 +139,9 @@ def encode(
     tried; "upright" takes them in RAS+, "LSA" and the like in that one, 1 at the planned spacing. grey: how much the
     references' grey values count beside the network (`grey_weights.py`), "auto" as the references tell, 0 not at all.
     looks: 2 to match scans' grey values to the references' where the model is surer then (`second_look.py`), 1 to take
-    them as they are. tones:
-    "auto" shows scans through a curve that makes bright what is as grey as the references' structures where the model
-    reads these badly and that mends it (`toning.py`), "always" and "never".
+    them as they are. tones: "auto" shows scans through a curve that makes bright what is as grey as the references'
+    structures where the model reads these badly and that mends it (`toning.py`), which is looked at while pose or scale
+    are searched for, and not where both are given; "always" and "never".
     options: by default on the device that the model lies on. A UserWarning names classes that no reference shows: the
     task is without them. ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown
     strategy, pose, scale, weight, number of looks or toning; ModelError options for another device than the model's.

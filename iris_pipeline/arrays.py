@@ -172,12 +172,10 @@ def settle_options(loaded: LoadedModel, options: InferenceOptions | None) -> Inf
         remedy = f"load_model({str(loaded)!r})" if isinstance(loaded, str | PathLike) else "load_model()"
         raise ModelError(f"A model is what load_model gives; got {_said(loaded)}: give {remedy}.")
     check_kind("options", options, InferenceOptions)
-    parameter = next(loaded.model.parameters(), None)
-    if parameter is None:
-        return options or InferenceOptions()
+    there = next((parameter.device for parameter in loaded.model.parameters()), torch.device("cpu"))
     if options is None:
-        return InferenceOptions(device=str(parameter.device))
-    wanted, there = usable_device(options.device), parameter.device
+        return InferenceOptions(device=str(there))
+    wanted = usable_device(options.device)
     if wanted.type != there.type or wanted.index not in (None, there.index):
         raise ModelError(
             f"Model and options name one device; the model lies on {there}, the options say {wanted}: give "

@@ -141,6 +141,7 @@ def test_arguments_of_another_kind_are_told() -> None:
         (lambda: encode(loaded, one, CLASSES, tuning={}), PredictionError, "`tuning` is TuningSettings or None; got"),
         (lambda: encode(loaded, one, CLASSES, like="a.task"), PredictionError, "`like` is TaskEmbedding or None; got "),
         (lambda: encode(loaded, one, CLASSES, seed=-1), PredictionError, "`seed` is a whole number, 0 or more; got -1"),
+        (lambda: encode(loaded, one, CLASSES, pose=None), PredictionError, "S or I, A or P, R or L; got None."),
         (lambda: encode(loaded, one, CLASSES, seed=None), PredictionError, "0 or more; got None."),
         (
             lambda: strategy_of(loaded, one, CLASSES, "ensemble", retrieval=TuningSettings()),
