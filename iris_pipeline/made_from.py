@@ -23,7 +23,7 @@ from preprocessing.errors import PredictionError
 
 RECORD = RESULTS
 _ASKED = ("model", "overlap", "weighting", "skip", "all_pieces", "one_pass")
-_LATER = ("stored", "encoding")
+_LATER = ("stored", "encoding", "search_rules")
 """what records of before do not say, and is then not compared"""
 
 

@@ -76,13 +76,21 @@ class Showing:
 
     def describe(self) -> dict[str, Any]:
         """What results depend on, beside the pose and the scale that their references.json names."""
-        return {"grey": self.grey, "looks": self.looks} | (
-            {} if self.tones == SEARCH else {"tones": self.tones}
-        )
+        said: dict[str, Any] = {"grey": self.grey, "looks": self.looks}
+        if self.tones != SEARCH:
+            said["tones"] = self.tones
+        return said | self.rules
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """By which rules it is searched, where it is: for predict.json, too."""
+        searched = SEARCH in (self.pose, self.scale, self.grey) or self.tones == ALWAYS
+        return {"search_rules": SEARCH_RULES} if searched else {}
 
 
 SEARCH_RULES = 8
-"""another number where what a search finds may change by more than its settings: what was kept is not used then"""
+"""another number where what a search finds may change by more than its settings: what was kept is not used then, and
+masks of before are not gone on with"""
 
 SEARCHED = Showing()
 AS_PLANNED = Showing(UPRIGHT, 1.0, 0.0, 1, NEVER)

@@ -15,6 +15,7 @@ from test_cli_predict import write_run
 from iris_pipeline.cli.advise import advise_main
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.tasks import encode_main, tasks_main
+from iris_pipeline.showing import SEARCH_RULES
 from iris_pipeline.task_file import load_task
 from preprocessing.store import Store
 
@@ -165,6 +166,9 @@ def test_strategies_with_given_references(
     assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 0
     assert "Task: left, right, core from 2 references (core from 1) at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
+    made_from = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))["made_from"]
+    searched_now = strategy.endswith("retrieval")  # the others' task is part of the identity
+    assert made_from.get("search_rules") == (SEARCH_RULES if searched_now else None)
     # the same scan among the references is refused, whatever is retrieved
     image, affine = load(refs / "images" / "s1_a.nii.gz")
     own = save(tmp_path / "renamed.nii.gz", image, affine)

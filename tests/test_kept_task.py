@@ -150,6 +150,7 @@ def test_a_retrieval_goes_on_by_another_precision(
     record = json.loads((out / "predict.json").read_text(encoding="utf-8"))
     assert record["precisions"] == ["bf16", "fp32"]
     assert record["made_from"]["references"] == references_digest(find_references(refs))
+    assert "search_rules" not in record["made_from"], "pose, scale and grey weight are said"
     assert predict_main([*predict, "-k", "1"]) == 1
     assert "were made otherwise" in capsys.readouterr().err
     labels, affine = load(refs / "labels" / "s1_a.nii.gz")

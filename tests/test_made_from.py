@@ -16,6 +16,7 @@ from stub_model import loaded_with
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import InferenceOptions, predict_cases, predict_folder
+from iris_pipeline.showing import SEARCH_RULES, Showing
 from preprocessing.errors import PredictionError
 
 
@@ -65,6 +66,38 @@ def test_results_of_two_tasks_or_settings_are_not_mixed(folder: Path) -> None:
     )
     assert [v.status for v in verdicts] == ["done", "done"]
     assert set(np.unique(load(folder / "out" / "a.nii.gz")[0])) == {0, 1, 2}
+
+
+def test_masks_found_by_other_search_rules_are_not_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    cases = [case for case in cases_of(folder) if case.id in "ab"]
+
+    def predict(showing: Showing) -> list[str]:
+        verdicts = predict_cases(
+            loaded_with(model),
+            lambda _case, _image: task,
+            cases,
+            folder / "out",
+            InferenceOptions(),
+            classes=task.classes,
+            made_from=showing.describe(),
+            progress=False,
+        )
+        return [verdict.status for verdict in verdicts]
+
+    assert predict(Showing()) == ["done", "done"]
+    assert predict(Showing()) == ["skipped", "skipped"]
+    monkeypatch.setattr("iris_pipeline.showing.SEARCH_RULES", SEARCH_RULES + 1)
+    with pytest.raises(PredictionError, match="were made otherwise"):
+        predict(Showing())
+    record = folder / "out" / "predict.json"
+    said = json.loads(record.read_text(encoding="utf-8"))
+    assert said["made_from"].pop("search_rules") == SEARCH_RULES
+    record.write_text(json.dumps(said), encoding="utf-8")  # what a version before had no word for
+    assert predict(Showing()) == ["skipped", "skipped"]
 
 
 def test_results_of_another_task_make_way_before_the_first_is_made_anew(

@@ -30,7 +30,7 @@ from iris_pipeline.second_look import (
     surroundings_of,
     with_surroundings,
 )
-from iris_pipeline.showing import Showing
+from iris_pipeline.showing import AS_PLANNED, SEARCH_RULES, Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import Surroundings, TaskEmbedding, merge
@@ -337,7 +337,8 @@ def test_a_scan_is_looked_at_once_or_twice(looks: Any) -> None:
     with pytest.raises(PredictionError, match=rf"A scan is given 1 look or 2; got {looks!r}\."):
         Showing.of("auto", "auto", "auto", looks)
     assert Showing.of("auto", "auto", "auto", 1).looks == 1 and Showing().looks == 2
-    assert Showing(looks=1).describe() == {"grey": "auto", "looks": 1}
+    assert Showing(looks=1).describe() == {"grey": "auto", "looks": 1, "search_rules": SEARCH_RULES}
+    assert "search_rules" not in AS_PLANNED.describe(), "nothing is searched for there"
 
 
 def test_the_mask_of_two_looks_is_that_of_the_matched_scan() -> None:

@@ -275,7 +275,8 @@ def _predict_from_files(
             "encoding": {"count": asked["count"], "seed": asked["seed"], "modality": asked["modality"]}
             | asdict(asked["showing"]),
             "settings": asdict(retrieval_settings(arguments)),
-        },
+        }
+        | asked["showing"].rules,
         # Of before: by floats, which another precision makes others.
         formerly={"references": [digest(reference.task) for reference in pool]},
         remarks={"references": [reference.id for reference in pool]},
