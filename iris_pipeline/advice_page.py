@@ -8,16 +8,13 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from iris_pipeline.advisor import HELPS, HURTS, UNTOLD, Advice, Trial
 from iris_pipeline.rivals import MARGIN, Attempt, class_dice, comparison_text, mean_dice
 from preprocessing.files import replaced, write_text
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 COLUMNS = ("query", "size", "references", "class", "dice")
 BLUE = "#0072b2"
@@ -147,16 +144,14 @@ def draw_advice(
     shown = [name for name in classes if any(note.class_name == name for note in advice.sizes)][:MOST_ROWS]
     shown = shown or list(classes[:1])
     height = max(3.2, 1.6 + 0.36 * len(ids))
-    figure, grid = plt.subplots(
-        len(shown), 3, figsize=(14, height * len(shown)), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(14, height * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 3, squeeze=False)
     for row, name in zip(grid, shown, strict=True):
         _draw_matrix(row[0], trials, ids, name)
         _draw_gains(row[1], advice, ids, name)
         _draw_sizes(row[2], advice, name)
     with replaced(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
 
 
 def _draw_matrix(axes: Axes, trials: Sequence[Trial], ids: Sequence[str], class_name: str) -> None:

@@ -14,21 +14,30 @@ was trained on; `segment_all` gives each class's mask and probabilities too.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
+from iris_pipeline.arrays import (
+    LabelledScan,
+    Scan,
+    Tasks,
+    check_kind,
+    check_seed,
+    reference_files,
+    scan_volume,
+    settle_options,
+    tasks_of,
+)
 from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.native import FULL
+from iris_pipeline.native import FULL, PackedVolume
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.predict import modality_warning
 from iris_pipeline.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_files, file_tasks
-from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.scan import Wanted, segment_scan, unite
 from iris_pipeline.shipped import load_model
@@ -37,20 +46,21 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding, merge
 from iris_pipeline.task_file import load_task, save_task
 from iris_pipeline.tuning import TuningSettings
-from preprocessing.adapters import Case
-from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError
+from preprocessing.errors import PredictionError
 from preprocessing.findings import check_field, check_grey_values, one_slice
-from preprocessing.source import Source
+from preprocessing.orientation import Reorientation
 from preprocessing.spec import Modality
 from preprocessing.store import Store
-from preprocessing.volume import SINGULAR, Volume, as_image
 
 __all__ = [
+    "EmbeddingCache",
     "InferenceOptions",
     "LabelledScan",
+    "LoadedModel",
     "RetrievalSettings",
     "Scan",
     "Segmentation",
+    "TaskEmbedding",
     "TuningSettings",
     "bank",
     "encode",
@@ -62,49 +72,6 @@ __all__ = [
     "segment_all",
     "strategy_of",
 ]
-
-Tasks = TaskEmbedding | TaskForQuery | Sequence[TaskEmbedding | TaskForQuery]
-"""One task or several at once: of `encode`, `load_task` or `bank`, or what makes one, of `strategy_of`."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A 3D image [D,H,W] and where it lies: spacing_mm (z,y,x) of an array in RAS+, or affine, 4x4, which maps
-    (x,y,z,1) to RAS+ mm as nibabel's does.
-    """
-
-    image: np.ndarray
-    spacing_mm: tuple[float, float, float] | None = None
-    affine: np.ndarray | None = None
-
-    @property
-    def volume(self) -> Volume:
-        """RawDataError if the array is not 3D or not of real numbers, or if not exactly one of spacing and affine is
-        given, or one that places nothing.
-        """
-        return as_image(_volume(np.asarray(self.image), self.spacing_mm, self.affine))
-
-
-@dataclass(frozen=True)
-class LabelledScan:
-    """A reference: image and whole-number labels [D,H,W] on one grid, see `Scan`. subject: whose scan it is, where
-    several are of one person.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    spacing_mm: tuple[float, float, float] | None = None
-    affine: np.ndarray | None = None
-    subject: str = ""
-
-    def sources(self, name: str) -> tuple[Source, Source]:
-        """Image and labels as the rest of the pipeline reads them; RawDataError as in `Scan`."""
-        image = _volume(np.asarray(self.image), self.spacing_mm, self.affine)
-        labels = _volume(np.asarray(self.labels), self.spacing_mm, self.affine)
-        return (
-            _Array(f"the image of reference {name}", image),
-            _Array(f"the label map of reference {name}", labels),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,43 +91,23 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class _Unpacked(Mapping[str, np.ndarray]):
-    """Class -> array, made each time it is asked for."""
+    """Class -> mask or probabilities on the scan's own grid, made each time they are asked for. Data alone, so that
+    a process can hand it to another.
+    """
 
-    names: tuple[str, ...]
-    unpack: Callable[[str], np.ndarray]
+    packed: Mapping[str, PackedVolume]
+    turns: Mapping[str, Reorientation]
+    as_mask: bool
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.unpack(name)
+        held = self.turns[name].undo(self.packed[name].unpack())
+        return held > 0 if self.as_mask else held / np.float32(FULL)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.packed)
 
     def __len__(self) -> int:
-        return len(self.names)
-
-
-@dataclass(frozen=True, eq=False)
-class _Array(Source):
-    """An array where others have a file."""
-
-    said: str
-    volume: Volume
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return ()
-
-    @property
-    def name(self) -> str:
-        return self.said
-
-    def read(self) -> Volume:
-        return self.volume
-
-    def __str__(self) -> str:
-        return self.said
+        return len(self.packed)
 
 
 def encode(
@@ -192,20 +139,23 @@ def encode(
     tried; "upright" takes them in RAS+, "LSA" and the like in that one, 1 at the planned spacing. grey: how much the
     references' grey values count beside the network (`grey_weights.py`), "auto" as the references tell, 0 not at all.
     looks: 2 to match scans' grey values to the references' where the model is surer then (`second_look.py`), 1 to take
-    them as they are. tones:
-    "auto" shows scans through a curve that makes bright what is as grey as the references' structures where the model
-    reads these badly and that mends it (`toning.py`), "always" and "never".
-    ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown strategy, pose, scale,
-    weight, number of looks or toning.
+    them as they are. tones: "auto" shows scans through a curve that makes bright what is as grey as the references'
+    structures where the model reads these badly and that mends it (`toning.py`), which is looked at while pose or scale
+    are searched for, and not where both are given; "always" and "never".
+    options: by default on the device that the model lies on. A UserWarning names classes that no reference shows: the
+    task is without them. ReferenceCaseError names a reference that cannot be used, and why; PredictionError an unknown
+    strategy, pose, scale, weight, number of looks or toning; ModelError options for another device than the model's.
     """
     if strategy not in ONE_TASK:
         raise PredictionError(
             f"encode makes one task for all queries, by {', '.join(ONE_TASK)}; got {strategy!r}: ask strategy_of for "
             f"{' and '.join(PER_QUERY)}, which make one for each query, and bank for the memory of a model."
         )
-    return encode_files(
+    options = _check(loaded, options, seed, tuning, cache)
+    check_kind("like", like, TaskEmbedding)
+    task = encode_files(
         loaded,
-        _files(references, classes),
+        reference_files(references, classes),
         options,
         strategy=strategy,
         seed=seed,
@@ -216,6 +166,8 @@ def encode(
         tuning=tuning,
         progress=progress,
     )
+    _warn_absent(classes, task.class_names)
+    return task
 
 
 def strategy_of(
@@ -243,11 +195,14 @@ def strategy_of(
     start: makes the rough segmentation of "object-retrieval" (default: the references' ensemble), and its grid is
     the references'. The rest as in `encode`.
     """
-    return file_tasks(
+    options = _check(loaded, options, seed, tuning, cache)
+    check_kind("start", start, TaskEmbedding)
+    check_kind("retrieval", retrieval, RetrievalSettings)
+    task_of, pool = file_tasks(
         strategy,
         loaded,
-        _files(references, classes),
-        options or InferenceOptions(),
+        reference_files(references, classes),
+        options,
         seed=seed,
         modality=modality,
         start=start,
@@ -256,7 +211,9 @@ def strategy_of(
         retrieval=retrieval,
         tuning=tuning,
         progress=progress,
-    )[0]
+    )
+    _warn_absent(classes, (name for each in pool for name in each.task.class_names))
+    return task_of
 
 
 def bank(
@@ -313,16 +270,11 @@ def _segment(
     wanted: Wanted,
     progress: bool,
 ) -> Segmentation:
-    if not isinstance(scan, Scan):
-        raise RawDataError(
-            f"A scan is an array and where it lies; got {type(scan).__name__} alone: wrap it, Scan(array, "
-            "spacing_mm=(z, y, x)) or Scan(array, affine=affine)."
-        )
-    image = scan.volume
+    options = settle_options(loaded, options)
+    image = scan_volume(scan)
     check_grey_values(image.array, "The scan")
     check_field(image.shape, image.spacing_mm, "the scan")
-    given = [tasks] if isinstance(tasks, TaskEmbedding) or callable(tasks) else list(tasks)
-    united = unite([each if isinstance(each, TaskEmbedding) else each(image) for each in given])
+    united = unite(tasks_of(tasks, image))
     for warning in dict.fromkeys(modality_warning(each, image) for each in united):
         if warning:
             warnings.warn(f"The scan: {warning}", stacklevel=3)
@@ -332,68 +284,27 @@ def _segment(
     return Segmentation(
         found.labels,
         {name: value for each in united for name, value in each.classes.items()},
-        _Unpacked(tuple(found.masks), lambda name: found.on_own_grid(name, found.masks[name]) > 0),
-        _Unpacked(
-            tuple(found.probabilities),
-            lambda name: found.on_own_grid(name, found.probabilities[name]) / np.float32(FULL),
-        ),
+        _Unpacked(found.masks, found.turns, as_mask=True),
+        _Unpacked(found.probabilities, found.turns, as_mask=False),
     )
 
 
-def _files(references: Sequence[LabelledScan], classes: Mapping[str, int]) -> ReferenceFiles:
-    """The references as cases, numbered from 1."""
-    if not references:
-        raise ReferenceCaseError("A task needs at least one labelled reference; got none.")
-    if not classes:
-        raise ReferenceCaseError('A task needs at least one class, as in {"liver": 1}; got none.')
-    strange = [
-        value for value in classes.values() if isinstance(value, bool) or not isinstance(value, Integral)
-    ]
-    if strange:
-        raise ReferenceCaseError(
-            f'`classes` gives each name a whole number, its value in the labels, as in {{"liver": 1}}; got '
-            f"{dict(classes)}: {strange[0]!r} is none."
-        )
-    cases = []
-    for number, scan in enumerate(references, 1):
-        image, labels = scan.sources(str(number))
-        # The modality is not known yet: `reference_spec` is told or guesses it.
-        cases.append(Case(str(number), scan.subject or str(number), image, labels, "MR"))
-    return ReferenceFiles(tuple(cases), {name: int(value) for name, value in classes.items()})
+def _check(
+    loaded: LoadedModel,
+    options: InferenceOptions | None,
+    seed: int,
+    tuning: TuningSettings | None,
+    cache: EmbeddingCache | None,
+) -> InferenceOptions:
+    """What `encode` and `strategy_of` are given alike; the options, on the model's device by default."""
+    check_seed(seed)
+    check_kind("tuning", tuning, TuningSettings)
+    check_kind("cache", cache, EmbeddingCache)
+    return settle_options(loaded, options)
 
 
-def _volume(
-    array: np.ndarray, spacing_mm: tuple[float, float, float] | None, affine: np.ndarray | None
-) -> Volume:
-    if array.ndim != 3 or 0 in array.shape or (spacing_mm is None) == (affine is None):
-        raise RawDataError(
-            "A scan is an array [D,H,W] of voxels with either spacing_mm (z,y,x) or an affine; got shape "
-            f"{list(array.shape)}, spacing {spacing_mm}, {'no' if affine is None else 'an'} affine."
-        )
-    if array.dtype.kind not in "biuf":
-        raise RawDataError(
-            f"A voxel holds one real number, but the array given holds {array.dtype}: give one channel, or the "
-            "magnitude."
-        )
-    if spacing_mm is not None:
-        edges = _numbers(spacing_mm)
-        if edges.shape != (3,) or not (np.isfinite(edges) & (edges > 0)).all():
-            raise RawDataError(f"spacing_mm is three lengths above 0 (z,y,x); got {spacing_mm!r}.")
-        affine = np.diag([*edges[::-1], 1.0])
-    affine = _numbers(affine)
-    if affine.shape != (4, 4):
-        raise RawDataError(f"An affine is 4 x 4, (x,y,z,1) to RAS+ mm; got shape {list(affine.shape)}.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
-        raise RawDataError(
-            f"An affine gives each voxel a place of its own; got {affine[:3].tolist()}, which does not: correct it."
-        )
-    return Volume(array, affine)
-
-
-def _numbers(given: object) -> np.ndarray:
-    """As float64; an array of no numbers (shape [0]) where they are none, as texts are."""
-    try:
-        found = np.asarray(given)
-        return found.astype(float) if found.dtype.kind in "iuf" else np.empty(0)
-    except (TypeError, ValueError):  # rows of several lengths
-        return np.empty(0)
+def _warn_absent(classes: Mapping[str, int], shown: Iterable[str]) -> None:
+    """A class that no reference shows is not looked for, and nobody would know why it is never found."""
+    known = set(shown)
+    if absent := [name for name in classes if name not in known]:
+        warnings.warn(f"No reference shows {', '.join(absent)}; the task is without.", stacklevel=3)

@@ -184,23 +184,31 @@ def apply_intensity(params: Augmentation, image: Tensor) -> Tensor:
     first, one = torch.tensor([0]), torch.tensor([True])
     if params.brightness != 1.0:
         multiply = MultiplicativeBrightnessTransform(1.0, synchronize_channels=True)
-        data = multiply.apply(data, apply_to_channel=first, multipliers=torch.tensor([params.brightness]))
+        data = multiply.apply(
+            data, apply_to_channel=first, multipliers=torch.tensor([params.brightness], dtype=torch.float32)
+        )
     if params.brightness_shift != 0.0:
         add = BrightnessAdditiveTransform(0.0, 0.0)
-        data = add.apply(data, apply_to_channel=first, shift=torch.tensor([params.brightness_shift]))
+        data = add.apply(
+            data, apply_to_channel=first, shift=torch.tensor([params.brightness_shift], dtype=torch.float32)
+        )
     if params.gamma != 1.0:
         gamma = GammaTransform(1.0, 0.0, synchronize_channels=True, p_per_channel=1.0, p_retain_stats=1.0)
-        exponent = torch.tensor([params.gamma])
+        exponent = torch.tensor([params.gamma], dtype=torch.float32)
         data = gamma.apply(data, apply_to_channel=first, retain_stats=one, invert_image=~one, gamma=exponent)
     if params.contrast != 1.0:
         contrast = ContrastTransform(1.0, preserve_range=True, synchronize_channels=True)
-        data = contrast.apply(data, apply_to_channel=first, multipliers=torch.tensor([params.contrast]))
+        data = contrast.apply(
+            data, apply_to_channel=first, multipliers=torch.tensor([params.contrast], dtype=torch.float32)
+        )
     result = data["image"]
     if params.blur_sigma > 0.0:
         result = _blur(result, params.blur_sigma)
     if params.noise_sigma > 0.0:
         generator = torch.Generator().manual_seed(params.noise_seed)
-        result = result + params.noise_sigma * torch.randn(result.shape, generator=generator)
+        result = result + params.noise_sigma * torch.randn(
+            result.shape, generator=generator, dtype=torch.float32
+        )
     return result
 
 

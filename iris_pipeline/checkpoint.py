@@ -26,7 +26,7 @@ from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.task import Deviation, Surroundings
 from iris_pipeline.trained_cases import TrainedCases, TrainedPart
-from preprocessing.errors import CheckpointError
+from preprocessing.errors import CheckpointError, ModelError
 from preprocessing.files import sweep, write_bytes, write_text
 from preprocessing.plan import Plan
 
@@ -92,6 +92,19 @@ class LoadedModel:
         if self.state.wide_datasets is not None:
             return bool(self.state.wide_datasets)
         return float(self.state.settings.get("wide", 0.0)) > 0
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name; ModelError where there is none such on this machine."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ModelError(f"A device is 'cpu', 'cuda', 'cuda:1' or the like; got {device!r}.") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"The device {found} needs a GPU with CUDA, and this PyTorch sees {torch.cuda.device_count()}: use 'cpu'."
+        )
+    return found
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -187,13 +200,17 @@ def export_checkpoint(
     return hash_weights(model)
 
 
+@torch.inference_mode(mode=False)  # else the weights could never be tuned or trained
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a checkpoint folder (or a run folder that holds `checkpoint/`); the model comes in eval mode.
 
-    Raises CheckpointError if it is missing, of another schema version, or does not match its own hash.
+    Raises CheckpointError if it is missing, of another schema version, or does not match its own hash, ModelError for a
+    device that is not there.
     """
+    device = usable_device(device)
     content, folder = _read_state(Path(folder))
-    model = build_iris(IrisConfig.from_dict(content["config"]))
+    # With a seed of its own, the weights that are overwritten now draw nothing from the caller's random numbers.
+    model = build_iris(IrisConfig.from_dict(content["config"]), seed=0).float()
     weights = _load_tensors(folder / content["files"]["weights"])
     try:
         model.load_state_dict({k: v.float() for k, v in weights.items()})

@@ -56,9 +56,9 @@ class EpisodeSampler(Dataset[Episode]):
     """Episodes of the `part` ("train", "validation", "test") of a split of the stores.
 
     `sampler.episode(i)` = f(seed, i). Datasets are drawn by `weights` (equal where None), then classes alike,
-    then cases: a rare class is met as often as a frequent one. Also a torch Dataset (use `batch_size=None`).
-    Raises EpisodeError where fewer than two subjects of a dataset show the same class, and for unknown
-    splits, parts and weights.
+    then cases: a rare class is met as often as a frequent one. Also a torch Dataset: use `batch_size=None`, and no
+    `shuffle`, as they are drawn already and never end. Raises EpisodeError where fewer than two subjects of a dataset
+    show the same class, and for unknown splits, parts and weights.
     """
 
     def __init__(
@@ -108,6 +108,10 @@ class EpisodeSampler(Dataset[Episode]):
 
     def batch(self, index: int, size: int) -> list[Episode]:
         """`size` pairs of one dataset that share their classes, so that `stack_episodes` can join them."""
+        if index < 0:
+            raise EpisodeError(
+                f"Episodes are numbered from 0 and have no last one; got {index}: count from the start."
+            )
         config = self.config
         rng = np.random.default_rng((self.seed, index, TASK_STREAM))
         pool = self.pools[int(rng.choice(len(self.pools), p=self.probabilities))]

@@ -55,7 +55,7 @@ def draw_example(
     masks = [
         (labels == reference.classes[name]) if name in boxes else torch.zeros_like(labels) for name in names
     ]
-    valid = torch.tensor([[float(name in boxes) for name in names]])
+    valid = torch.tensor([[float(name in boxes) for name in names]], dtype=torch.float32)
     return Example(
         apply_intensity(params, image)[None].to(device),
         torch.stack([mask.float() for mask in masks])[None].to(device),

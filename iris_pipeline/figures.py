@@ -15,11 +15,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from iris_pipeline.anatomy import GROUPS, OTHER
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 SERIES = 8
 """How many series colours the page has."""
@@ -159,7 +157,8 @@ def training_curve(run: Path) -> Markup:
         return Markup("")
     losses = steps.dropna(subset=["loss"])
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": run.name, "font.size": 11}):
-        figure, left = plt.subplots(figsize=(7.5, 4.0), layout="constrained")
+        figure = Figure(figsize=(7.5, 4.0), layout="constrained")
+        left = figure.subplots()
         left.plot(losses["iteration"], losses["loss"], color="#8a8f98", linewidth=1.2, label="training loss")
         left.set(xlabel="iteration", ylabel="Dice + cross-entropy loss", ylim=(0, None))
         right = left.twinx()
@@ -194,7 +193,6 @@ def training_curve(run: Path) -> Markup:
             transparent=True,
             metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )
-        plt.close(figure)
     drawing = written.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
     for number, colour in enumerate(_LINES):

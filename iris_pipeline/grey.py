@@ -86,7 +86,7 @@ def mix_evidence(classes: Sequence[Sequence[Share]]) -> GreyEvidence | None:
         weight = sum(part for _, part in having)
         # Of weight 0 the ratios still say what could be added: their mean is kept for whoever weighs them anew.
         rows = [row * (part / weight if weight else 1 / len(having)) for row, part in having] or [
-            torch.zeros(BINS)
+            torch.zeros(BINS, dtype=torch.float32)
         ]
         ratios.append(torch.stack(rows).sum(0))
         weights.append(weight)

@@ -74,7 +74,9 @@ def grey_evidence(
                 inside[name] += np.bincount(bins[mask], minlength=BINS)
                 outside[name] += np.bincount(bins[~mask], minlength=BINS)
     ratios = [log_ratio(inside[name], outside[name]) for name in names]
-    return GreyEvidence(torch.from_numpy(np.stack(ratios)).float(), torch.ones(len(names)))
+    return GreyEvidence(
+        torch.from_numpy(np.stack(ratios)).float(), torch.ones(len(names), dtype=torch.float32)
+    )
 
 
 def with_grey(
@@ -249,7 +251,7 @@ def losses_by_weight(
         ratios = evidence.of_image(example.image)
         found = []
         for weight in weights:
-            column = torch.full((len(task.class_names),), weight, device=device)
+            column = torch.full((len(task.class_names),), weight, dtype=torch.float32, device=device)
             found.append(class_losses(weigh(logits, ratios, column), example.masks)[0])
     table = torch.stack(found, dim=1).double().cpu().numpy()
     valid = example.valid[0].bool().tolist()

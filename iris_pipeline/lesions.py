@@ -38,7 +38,8 @@ class LesionCounts:
 
 
 def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCounts:
-    """Counts of two bool masks [D,H,W] of one shape."""
+    """Counts of two masks [D,H,W] of one shape; all but 0 (False) is inside."""
+    prediction, truth = prediction != 0, truth != 0
     lesions, found = _met(truth, prediction)
     marked, confirmed = _met(prediction, truth)
     return LesionCounts(lesions, found, marked, confirmed)

@@ -54,7 +54,7 @@ def label_overlaps(
     """The overlap of every class of two label maps with values 0..255, in one pass for all.
 
     classes: name -> value, the same in both maps. Raises EvaluationError if the shapes differ or a value is
-    outside.
+    outside or a fraction.
     """
     _same_shape(prediction, truth)
     for array, whose in ((prediction, "prediction"), (truth, "truth")):
@@ -62,6 +62,11 @@ def label_overlaps(
             raise EvaluationError(
                 f"Label maps hold values from 0 to {MAX_VALUE}; the {whose} has {array.min()} to "
                 f"{array.max()}: renumber its classes."
+            )
+        if array.dtype.kind == "f" and (array != np.rint(array)).any():
+            raise EvaluationError(
+                f"Label maps hold whole numbers, but the {whose} holds fractions: give labels, as probabilities above "
+                "0.5 are."
             )
     size = MAX_VALUE + 1
     anything = (truth != 0) | (prediction != 0)  # most voxels are background in both: they need no counting

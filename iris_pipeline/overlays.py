@@ -12,20 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import matplotlib
 import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import ndimage
 
 from preprocessing.errors import EvaluationError
 from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
-
-matplotlib.use("Agg")
-from matplotlib import patheffects
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
@@ -230,18 +226,12 @@ def draw_plane(axes: Axes, view: CaseView, plane: Plane, numbers: bool = True) -
 
 
 def case_figure(view: CaseView, title: str = "") -> Figure:
-    """The three planes side by side on one scale, with a legend; close the figure after use."""
+    """The three planes side by side on one scale, with a legend; not one of pyplot's figures, so nothing to close."""
     sizes = [plane_size_mm(view, plane) for plane in PLANES]
     inches = 11.0 / sum(width for width, _ in sizes)
     highest = max(height for _, height in sizes) * inches
-    figure, panels = plt.subplots(
-        1,
-        3,
-        figsize=(11.0, highest + 0.75),
-        width_ratios=[width for width, _ in sizes],
-        facecolor="black",
-        layout="constrained",
-    )
+    figure = Figure(figsize=(11.0, highest + 0.75), facecolor="black", layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[width for width, _ in sizes])
     for axes, plane in zip(panels, PLANES, strict=True):
         draw_plane(axes, view, plane)
     figure.legend(

@@ -113,7 +113,9 @@ def image_vector(
     overlap only where the edge asks for it); every level is scaled to the same length, so that each has an equal
     say. No mask has a part in it, and the paper names no image embedding: this one is ours.
     """
-    sums = [torch.zeros(loaded.config.widths[level]) for level in loaded.config.task_levels]
+    sums = [
+        torch.zeros(loaded.config.widths[level], dtype=torch.float32) for level in loaded.config.task_levels
+    ]
     fill = float(image.min())
     axes = [
         window_starts(n, edge, 0.0) if n > edge else [(n - edge) // 2]

@@ -34,7 +34,7 @@ def pose_named(text: str) -> str:
     try:
         if axes != SEARCH:
             parse_axes(axes)
-    except ValueError:
+    except (ValueError, TypeError):
         raise PredictionError(
             f"The pose is auto, upright, or three letters, one each of S or I, A or P, R or L; got {text!r}."
         ) from None

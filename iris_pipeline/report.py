@@ -20,7 +20,7 @@ from iris_pipeline.embeddings import CASES_PER_DATASET, run_embeddings
 from iris_pipeline.evaluate import dataset_spec
 from iris_pipeline.figures import SERIES, box_plot, group_order, map_plot, marker, training_curve
 from iris_pipeline.intake import WORDS, Intake, intake_of
-from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure, plt
+from iris_pipeline.overlays import CONVENTION, PLANES, PREDICTION, TRUTH, case_figure
 from iris_pipeline.pages import page_environment
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.report_parts import (
@@ -137,7 +137,6 @@ def write_picture(
     figure = case_figure(view, title)
     with replaced(out, out.suffix) as temporary:
         figure.savefig(temporary, dpi=100, facecolor="black")
-    plt.close(figure)
     return title
 
 

@@ -113,7 +113,9 @@ def retrieve_classes(
         own = class_vector(seen, name)
         cosines = {r.id: _cosine(class_vector(r.task, name), own) for r in showing}
         best = sorted(showing, key=lambda r: (-cosines[r.id], r.id))[: settings.top]
-        shares = torch.softmax(torch.tensor([cosines[r.id] for r in best]) / settings.temperature, dim=0)
+        shares = torch.softmax(
+            torch.tensor([cosines[r.id] for r in best], dtype=torch.float32) / settings.temperature, dim=0
+        )
         choices[name] = [
             Choice(r.id, cosines[r.id], float(share)) for r, share in zip(best, shares, strict=True)
         ]

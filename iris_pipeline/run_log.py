@@ -10,15 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, write_json
 from iris_pipeline.losses import LossParts
 from iris_pipeline.provenance import command_line, revision
 from preprocessing.files import replaced, write_bytes
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 COLUMNS = ["iteration", "loss", "dice_loss", "ce_loss", "lr", "gradient_norm", "seconds", "validation_dice"]
 
@@ -161,7 +158,8 @@ def draw_curve(folder: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["loss"]]
     with (folder / "validation.csv").open(encoding="utf-8") as file:
         scores = list(csv.DictReader(file))
-    figure, left = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")  # not pyplot's, whose windows are the caller's
+    left = figure.subplots()
     left.plot(
         [int(r["iteration"]) for r in rows],
         [float(r["loss"]) for r in rows],
@@ -178,4 +176,3 @@ def draw_curve(folder: Path) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     with replaced(folder / "curve.png") as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)

@@ -31,8 +31,8 @@ def is_shipped(folder: Path) -> bool:
 def load_model(model: Path | str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
     """A run's folder, its checkpoint, or the name of a model that comes with the package; the model is in eval mode.
 
-    None: the model that comes with the package. CheckpointError where there is none such, and as
-    `checkpoint.load_model`.
+    None: the model that comes with the package. CheckpointError where there is none such, and errors as
+    of `checkpoint.load_model`.
     """
     folder = None if model is None else Path(model).expanduser()
     # As for -m: a folder of results alone is no model, and the package's of that name is meant.

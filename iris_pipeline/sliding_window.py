@@ -179,7 +179,9 @@ def segment_slabs(
         for y in _reaching(starts[1], window[1], region[0])
         for x in _reaching(starts[2], window[2], region[1])
     ]
-    held = torch.zeros((len(task.class_names), halo + depth, high - low, image.shape[2]), device=device)
+    held = torch.zeros(
+        (len(task.class_names), halo + depth, high - low, image.shape[2]), dtype=torch.float32, device=device
+    )
     air: Tensor | None = None  # the answer [K,*window] for a window that holds nothing
     kept = 0  # planes of the halo that are filled
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):

@@ -19,6 +19,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from surface_distance.lookup_tables import create_table_neighbour_code_to_surface_area
 
+from preprocessing.errors import EvaluationError
+
 Spacing = tuple[float, float, float]
 Distances = Mapping[str, np.ndarray]
 """The four arrays of surface_distance.compute_surface_distances: distances (mm, rising) and areas (mm^2)."""
@@ -43,10 +45,19 @@ class SurfaceScores:
 def surface_scores(
     prediction: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, tolerance_mm: float, diagonal_mm: float
 ) -> SurfaceScores:
-    """Scores of two bool masks [D,H,W]; the masks may be cut to any box that holds both.
+    """Scores of two masks [D,H,W], all but 0 (False) is inside; they may be cut to any box that holds both.
 
-    Both empty: NaN. One empty: NSD 0, the distances are `diagonal_mm`, the diagonal of the whole image.
+    Both empty: NaN. One empty: NSD 0, the distances are `diagonal_mm`, the diagonal of the whole image. EvaluationError
+    unless both have one shape of three axes.
     """
+    if prediction.shape != truth.shape or prediction.ndim != 3:
+        raise EvaluationError(
+            f"Masks are [D,H,W] of one shape; they have {prediction.shape} and {truth.shape}: give both on one grid."
+        )
+    z, y, x = (float(edge) for edge in spacing_mm)
+    spacing_mm = (z, y, x)
+    # The corners' codes are made of bits: a mask of 255 or of 2 would set others than one of 1.
+    prediction, truth = prediction != 0, truth != 0
     present = prediction.any(), truth.any()
     if not any(present):
         return SurfaceScores(float("nan"), float("nan"), float("nan"))

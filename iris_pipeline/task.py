@@ -326,7 +326,7 @@ def _mean_of(name: str, tasks: Sequence[TaskEmbedding], wide: bool = False) -> t
                 each[level][0, row].float() * (count / total)
                 for each, row, count in zip(tokens, rows, counts, strict=True)
             ),
-            start=torch.zeros(()),
+            start=torch.zeros((), dtype=torch.float32),
         )
         for level in levels
     ]

@@ -16,7 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iris_pipeline.checkpoint import RunState, restore_optimizer, restore_trained, save_checkpoint
+from iris_pipeline.checkpoint import (
+    RunState,
+    restore_optimizer,
+    restore_trained,
+    save_checkpoint,
+    usable_device,
+)
 from iris_pipeline.curriculum import edge_share, shrink_group
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episode_config import EpisodeConfig
@@ -303,14 +309,16 @@ def _finish(run: Run, learner: Learner, log: RunLog) -> None:
     log.finish(learner.iteration, learner.seconds, learner.validation)
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()  # notebooks often switch gradients off for all that follows
 def train(
     settings: TrainSettings,
     stores: Mapping[str, Store],
-    folder: Path,
+    folder: Path | str,
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     resume: bool = False,
-    start_from: Path | None = None,
+    start_from: Path | str | None = None,
     show_progress: bool = True,
     episode_config: EpisodeConfig | None = None,
 ) -> Path:
@@ -323,7 +331,8 @@ def train(
     for a held-out dataset, and for two with the same people.
     """
     check_stores(stores)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder, start_from = Path(folder), None if start_from is None else Path(start_from)
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = choose_precision(settings.precision, device)
     settings = replace(settings, precision=precision.precision)  # recorded, and kept when the run is resumed
     checkpoint = folder / "checkpoint"

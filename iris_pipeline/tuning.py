@@ -73,6 +73,8 @@ class TuningSettings:
         return self.steps if self.steps is not None else 120 if self.refine else 60
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()  # notebooks often switch gradients off for all that follows
 def tune(
     loaded: LoadedModel,
     references: Sequence[PreparedReference],
@@ -218,9 +220,9 @@ class _Tutor:
         groups: list[dict[str, Any]] = [{"params": list(tokens), "lr": settings.learning_rate}]
         if head is not None:
             groups.append({"params": list(head.parts), "lr": settings.head_rate})
-        for group in groups:
-            for tensor in group["params"]:
-                tensor.requires_grad_()
+        leaves: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
+        for tensor in leaves:
+            tensor.requires_grad_()
         optimiser = torch.optim.Adam(groups)
         grey = task.grey.to(self.options.device) if task.grey is not None else None
         before = self.loss(learned, grey, judges)
@@ -242,7 +244,9 @@ class _Tutor:
                     rng = np.random.default_rng((settings.seed, TRAIN_STREAM, number))
                     example = self.example(references[number % len(references)], rng, augmented=True)
                     features = encode_example(self.loaded.model, example, self.options)
-                    (self._loss_of(learned, grey, example, features) / settings.crops).backward()
+                    loss = self._loss_of(learned, grey, example, features) / settings.crops
+                    # These alone: another thread that ends its tuning unfreezes the weights of both.
+                    loss.backward(inputs=leaves)
                 optimiser.step()
                 bar.update()
                 if judges and ((step + 1) % settings.check_every == 0 or step + 1 == steps):

@@ -41,13 +41,13 @@ class VoxelHead:
     def begin(classes: int, seed: int = 0) -> VoxelHead:
         """A head that adds nothing, with a drawn first layer, alike for every class."""
         generator = torch.Generator().manual_seed(seed)
-        inner = torch.randn(1, HIDDEN, FEATURES, generator=generator) / FEATURES**0.5
-        bias = 0.3 * torch.randn(1, HIDDEN, generator=generator)
+        inner = torch.randn(1, HIDDEN, FEATURES, generator=generator, dtype=torch.float32) / FEATURES**0.5
+        bias = 0.3 * torch.randn(1, HIDDEN, generator=generator, dtype=torch.float32)
         return VoxelHead(
             inner.repeat(classes, 1, 1),
             bias.repeat(classes, 1),
-            torch.zeros(classes, HIDDEN),
-            torch.zeros(classes),
+            torch.zeros(classes, HIDDEN, dtype=torch.float32),
+            torch.zeros(classes, dtype=torch.float32),
         )
 
     @property
@@ -109,7 +109,9 @@ def _side_by_side(shares: Sequence[Share]) -> tuple[Tensor, Tensor, Tensor, Tens
     """inner [H',F], inner_bias [H'], outer [H'], outer_bias [] of one class."""
     having = [(head, row, weight) for head, row, weight in shares if head is not None]
     if not having:
-        return torch.zeros(0, FEATURES), torch.zeros(0), torch.zeros(0), torch.zeros(())
+        shapes = ((0, FEATURES), (0,), (0,), ())
+        inner, inner_bias, outer, outer_bias = (torch.zeros(shape, dtype=torch.float32) for shape in shapes)
+        return inner, inner_bias, outer, outer_bias
     return (
         torch.cat([head.inner[row].float() for head, row, _ in having]),
         torch.cat([head.inner_bias[row].float() for head, row, _ in having]),

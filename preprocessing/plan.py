@@ -78,7 +78,8 @@ def make_plan(
 
     `paper`: 1.5 mm isotropic; finer where the smallest class would be too few voxels. `fit`: isotropic, so
     that the objects of the median class fill 52/64 of the crop; CT is z-scored over the body alone.
-    `crop`: the largest patch (z,y,x), multiples of 16. `scale`: so many times that spacing is taken.
+    `crop`: the largest patch (z,y,x), multiples of 16. `scale`: so many times that spacing is taken. Scans of 16 voxels
+    or fewer along every axis get a patch of 32 along their longest one: the network refuses 16 x 16 x 16.
     PlanError where no accepted case is left or the crop is not possible.
     """
     if min(crop) < STRIDE or any(edge % STRIDE for edge in crop):
@@ -240,6 +241,9 @@ def _patch(cases: list[CasePrint], spacing: Triple, crop: Shape) -> tuple[Shape,
     ]
     large = np.percentile(shapes, 95, axis=0)
     edges = [min(edge, STRIDE * math.ceil(size / STRIDE)) for edge, size in zip(crop, large, strict=True)]
+    if max(edges) == STRIDE:
+        # 16^3 is one voxel at the network's deepest stage, which refuses it: small scans are padded to more.
+        edges[max(range(3), key=lambda axis: (crop[axis] > STRIDE, large[axis], axis))] = 2 * STRIDE
     patch = (edges[0], edges[1], edges[2])
     seen = _text(tuple(round(float(size)) for size in large))
     return (

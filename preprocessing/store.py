@@ -96,8 +96,9 @@ class Store:
         self._entries = {entry.id: entry for entry in manifest.cases}
 
     @staticmethod
-    def open(folder: Path) -> Store:
+    def open(folder: Path | str) -> Store:
         """StoreError where `folder` has no manifest (unfinished) or one of another schema version."""
+        folder = Path(folder)
         remedy = f"run iris_plan_and_preprocess -d {folder.name}"
         if not (folder / MANIFEST).is_file():
             raise StoreError(f"{folder} is no finished store (it has no {MANIFEST}): {remedy}.")
@@ -166,8 +167,10 @@ class Store:
             ) from None
 
 
-def open_stores(preprocessed: Path, names: Iterable[str] | None = None) -> dict[str, Store]:
-    """The stores of these names, or every finished one, by name. StoreError where one is missing."""
+def open_stores(preprocessed: Path | str, names: Iterable[str] | str | None = None) -> dict[str, Store]:
+    """The stores of these names (or of one), or every finished one, by name. StoreError where one is missing."""
+    preprocessed = Path(preprocessed)
+    names = [names] if isinstance(names, str) else names
     finished = sorted(path.parent.name for path in preprocessed.glob(f"*/{MANIFEST}"))
     wanted = finished if names is None else list(dict.fromkeys(names))
     if not wanted or (not finished and not any((preprocessed / name).is_dir() for name in wanted)):

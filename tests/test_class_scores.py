@@ -103,6 +103,8 @@ def test_lesions_by_hand() -> None:
     assert counts.f1 == pytest.approx(2 * (2 / 3) * (1 / 3) / (2 / 3 + 1 / 3))
     prediction[1, 1, 9] = True
     assert count_lesions(prediction, truth).found == 2
+    numbers = count_lesions(prediction.astype(np.uint8) * 255, truth.astype(np.float32) * 2)
+    assert numbers == count_lesions(prediction, truth), "masks of other values and types are the same masks"
     assert count_lesions(truth, truth).f1 == 1.0
 
 

@@ -159,3 +159,11 @@ def test_only_boxes_near_the_patch_are_read() -> None:
     assert sum(r == whole for r in reads) <= 4, (
         "whole volumes are read for the padding value alone, once a case"
     )
+
+
+def test_episodes_have_no_last_one_to_count_from() -> None:
+    sampler = EpisodeSampler({"a": make_store(4, (40, 40, 40), (32, 32, 32))}, config=PLAIN)
+    with pytest.raises(
+        EpisodeError, match=r"^Episodes are numbered from 0 and have no last one; got -1: count from"
+    ):
+        sampler[-1]

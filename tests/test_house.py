@@ -142,6 +142,18 @@ def test_no_absolute_paths() -> None:
     assert not found, "\n".join(found)
 
 
+def test_no_module_takes_the_callers_matplotlib() -> None:
+    """Choosing a backend, or pyplot's, at import would end the figures of the notebook that imports us."""
+    files = python_files("preprocessing", "iris_pipeline")
+    found = [
+        path.name for path in files if re.search(r"pyplot import|matplotlib\.use\(", path.read_text("utf-8"))
+    ]
+    found += [
+        path.name for path in files if re.search(r"import (matplotlib\.)?pyplot", path.read_text("utf-8"))
+    ]
+    assert not found
+
+
 def test_only_the_command_line_prints() -> None:
     code = "def main():\n print(1)\ndef other():\n print(2)\ndef do(a: argparse.Namespace):\n print(3)\n"
     assert prints(ast.parse(code)) == [4]

@@ -161,6 +161,7 @@ ORDER = (
     "iris_pipeline.rivals",
     "iris_pipeline.query_tasks",
     "iris_pipeline.kept_task",
+    "iris_pipeline.arrays",
     "iris_pipeline.api",
     "iris_pipeline.advisor",
     "iris_pipeline.advice_page",

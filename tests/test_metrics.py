@@ -56,6 +56,15 @@ def test_label_maps_worked_out_by_hand() -> None:
     assert math.isnan(found["gall bladder"].dice)
 
 
+def test_fractions_are_no_labels() -> None:
+    truth = np.array([[[1, 1, 0]]], np.uint8)
+    with pytest.raises(
+        EvaluationError, match="^Label maps hold whole numbers, but the prediction holds fractions: "
+    ):
+        label_overlaps(truth * 0.9, truth, {"liver": 1})
+    assert label_overlaps(truth.astype(float), truth, {"liver": 1}) == {"liver": Overlap(2, 2, 2)}
+
+
 @pytest.mark.parametrize("kinds", [(np.uint8, np.uint8), (np.int16, np.uint8), (np.uint16, np.int64)])
 def test_one_pass_equals_mask_by_mask(kinds: tuple[type, type]) -> None:
     rng = np.random.default_rng(3)

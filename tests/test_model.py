@@ -251,6 +251,17 @@ def test_errors_name_what_was_allowed() -> None:
 # --- the paper's ablations ---------------------------------------------------------------------------
 
 
+def test_tokens_go_with_the_batch_of_the_queries() -> None:
+    model = build_iris("tiny", seed=0)
+    features = model.encode_image(torch.zeros(1, 1, 16, 16, 32))
+    tokens = model.encode_task(torch.zeros(2, 1, 16, 16, 32), torch.ones(2, 3, 16, 16, 32))
+    told = r"2 levels, each \[B,K,m\+1,C\] .*, 1, or of 1; got \[\(2, 3, 11, 96\), \(2, 3, 11, 64\)\]"
+    with pytest.raises(ModelError, match=told):
+        model.segment_from_features(features, tokens)
+    with pytest.raises(ModelError, match=r"got \[\(1, 3, 11, 96\)\]"):
+        model.segment_from_features(features, (tokens[0][:1],))
+
+
 def test_coarse_masks_lose_what_is_smaller_than_half_a_coarse_voxel() -> None:
     masks = torch.zeros(1, 2, 8, 8, 8)
     masks[0, 0, :4, :4, :2] = 1  # half of one coarse voxel of 4^3

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scans import affine_of
 
@@ -19,7 +20,6 @@ from iris_pipeline.overlays import (
     grey_window,
     plane_of,
     plane_size_mm,
-    plt,
     shown_box,
     view_case,
 )
@@ -41,11 +41,10 @@ def view(labels: np.ndarray, prediction: np.ndarray | None = None, modality: str
 def drawn(shown: CaseView) -> np.ndarray:
     """The axial plane as [rows, columns, 3], 492 pixels wide and nothing round it."""
     width, height = plane_size_mm(shown, "axial")
-    figure = plt.figure(figsize=(4.0, 4.0 * height / width), facecolor="black")
+    figure = Figure(figsize=(4.0, 4.0 * height / width), facecolor="black")
     draw_plane(figure.add_axes((0.0, 0.0, 1.0, 1.0)), shown, "axial")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=123, facecolor="black")
-    plt.close(figure)
     return np.asarray(Image.open(buffer).convert("RGB")).astype(int)
 
 
@@ -168,4 +167,3 @@ def test_a_figure_that_stands_alone() -> None:
     assert texts == ["truth", "prediction", "1 ball", "2 cube"]
     letters = ["".join(t.get_text() for t in axes.texts if t.get_text().isalpha()) for axes in figure.axes]
     assert letters == ["RLAP", "RLSI", "APSI"]
-    plt.close(figure)

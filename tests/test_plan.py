@@ -137,6 +137,13 @@ def test_the_patch_is_a_multiple_of_16_and_no_larger_than_scan_or_crop() -> None
     assert "at most 100 x 27 x 11" in plan.reasons[2]
 
 
+def test_scans_of_one_stride_get_a_patch_that_the_network_takes() -> None:
+    # at 1.5 mm 8 x 3 = 24 mm = 16 voxels, 23 x 1 mm = 15 voxels, 25 x 0.8 mm = 13 voxels
+    small = fingerprint_of(case(0, {"a": BIG}, shape=(8, 23, 25)))
+    assert make_plan(small, spec_with()).patch_size == (32, 16, 16)
+    assert make_plan(small, spec_with(), crop=(16, 64, 64)).patch_size == (16, 32, 16)
+
+
 def test_the_specification_may_fix_the_spacing() -> None:
     plan = make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(spacing_mm=(3.0, 1.0, 1.0)), "fit")
     assert plan.spacing_mm == (3.0, 1.0, 1.0)

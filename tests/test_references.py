@@ -281,7 +281,7 @@ def test_the_plan_follows_the_models_policy_and_crop(folder: Path) -> None:
     assert plan.patch_size == (32, 48, 48)
     assert (plan.modality, plan.intensity_offset) == ("MR", 0.0)
     paper = plan_references(loaded_with(GreyModel(), plans={"c": plans["c"]}), spec, prints)
-    assert paper.policy == "paper" and paper.patch_size == (16, 16, 16)
+    assert paper.policy == "paper" and paper.patch_size == (16, 32, 16), "16 x 16 x 16 the network refuses"
 
 
 def test_a_prepared_reference_is_what_a_query_would_be(folder: Path) -> None:

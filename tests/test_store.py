@@ -167,6 +167,8 @@ def test_an_unknown_case_and_a_damaged_file_are_named(tiny_store: Store, tmp_pat
 def test_stores_are_opened_by_name(tiny_store: Store, tmp_path: Path) -> None:
     root = tiny_store.folder.parent
     assert list(open_stores(root)) == list(open_stores(root, ["tiny"])) == ["tiny"]
+    assert list(open_stores(str(root), "tiny")) == ["tiny"], "one name is no list of letters"
+    assert Store.open(str(root / "tiny")).manifest == open_stores(root)["tiny"].manifest
     with pytest.raises(
         StoreError, match=r"none holds no finished store: run iris_plan_and_preprocess -d tiny first"
     ):

@@ -17,6 +17,7 @@ from iris_pipeline.surfaces import (
     surface_scores,
     union_box,
 )
+from preprocessing.errors import EvaluationError
 
 SPACING_MM = (3.0, 1.0, 1.5)
 DIAGONAL_MM = 99.0
@@ -38,6 +39,24 @@ def blob(seed: int, shape: tuple[int, int, int] = (20, 36, 28)) -> np.ndarray:
     places = np.indices(shape, float)
     inside = sum(((p - (n - 1) / 2) / (0.36 * n)) ** 2 for p, n in zip(places, shape, strict=True))
     return inside + 0.2 * noise / noise.std() < 1
+
+
+@pytest.mark.parametrize("value", [1, 2, 255])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+def test_a_mask_of_any_value_and_type_is_the_mask(value: int, kind: type) -> None:
+    first, second = blob(1), np.roll(blob(1), 2, axis=1)
+    wanted = scores(first, second)
+    given = ((mask * value).astype(kind) for mask in (first, second))
+    assert surface_scores(*given, list(SPACING_MM), 2.0, DIAGONAL_MM) == wanted  # type: ignore[arg-type]
+
+
+def test_masks_are_volumes_of_one_shape() -> None:
+    with pytest.raises(
+        EvaluationError, match=r"\[D,H,W\] of one shape; they have \(9, 8, 10\) and \(8, 8, 10\)"
+    ):
+        scores(voxel(1, 1, 1), voxel(1, 1, 1)[1:])
+    with pytest.raises(EvaluationError, match=r"they have \(8, 10\) and \(8, 10\)"):
+        scores(voxel(1, 1, 1)[1], voxel(1, 1, 1)[1])
 
 
 @pytest.mark.parametrize(("axis", "spacing"), [(0, 3.0), (1, 1.0), (2, 1.5)])

@@ -56,8 +56,8 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         choices=TONINGS,
         default=SEARCH,
         help="of the same references: show scans through a curve that makes bright what is as grey as the references' "
-        "structures; auto does where the model reads the references badly and that mends it, as of soft tissue in CT "
-        "(default: auto)",
+        "structures; auto does where the model reads the references badly and that mends it, as of soft tissue in CT, "
+        "and not where both --pose and --scale are given (default: auto)",
     )
 
 

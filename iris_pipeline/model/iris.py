@@ -181,8 +181,15 @@ class Iris(nn.Module):
         return self.encode_task_from_features(self.encode_image(image), masks)
 
     def segment_from_features(self, features: tuple[Tensor, ...], tokens: TaskTokens) -> Tensor:
-        """Features of the query and task tokens -> logits [B,K,D,H,W]; sigmoid gives one probability per class."""
-        batch = features[0].shape[0]
+        """Features of the query and task tokens (batch B or 1) -> logits [B,K,D,H,W]; sigmoid gives one probability per
+        class.
+        """
+        batch, levels = features[0].shape[0], len(self.config.task_levels)
+        if len(tokens) != levels or any(t.ndim != 4 or t.shape[0] not in (1, batch) for t in tokens):
+            raise ModelError(
+                f"Tokens are {levels} levels, each [B,K,m+1,C] of the query's batch, {batch}, or of 1; got "
+                f"{[tuple(t.shape) for t in tokens]}: give as many references as queries, or one."
+            )
         tokens = tuple(t.expand(batch, -1, -1, -1) for t in tokens)
         return self.decoder(features, tokens)
 

@@ -57,7 +57,7 @@ def upsampling_matrix(coarse: int, factor: int, device: torch.device | None = No
     centres = centres.clamp(0, coarse - 1)
     low = centres.floor().clamp(max=max(coarse - 2, 0)).long()
     weight = centres - low
-    matrix = torch.zeros(coarse * factor, coarse, device=device)
+    matrix = torch.zeros(coarse * factor, coarse, dtype=torch.float32, device=device)
     rows = torch.arange(coarse * factor, device=device)
     matrix[rows, low] = 1 - weight
     if coarse > 1:
