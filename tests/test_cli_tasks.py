@@ -99,7 +99,6 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
         assert torch.allclose(level, (a + b) / 2, atol=1e-6)
     first = merged.read_bytes()
     assert tasks_main(command) == 0 and merged.read_bytes() == first
-
     # the same reference twice, another model's task, another grid: one sentence each
     assert tasks_main(["merge", str(files["one"]), str(merged), "-o", str(tmp_path / "x")]) == 1
     assert "they share a reference image" in capsys.readouterr().err
