@@ -35,13 +35,13 @@ demo: $(STAMP)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m iris_pipeline.demo
 
 test: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 format: $(STAMP)
 	$(BIN)/ruff format $(SOURCES)

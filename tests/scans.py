@@ -12,6 +12,9 @@ from preprocessing.volume import Volume
 
 Blocks = dict[int, tuple[slice, slice, slice]]
 
+UNSEARCHED = ("--pose", "upright", "--scale", "1", "--grey", "0")
+"""Options by which references need no search, most of a minute for nothing where an untrained network reads them."""
+
 ORDERS = {
     "RAS": ((0, 1, 2), (1, 1, 1)),
     "LPS": ((0, 1, 2), (-1, -1, 1)),

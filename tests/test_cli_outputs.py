@@ -25,6 +25,7 @@ from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.confidence import load_calibration
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import reference_pair
+from iris_pipeline.showing import Showing
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.task_file import save_task
 from preprocessing.store import Store
@@ -59,7 +60,8 @@ def task(root: Path, tiny_raw: Any) -> TaskEmbedding:
     """left, right, core of one reference."""
     pair = (tiny_raw.dataset / kind / "s1_a.nii.gz" for kind in ("imagesTr", "labelsTr"))
     files = reference_pair(*pair)
-    return encode_files(load_model(root / "results" / "run"), files)
+    unsearched = Showing.of("upright", 1.0, 0.0)  # an untrained network tells no pose from another
+    return encode_files(load_model(root / "results" / "run"), files, showing=unsearched)
 
 
 def scan_of(tiny_raw: Any, case: str = "s2_a") -> Path:

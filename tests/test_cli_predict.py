@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scans import load, save
+from scans import UNSEARCHED, load, save
 
 from iris_pipeline.checkpoint import RunState, load_model, save_checkpoint
 from iris_pipeline.cli._models import find_run
@@ -110,11 +110,11 @@ def test_predicting_from_references_is_encoding_and_predicting(
 ) -> None:
     pair = [str(refs / "images" / "s1_a.nii.gz"), str(refs / "labels" / "s1_a.nii.gz")]
     common = ["--root", str(root), "-m", "old"]
-    assert encode_main(["-r", *pair, "-o", str(tmp_path / "a.task"), *common]) == 0
+    assert encode_main(["-r", *pair, "-o", str(tmp_path / "a.task"), *common, *UNSEARCHED]) == 0
     assert load_task(tmp_path / "a.task").made_by == "one-shot"
     scan = str(scans / "s2_a_0000.nii.gz")
     assert predict_main(["-i", scan, "-o", str(tmp_path / "t"), "-t", str(tmp_path / "a.task"), *common]) == 0
-    assert predict_main(["-i", scan, "-o", str(tmp_path / "r"), "-r", *pair, *common]) == 0
+    assert predict_main(["-i", scan, "-o", str(tmp_path / "r"), "-r", *pair, *common, *UNSEARCHED]) == 0
     by_file, by_references = (load(tmp_path / name / "s2_a.nii.gz")[0] for name in "tr")
     assert np.array_equal(by_file, by_references)
 
@@ -152,7 +152,7 @@ def test_a_reference_among_the_scans_is_refused_and_the_others_finished(
     (scans / "torn.nii.gz").write_bytes((scans / "s2_a_0000.nii.gz").read_bytes()[:500])
     shutil.copy(scans / "s3_a_0000.nii.gz", scans / "s3_a.nii.gz")
     status = predict_main(
-        ["-i", str(scans), "-o", str(tmp_path / "out"), "-r", str(refs), "--root", str(root)]
+        ["-i", str(scans), "-o", str(tmp_path / "out"), "-r", str(refs), "--root", str(root), *UNSEARCHED]
     )
     assert status == 1
     captured = capsys.readouterr()
@@ -249,7 +249,7 @@ def test_another_models_task_is_refused(
     root: Path, refs: Path, scans: Path, tmp_path: Path, capsys: Any
 ) -> None:
     task_file = str(tmp_path / "x.task")
-    assert encode_main(["-r", str(refs), "-o", task_file, "--root", str(root), "-m", "old"]) == 0
+    assert encode_main(["-r", str(refs), "-o", task_file, "--root", str(root), "-m", "old", *UNSEARCHED]) == 0
     assert (
         predict_main(["-i", str(scans), "-o", str(tmp_path / "out"), "-t", task_file, "--root", str(root)])
         == 1
@@ -276,7 +276,7 @@ def test_tasks_lists_what_is_known(root: Path, refs: Path, tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "left: met in 1 episodes" in said and "core: never met: not in the memory bank" in said
     task_file = str(tmp_path / "x.task")
-    encode_main(["-r", str(refs), "-o", task_file, "--root", str(root), "-m", "old"])
+    encode_main(["-r", str(refs), "-o", task_file, "--root", str(root), "-m", "old", *UNSEARCHED])
     capsys.readouterr()
     assert tasks_main([task_file]) == 0
     said = capsys.readouterr().out
@@ -365,9 +365,8 @@ def test_a_bad_reference_is_told_the_others_serve_and_the_command_fails(
 ) -> None:
     (refs / "labels" / "s4_a.nii.gz").write_bytes(b"no scan")
     out = tmp_path / "masks"
-    assert (
-        predict_main(["-i", str(scans), "-o", str(out), "-r", str(refs), "--root", str(root), "-k", "7"]) == 1
-    )
+    predict = ["-i", str(scans), "-o", str(out), "-r", str(refs), "--root", str(root), "-k", "7"]
+    assert predict_main([*predict, *UNSEARCHED]) == 1
     captured = capsys.readouterr()
     assert "Reference 's4_a' is left out: " in captured.err
     assert "1 of 2 references could not be used (s4_a), said why above" in captured.err
@@ -375,16 +374,17 @@ def test_a_bad_reference_is_told_the_others_serve_and_the_command_fails(
     assert "2 segmented, 0 skipped as already there, 0 refused." in captured.out
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["s2_a.nii.gz", "s3_a.nii.gz"]
     task = tmp_path / "x.task"
-    assert encode_main(["-r", str(refs), "-o", str(task), "--root", str(root)]) == 1
+    encode = ["-r", str(refs), "--root", str(root), *UNSEARCHED, "-o"]
+    assert encode_main([*encode, str(task)]) == 1
     assert load_task(task).references == 1
     (refs / "classes.json").rename(refs / "names.json")  # the values are then read from the good label files
     nameless = tmp_path / "nameless.task"
-    assert encode_main(["-r", str(refs), "-o", str(nameless), "--root", str(root)]) == 1
+    assert encode_main([*encode, str(nameless)]) == 1
     assert "Reference 's4_a' is left out: " in (told := capsys.readouterr().err)
     assert "1 of 2 references could not be used (s4_a), said why above" in told
     assert load_task(nameless).class_names == ("label_1", "label_2", "label_5")
     (refs / "names.json").rename(refs / "classes.json")
     (refs / "labels" / "s1_a.nii.gz").write_bytes(b"no scan either")
-    assert encode_main(["-r", str(refs), "-o", str(tmp_path / "y.task"), "--root", str(root)]) == 1
+    assert encode_main([*encode, str(tmp_path / "y.task")]) == 1
     assert "At least one reference must be usable, and none of 2 is: 's1_a': " in capsys.readouterr().err
     assert not (tmp_path / "y.task").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from scans import load, save
+from scans import UNSEARCHED, load, save
 from test_cli_predict import write_run
 
 from iris_pipeline.cli.advise import advise_main
@@ -20,7 +20,6 @@ from iris_pipeline.task_file import load_task
 from preprocessing.store import Store
 
 COARSE = ["--overlap", "0"]  # fewer windows, so that the tests take less time
-SAID = ["--pose", "upright", "--scale", "1", "--grey", "0"]  # nothing is searched for
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +52,11 @@ def scan(tiny_raw: Any) -> str:
 
 
 def test_equal_references_give_equal_bytes_unless_dated(root: Path, refs: Path, tmp_path: Path) -> None:
-    arguments = ["-r", str(refs), "--root", str(root)]
+    arguments = ["-r", str(refs), "--root", str(root), *UNSEARCHED]
     for name in "ab":
         assert encode_main([*arguments, "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert encode_main([*arguments, *SAID, "-o", str(tmp_path / "c"), "--dated"]) == 0
+    assert encode_main([*arguments, "-o", str(tmp_path / "c"), "--dated"]) == 0
     assert load_task(tmp_path / "c").created.startswith("20")
 
 
@@ -65,7 +64,7 @@ def test_a_tuned_task_is_stored_listed_and_used(
     root: Path, refs: Path, scan: str, tmp_path: Path, capsys: Any
 ) -> None:
     file = tmp_path / "tuned.task"
-    arguments = ["-r", str(refs), "-o", str(file), "--root", str(root), "--strategy", "tuning", *SAID]
+    arguments = ["-r", str(refs), "-o", str(file), "--root", str(root), "--strategy", "tuning", *UNSEARCHED]
     assert encode_main([*arguments, "--steps", "3", "--learning-rate", "0.03"]) == 0
     assert "Tuned: at whole resolution, 3 steps of 0.03, loss " in capsys.readouterr().out
     task = load_task(file)
@@ -87,7 +86,7 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
     for name, case in (("one", "s1_a"), ("two", "s3_a")):
         folder = references(tmp_path / name, tiny_raw.dataset, [case])
         files[name] = tmp_path / f"{name}.task"
-        like = ["--like", str(files["one"])] if name == "two" else []
+        like = ["--like", str(files["one"])] if name == "two" else UNSEARCHED
         assert encode_main(["-r", str(folder), "-o", str(files[name]), "--root", str(root), *like]) == 0
     merged = tmp_path / "both.task"
     command = ["merge", *map(str, files.values()), "-o", str(merged)]
@@ -104,10 +103,10 @@ def test_tasks_are_merged_on_one_grid(root: Path, tiny_raw: Any, tmp_path: Path,
     assert "they share a reference image" in capsys.readouterr().err
     foreign = str(tmp_path / "foreign.task")
     encode = ["-r", str(tmp_path / "two"), "--root", str(root)]
-    assert encode_main([*encode, "-o", foreign, "-m", "other"]) == 0
+    assert encode_main([*encode, "-o", foreign, "-m", "other", *UNSEARCHED]) == 0
     assert tasks_main(["merge", str(files["one"]), foreign, "-o", str(tmp_path / "x")]) == 1
     assert (
-        "Tasks can be merged only if they share model, spacing, patch size, pose and intensities; "
+        "merged only if they share model, spacing, patch size, pose and intensities; "
         in capsys.readouterr().err
     )
     assert tasks_main([foreign, "-m", "run", "--root", str(root)]) == 1
@@ -131,7 +130,7 @@ def test_the_tip_names_nothing_that_would_be_refused(
     root: Path, refs: Path, tiny_raw: Any, scan: str, tmp_path: Path, capsys: Any
 ) -> None:
     """best compares people: of one reference alone it has nothing to leave out."""
-    plain = ["-i", scan, "--root", str(root), "--pose", "upright", "--scale", "1", "--grey", "0", *COARSE]
+    plain = ["-i", scan, "--root", str(root), *UNSEARCHED, *COARSE]
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
     for given, tip in ((refs, "--strategy best tries on"), (alone, "--strategy refining learns from")):
         assert predict_main([*plain, "-r", str(given), "-o", str(tmp_path / f"out_{given.name}")]) == 0
@@ -161,7 +160,7 @@ def test_strategies_with_given_references(
 ) -> None:
     arguments = ["-r", str(refs), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root), *COARSE]
     searched = strategy == "image-retrieval"  # one of them is enough: a search takes most of a minute
-    arguments += ["--tones", "never"] if searched else SAID
+    arguments += ["--tones", "never"] if searched else UNSEARCHED
     assert predict_main([*arguments, "--strategy", strategy, *OWN_OPTIONS[strategy]]) == 0
     assert "Task: left, right, core from 2 references (core from 1) at " in capsys.readouterr().out
     assert load(tmp_path / "out" / "s3_a.nii.gz")[0].shape == load(Path(scan))[0].shape
@@ -211,7 +210,7 @@ def test_options_that_would_be_lost_are_refused(
         "--steps goes with --strategy tuning or refining or best; got no --strategy: add it, or leave --steps out."
         in capsys.readouterr().err
     )
-    assert encode_main([*encode, "--strategy", "refining", "--steps", "2"]) == 0
+    assert encode_main([*encode, "--strategy", "refining", "--steps", "2", *UNSEARCHED]) == 0
     capsys.readouterr()
     assert load_task(file).made_by == "refining" and load_task(file).head is not None
     predict = ["-i", scan, "-o", str(out), "--root", str(root)]
@@ -293,10 +292,8 @@ def test_a_weight_of_grey_values_goes_with_like_and_not_with_a_task_file(
         assert len(load_task(file).surroundings) == (0 if file == files[1] else 3)
     assert "pose" not in (said := capsys.readouterr().out) and said.count("grey values weighed") == 3
     assert said.count(", two looks;") == 2
-    assert (
-        ", grey values weighed " + ", ".join(f"{name} 2.5" for name in load_task(files[1]).class_names)
-        in said
-    )
+    names = load_task(files[1]).class_names
+    assert ", grey values weighed " + ", ".join(f"{name} 2.5" for name in names) in said
     predict = ["-t", str(files[0]), "-i", scan, "-o", str(tmp_path / "out"), "--root", str(root)]
     assert predict_main([*predict, "--grey", "1", "--looks", "1"]) == 1
     assert "it was made: --grey, --looks go with references (-r)" in capsys.readouterr().err
@@ -345,10 +342,12 @@ def test_options_that_cannot_be_are_refused_at_once(
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
-def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any) -> None:
+def test_advice_on_references(
+    root: Path, tiny_raw: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = references(tmp_path / "refs", tiny_raw.dataset, ["s1_a", "s3_a", "s4_a"])
     out = tmp_path / "advice"
-    plain = ["--overlap", "0", "--pose", "upright", "--scale", "1"]
+    plain = [*COARSE, *UNSEARCHED]
     assert advise_main(["-r", str(folder), "-o", str(out), "--root", str(root), *plain]) == 0
     said = capsys.readouterr().out
     assert "3 references, 9 trials; each reference is encoded once." in said
@@ -369,6 +368,7 @@ def test_advice_on_references(root: Path, tiny_raw: Any, tmp_path: Path, capsys:
     assert "--steps goes with --compare-strategies" in capsys.readouterr().err
     assert "## Which strategy" in (out / "advice.md").read_text(encoding="utf-8")
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
+    monkeypatch.setattr("iris_pipeline.references.settle_showing", lambda *_, **__: pytest.fail("searched"))
     assert advise_main(["-r", str(alone), "-o", str(out), "--root", str(root)]) == 1
     assert "needs two or more; got 1 of 1: give more references" in capsys.readouterr().err
 
@@ -377,7 +377,7 @@ def test_references_of_one_person_are_no_judges(
     root: Path, refs: Path, tiny_raw: Any, tmp_path: Path, capsys: Any
 ) -> None:
     """By their names, as --subject-pattern finds it, or as the same scan: in tuning and in advice."""
-    command = ["-r", str(refs), "--root", str(root), *SAID]
+    command = ["-r", str(refs), "--root", str(root), *UNSEARCHED]
     tuned = [*command, "-o", str(tmp_path / "x.task"), "--strategy", "tuning", "--steps", "2"]
     for pattern, judge in (("^(?P<subject>s)", "augmented"), ("", "held-out")):
         assert encode_main([*tuned, "--subject-pattern", pattern]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from iris_pipeline.advice_page import add_strategies, write_advice
@@ -22,7 +23,7 @@ from iris_pipeline.pool import people_of
 from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
-from iris_pipeline.references import embed_files
+from iris_pipeline.references import Candidate, embed_files
 from iris_pipeline.rivals import check_rivals, comparison_text
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
@@ -88,12 +89,19 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     options = InferenceOptions(
         overlap=arguments.overlap, device=device, autocast=autocast_of(arguments.precision, device)
     )
+
+    def check(drawn: Sequence[Candidate]) -> None:
+        """Before the minutes of a search and of encoding."""
+        if arguments.compare_strategies:
+            check_rivals(drawn)
+        plan_trials({each.id: each.subject for each in drawn}, arguments.draws, arguments.seed)
+
     embedded = embed_files(
         loaded,
         files,
         modality=arguments.modality,
         showing=showing_of(arguments),
-        check=check_rivals if arguments.compare_strategies else None,
+        check=check,
         device=device,
         autocast=options.autocast,
         progress=True,
