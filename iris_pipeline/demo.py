@@ -68,7 +68,20 @@ def train_step(folder: Path, seed: int, length: tuple[str, ...]) -> Step:
     # Without blocks at full resolution half as many steps again fit into the minutes; and a bank of the last fifty
     # references, not of the last thousand, remembers nothing of the beginning of so short a run.
     shape = ("--decoder-blocks", "0", "1", "1", "1", "--bank-momentum", "0.98")
-    options = ("--size", "tiny", *shape, *length, "--seed", f"{seed}", "--name", RUN, "--root", f"{folder}")
+    pace = ("--learning-rate", "0.003", "--weight-momentum", "0.99")  # LOG.md: ahead at every validation
+    options = (
+        "--size",
+        "tiny",
+        *shape,
+        *pace,
+        *length,
+        "--seed",
+        f"{seed}",
+        "--name",
+        RUN,
+        "--root",
+        f"{folder}",
+    )
     return Step("Train the tiny size", ("iris_train", "paper", *options))
 
 
