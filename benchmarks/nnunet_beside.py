@@ -64,6 +64,11 @@ class Beside:
         return "nnUNetPlans" if self.gpu_memory is None else f"nnUNetPlans_{self.gpu_memory:g}GB"
 
     @property
+    def model(self) -> tuple[str, ...]:
+        """Which network of a dataset, and where it runs, as training and prediction are told alike."""
+        return ("-p", self.plans, "-tr", TRAINER, "-device", self.device)
+
+    @property
     def ending(self) -> str:
         """What tells masks of other plans, or mirrored ones, apart."""
         planned = "" if self.gpu_memory is None else f"_{self.gpu_memory:g}GB"
@@ -164,18 +169,7 @@ def train(beside: Beside, exported: Exported) -> str:
     """Train fold 0 to the end of the budget, unless that was done; what was done with it, in nnU-Net's words."""
     model = beside.results / exported.folder / f"{TRAINER}__{beside.plans}__3d_fullres" / "fold_0"
     if not (model / "checkpoint_final.pth").is_file():
-        chosen = (
-            exported.number,
-            "3d_fullres",
-            "0",
-            "-p",
-            beside.plans,
-            "-tr",
-            TRAINER,
-            "-device",
-            beside.device,
-        )
-        beside.call("nnUNetv2_train", *chosen)
+        beside.call("nnUNetv2_train", exported.number, "3d_fullres", "0", *beside.model)
     for log in sorted(model.glob("training_log_*.txt"), reverse=True):
         for line in log.read_text(encoding="utf-8").splitlines():
             if "Budget used" in line:
@@ -188,20 +182,7 @@ def predict(beside: Beside, exported: Exported, images: Path, masks: Path) -> No
     wanted = {path.name.replace("_0000", "") for path in images.glob("*.nii.gz")}
     if wanted <= {path.name for path in masks.glob("*.nii.gz")}:
         return
-    chosen = (
-        "-d",
-        exported.number,
-        "-c",
-        "3d_fullres",
-        "-f",
-        "0",
-        "-p",
-        beside.plans,
-        "-tr",
-        TRAINER,
-        "-device",
-        beside.device,
-    )
+    chosen = ("-d", exported.number, "-c", "3d_fullres", "-f", "0", *beside.model)
     where = ("-i", str(images), "-o", str(masks), "-npp", "1", "-nps", "1")
     beside.call("nnUNetv2_predict", *chosen, *where, *(() if beside.tta else ("--disable_tta",)))
 

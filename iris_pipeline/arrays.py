@@ -5,7 +5,7 @@ Arrays are [D,H,W] = (z,y,x), as are spacings; affines map (x,y,z,1) to RAS+ mm,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from iris_pipeline.checkpoint import LoadedModel, usable_device
+from iris_pipeline.query_tasks import TaskForQuery
 from iris_pipeline.references import ReferenceFiles
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
@@ -23,11 +24,7 @@ from preprocessing.errors import ModelError, PredictionError, RawDataError, Refe
 from preprocessing.source import Source
 from preprocessing.volume import SINGULAR, Volume, as_image
 
-Tasks = (
-    TaskEmbedding
-    | Callable[[Volume], TaskEmbedding]
-    | Sequence[TaskEmbedding | Callable[[Volume], TaskEmbedding]]
-)
+Tasks = TaskEmbedding | TaskForQuery | Sequence[TaskEmbedding | TaskForQuery]
 """One task or several at once: of `encode`, `load_task` or `bank`, or what makes one, of `strategy_of`."""
 LAST_ROW = (0.0, 0.0, 0.0, 1.0)
 ROUNDING = 1e-6
@@ -124,8 +121,7 @@ def reference_files(references: Sequence[LabelledScan], classes: Mapping[str, in
 def _check_classes(classes: Mapping[str, int]) -> None:
     if not isinstance(classes, Mapping) or any(not isinstance(name, str) for name in classes):
         raise ReferenceCaseError(
-            '`classes` gives each name, a text, its value in the labels, as in {"liver": 1}; got '
-            + f"{classes!r}."
+            f'`classes` gives each name, a text, its value in the labels, as in {{"liver": 1}}; got {classes!r}.'
         )
     if not classes:
         raise ReferenceCaseError('A task needs at least one class, as in {"liver": 1}; got none.')
