@@ -52,30 +52,57 @@ def subject_of(rows: pd.DataFrame) -> pd.Series:
     return rows["subject"].where(rows["subject"] != "", rows["case"])
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """What a row of one dataset has scored, summed by subject and class: sums and counts are [subjects, classes].
+
+    Arrays, as the tables ask for some thousands of intervals and grouping frames for each took nearly all their time.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @staticmethod
+    def of(rows: pd.DataFrame, measure: str) -> _Scores:
+        values = rows[measure].to_numpy(dtype=float)
+        scored = ~np.isnan(values)
+        named, cases = (rows[column].to_numpy(dtype=object)[scored] for column in ("subject", "case"))
+        subjects, of_subject = np.unique(np.where(named != "", named, cases), return_inverse=True)
+        classes, of_class = np.unique(rows["class"].to_numpy(dtype=object)[scored], return_inverse=True)
+        sums, counts = np.zeros((2, len(subjects), len(classes)))
+        np.add.at(sums, (of_subject, of_class), values[scored])
+        np.add.at(counts, (of_subject, of_class), 1)
+        return _Scores(sums, counts)
+
+    @property
+    def subjects(self) -> int:
+        return len(self.sums)
+
+    @property
+    def mean(self) -> float:
+        """Over classes of each one's mean over cases; NaN where nothing is scored."""
+        return float(np.mean(self.sums.sum(0) / self.counts.sum(0))) if self.subjects else float("nan")
+
+    def draws(self, seed: int, resamples: int) -> np.ndarray:
+        """[resamples] means over as many subjects as there are, drawn with replacement; empty below two."""
+        if self.subjects < 2:
+            return np.empty(0)
+        times = _times_drawn(self.subjects, seed, resamples)
+        with np.errstate(invalid="ignore"):  # a class that no drawn subject has is NaN
+            means = (times @ self.sums) / (times @ self.counts)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # a draw without any score is NaN and left out below
+            drawn = np.nanmean(means, axis=1)
+        return drawn[~np.isnan(drawn)]
+
+
 def bootstrap_draws(
     rows: pd.DataFrame, measure: str = "dice", seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
     """[resamples] means, each over as many subjects as there are, drawn with replacement; empty below two."""
-    scored = rows[rows[measure].notna()]
-    if scored.empty:
-        return np.empty(0)
-    names, of_subject = np.unique(subject_of(scored).to_numpy(dtype=object), return_inverse=True)
-    classes, of_class = np.unique(scored["class"].to_numpy(dtype=object), return_inverse=True)
-    subjects = len(names)
-    if subjects < 2:
-        return np.empty(0)
-    sums, counts = np.zeros((2, subjects, len(classes)))
-    np.add.at(sums, (of_subject, of_class), scored[measure].to_numpy())
-    np.add.at(counts, (of_subject, of_class), 1)
-    times = _times_drawn(subjects, seed, resamples)
-    with np.errstate(invalid="ignore"):
-        means = (times @ sums) / (
-            times @ counts
-        )  # [resamples, classes]; NaN where no drawn subject has the class
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any score is NaN and left out below
-        drawn = np.nanmean(means, axis=1)
-    return drawn[~np.isnan(drawn)]
+    return _Scores.of(rows, measure).draws(seed, resamples)
 
 
 @lru_cache(maxsize=64)
@@ -86,16 +113,15 @@ def _times_drawn(subjects: int, seed: int, resamples: int) -> np.ndarray:
 
 def bootstrap_mean(rows: pd.DataFrame, measure: str = "dice", seed: int = 0) -> Interval:
     """The mean of a row of one dataset with its percentile interval."""
-    mean = float(rows.groupby("class", sort=False)[measure].mean().mean())
-    subjects = int(subject_of(rows[rows[measure].notna()]).nunique())
-    low, high = percentiles(bootstrap_draws(rows, measure, seed), subjects)
-    return Interval(mean, low, high, subjects)
+    scores = _Scores.of(rows, measure)
+    low, high = percentiles(scores.draws(seed, RESAMPLES), scores.subjects)
+    return Interval(scores.mean, low, high, scores.subjects)
 
 
 def bootstrap_mean_of_datasets(groups: Sequence[pd.DataFrame], measure: str = "dice") -> Interval:
     """The mean over datasets of their means; subjects are resampled within each dataset, independently."""
-    parts = [bootstrap_mean(rows, measure) for rows in groups]
-    draws = [bootstrap_draws(rows, measure, seed=number) for number, rows in enumerate(groups)]
+    parts = [_Scores.of(rows, measure) for rows in groups]
+    draws = [part.draws(number, RESAMPLES) for number, part in enumerate(parts)]
     # A dataset with one subject has no spread to show: its mean stays as it is, and the notes say how many it has.
     shortest = min((len(each) for each in draws if len(each)), default=0)
     columns = [
