@@ -19,8 +19,9 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel, write_json
 from iris_pipeline.pool import Embedded
-from iris_pipeline.predict import InferenceOptions, digest
+from iris_pipeline.predict import digest
 from iris_pipeline.rivals import MARGIN, found_dice
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.progress import Bar

@@ -31,7 +31,6 @@ from iris_pipeline.evaluate import compare
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import Witnesses, stored_volumes, stored_witnesses
 from iris_pipeline.pose import POSES
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
     TaskOf,
@@ -41,6 +40,7 @@ from iris_pipeline.predict_split import (
 )
 from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.showing import SEARCHED, Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
 from preprocessing.files import text_digest

@@ -26,8 +26,9 @@ from iris_pipeline.references import stored_reference
 from iris_pipeline.strategies import one_shot
 from preprocessing.errors import CheckpointError, EvaluationError, IrisError, StoreError
 from preprocessing.files import write_bytes
+from preprocessing.plan import MANIFEST
 from preprocessing.progress import Bar
-from preprocessing.store import MANIFEST, Store, open_stores
+from preprocessing.store import Store, open_stores
 
 SCHEMA_VERSION = 1
 FILE = "embeddings.safetensors"

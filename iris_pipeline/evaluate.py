@@ -24,9 +24,10 @@ from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
 from preprocessing.mending import by_segment_names
 from preprocessing.parallel import parallel_map
+from preprocessing.plan import MANIFEST
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
-from preprocessing.store import MANIFEST, Store
+from preprocessing.store import Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, stem_of
 
 METHOD_STRATEGY = "other-tool"

@@ -19,7 +19,6 @@ from iris_pipeline.grey import weights_of
 from iris_pipeline.grey_weights import tasks_weighed_like
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import (
     ReferenceFiles,
     candidates_of,
@@ -31,13 +30,15 @@ from iris_pipeline.references import (
 )
 from iris_pipeline.scan import ScanResult
 from iris_pipeline.showing import Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.geometry import voxel_ml
-from preprocessing.store import MANIFEST, Store
+from preprocessing.plan import MANIFEST
+from preprocessing.store import Store
 from preprocessing.volume import Volume
 
 WITNESS_SEED = (

@@ -21,7 +21,7 @@ from iris_pipeline.not_trained import check_not_trained
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import turned_plan
-from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
+from iris_pipeline.predict import Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Draw,
@@ -35,6 +35,7 @@ from iris_pipeline.references import (
 )
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED, SEARCHED, Showing, as_shown, settle_showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings

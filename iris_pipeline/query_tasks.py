@@ -14,11 +14,11 @@ import numpy as np
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
 from iris_pipeline.rivals import Attempt, best_strategy, check_rivals, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune

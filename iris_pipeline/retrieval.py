@@ -18,7 +18,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pool import Embedded, image_vector, unit_vector
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces
 from preprocessing.errors import ReferenceCaseError, TaskError

@@ -17,12 +17,12 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
-from iris_pipeline.references import image_hash
 from iris_pipeline.second_look import Matching, certainty_of, look_twice
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
 from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 

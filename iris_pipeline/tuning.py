@@ -22,7 +22,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
 from iris_pipeline.focus import shows_less, wide_task
 from iris_pipeline.grey import GreyEvidence
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference, with_joined_people
 from iris_pipeline.task import TaskEmbedding, Tuned, View
 from iris_pipeline.voxel_head import VoxelHead

@@ -14,14 +14,15 @@ from stub_model import make_task, tiny_model
 
 from iris_pipeline import query_tasks, rivals
 from iris_pipeline.pool import EmbeddingCache, embed
-from iris_pipeline.predict import InferenceOptions, predict_case
+from iris_pipeline.predict import predict_case
 from iris_pipeline.query_tasks import BEST, ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
-from iris_pipeline.references import image_hash
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.rivals import RIVALS
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import one_shot
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 
 OPTIONS = InferenceOptions(overlap=0.0)
 TUNING = TuningSettings(steps=2, check_every=2, judges=1)

@@ -14,7 +14,6 @@ from scans import affine_of, paint, save
 from stub_model import GreyModel, loaded_with, make_task
 
 from iris_pipeline.pool import Embedded, embed, people_of
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles, find_references
 from iris_pipeline.rivals import (
@@ -29,6 +28,7 @@ from iris_pipeline.rivals import (
     mean_dice,
 )
 from iris_pipeline.screening import with_people
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError

@@ -18,10 +18,11 @@ from iris_pipeline.confidence import (
     load_calibration,
 )
 from iris_pipeline.confidence_table import agreement_path
-from iris_pipeline.evaluate import Row
 from iris_pipeline.judging import MaskJudge, Volumes, Witnesses, no_volumes, no_witnesses
 from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import InferenceOptions, Judge
+from iris_pipeline.predict import Judge
+from iris_pipeline.rows import Row
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import PredictionError
 from preprocessing.files import save_json
 

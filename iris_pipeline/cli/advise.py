@@ -20,11 +20,11 @@ from iris_pipeline.cli._models import (
 )
 from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.pool import people_of
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import Candidate, embed_files
 from iris_pipeline.rivals import check_rivals, comparison_text
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
 from preprocessing.paths import Root

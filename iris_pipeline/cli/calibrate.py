@@ -8,9 +8,9 @@ from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
 from iris_pipeline.shipped import is_shipped
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import find_cases
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name

@@ -12,9 +12,7 @@ import pandas as pd
 from iris_pipeline.cli._common import at_least_one, not_negative, run
 from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
-    BASELINE_STRATEGY,
     Evaluation,
-    Origin,
     TruthCase,
     dataset_spec,
     evaluate_folder,
@@ -25,7 +23,7 @@ from iris_pipeline.evaluate import (
 )
 from iris_pipeline.measure_tables import measures_table
 from iris_pipeline.provenance import made_by
-from iris_pipeline.rows import write_rows
+from iris_pipeline.rows import BASELINE_STRATEGY, Origin, write_rows
 from iris_pipeline.table_format import to_markdown
 from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases

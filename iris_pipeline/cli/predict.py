@@ -36,17 +36,11 @@ from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.made_from import check_out
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import (
-    InferenceOptions,
-    Verdict,
-    digest,
-    predict_cases,
-    predict_folder,
-    raise_for_refused,
-)
+from iris_pipeline.predict import Verdict, digest, predict_cases, predict_folder, raise_for_refused
 from iris_pipeline.predict_split import predict_split
 from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError

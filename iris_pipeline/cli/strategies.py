@@ -20,9 +20,9 @@ from iris_pipeline.cli._showing import add_showing_options, check_showing, showi
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.nnunet import stored_name
 from preprocessing.paths import Root

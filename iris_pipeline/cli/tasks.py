@@ -25,8 +25,8 @@ from iris_pipeline.cli._models import (
     tuned_text,
 )
 from iris_pipeline.memory_bank import bank_key
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import ONE_TASK, encode_files
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import merge
 from iris_pipeline.task_file import load_task, save_task
 from preprocessing.paths import Root
