@@ -27,7 +27,7 @@ from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
 from preprocessing.case import preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
-from preprocessing.geometry import Box, bounding_box, voxel_ml
+from preprocessing.geometry import Box, bounding_box, label_counts, voxel_ml
 from preprocessing.volume import Volume
 
 MOST_REFERENCES = 3
@@ -51,7 +51,7 @@ def gather_signs(
     of an empty mask, are left out.
     """
     classes = {name: value for task in tasks for name, value in task.classes.items()}
-    counts = np.bincount(result.labels.ravel(), minlength=256)
+    counts = label_counts(result.labels)
     found_ml = {name: float(counts[value]) * voxel_ml(image.affine) for name, value in classes.items()}
     noted = [result.certainty, _volume_ratios(found_ml, volumes_ml or {})]
     signs: dict[str, dict[str, float]] = {name: {} for name in classes}

@@ -22,6 +22,7 @@ from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
 from preprocessing.case import check_same_grid, on_grid_of_image, whole_where_partial
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
+from preprocessing.geometry import label_counts
 from preprocessing.mending import by_segment_names
 from preprocessing.parallel import parallel_map
 from preprocessing.plan import MANIFEST
@@ -354,7 +355,7 @@ def _unknown(job: _Job, overlap: Overlap) -> bool:
 
 
 def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) -> None:
-    there = np.flatnonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint8 else np.unique(labels)
+    there = np.flatnonzero(label_counts(labels)) if labels.dtype == np.uint8 else np.unique(labels)
     unknown = sorted(set(there.tolist()) - {0, *classes.values()})
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in classes.items())

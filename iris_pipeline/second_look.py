@@ -25,6 +25,7 @@ from iris_pipeline.pool import Embedded
 from iris_pipeline.sliding_window import InferenceOptions, Segmenter
 from iris_pipeline.strategies import PreparedReference, class_boxes
 from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding
+from preprocessing.geometry import label_counts
 
 MARGIN = 4
 """voxels beyond a class on each side that still are its surroundings"""
@@ -146,9 +147,8 @@ def _look(
 
 def certainty_of(labels: np.ndarray, highest: np.ndarray, classes: Mapping[str, int]) -> dict[str, float]:
     """Mean of the highest probability [D,H,W] over the voxels of each class in a label map [D,H,W]; NaN without any."""
-    voxels, sums = np.zeros(256), np.zeros(256)
-    for plane, most in zip(labels, highest, strict=True):  # bincount makes copies of 8 bytes a voxel
-        voxels += np.bincount(plane.ravel(), minlength=256)
+    voxels, sums = label_counts(labels), np.zeros(256)
+    for plane, most in zip(labels, highest, strict=True):  # as `label_counts`, and for its reason
         sums += np.bincount(plane.ravel(), weights=most.ravel(), minlength=256)
     return {
         name: float(sums[value] / voxels[value]) if voxels[value] else float("nan")

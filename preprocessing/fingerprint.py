@@ -23,7 +23,7 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
-from preprocessing.geometry import voxel_ml
+from preprocessing.geometry import label_counts, voxel_ml
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_store_options, ending
 from preprocessing.orientation import Reorientation
@@ -301,7 +301,7 @@ def _measure_classes(
 ) -> dict[str, ClassPrint]:
     """Classes with at least one voxel. ml: of a voxel."""
     highest = max(spec.classes.values())
-    counts = np.bincount(labels.ravel(), minlength=highest + 1)
+    counts = label_counts(labels)
     boxes = ndimage.find_objects(labels.astype(np.uint8, copy=False), max_label=highest)
     measured = {}
     for name, value in spec.classes.items():

@@ -172,6 +172,20 @@ def voxel_ml(affine: np.ndarray) -> float:
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
 
+def label_counts(labels: np.ndarray) -> np.ndarray:
+    """How many voxels of a label map [D,H,W] have each value 0..255: int64 [256].
+
+    Plane by plane, as bincount makes a copy of 8 bytes a voxel: of a whole scan a gigabyte.
+
+    >>> label_counts(np.array([[[0, 2, 2]]], np.uint8))[:4].tolist()
+    [1, 0, 2, 0]
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return counts
+
+
 @lru_cache(maxsize=256)
 def linear_matrix(n_in: int, n_out: int) -> np.ndarray:
     """Linear interpolation of one axis, float32 [n_out, n_in]; beyond the outermost centres their value holds."""
