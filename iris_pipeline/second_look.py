@@ -26,6 +26,7 @@ from iris_pipeline.sliding_window import InferenceOptions, Segmenter
 from iris_pipeline.strategies import PreparedReference, class_boxes
 from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding
 from preprocessing.geometry import label_counts
+from preprocessing.normalise import spread_about
 
 MARGIN = 4
 """voxels beyond a class on each side that still are its surroundings"""
@@ -165,6 +166,4 @@ def _in_box(
     wide = tuple(slice(max(0, low - MARGIN), high + MARGIN) for low, high in box)
     grey = image[wide]
     mean = float(grey.mean(dtype=np.float64))
-    # plane by plane: no float64 copy of a box that may be nearly the whole scan
-    squares = sum(float(np.square(plane - np.float64(mean)).sum()) for plane in grey)
-    return mean, float(np.sqrt(squares / grey.size))
+    return mean, spread_about(grey, mean)

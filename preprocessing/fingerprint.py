@@ -25,6 +25,7 @@ from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, re
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import label_counts, voxel_ml
 from preprocessing.lock import only_run_in
+from preprocessing.normalise import spread_about
 from preprocessing.options import add_store_options, ending
 from preprocessing.orientation import Reorientation
 from preprocessing.parallel import parallel_map
@@ -287,13 +288,10 @@ def _measure_intensity(array: np.ndarray, offset: float) -> dict[str, float]:
     measured = {
         f"p{percentile:g}": float(value) for percentile, value in zip(PERCENTILES, values, strict=True)
     }
-    measured |= {
-        "minimum": float(array.min()),
-        "maximum": float(array.max()),
-        "mean": float(array.mean(dtype=float)),
-    }
+    mean = float(array.mean(dtype=float))
+    measured |= {"minimum": float(array.min()), "maximum": float(array.max()), "mean": mean}
     shifted = {name: round(value + offset, 4) for name, value in measured.items()}
-    return shifted | {"sd": round(float(array.std(dtype=float)), 4)}
+    return shifted | {"sd": round(spread_about(array, mean), 4)}
 
 
 def _measure_classes(

@@ -106,6 +106,12 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     return values
 
 
+def spread_about(values: np.ndarray, mean: float) -> float:
+    """Standard deviation of grey values [D,H,W] about their mean; plane by plane: no float64 copy of the volume."""
+    squares = sum(float(np.square(plane - np.float64(mean)).sum()) for plane in values)
+    return float(np.sqrt(squares / values.size))
+
+
 def _counted(values: np.ndarray, above: float | None) -> np.ndarray:
     """The voxels whose mean and spread are taken; all of them where none lies above the limit."""
     inside = np.array(True) if above is None else values > above
