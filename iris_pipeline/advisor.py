@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded
 from iris_pipeline.predict import digest
 from iris_pipeline.rivals import MARGIN, found_dice
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
+from preprocessing.files import write_json
 from preprocessing.progress import Bar
 
 SCHEMA_VERSION = 2

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import REVIEW_BELOW, Calibration, fit
 from iris_pipeline.disagreement import gather_signs
 from iris_pipeline.evaluate import compare
@@ -43,7 +43,7 @@ from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
-from preprocessing.files import text_digest
+from preprocessing.files import text_digest, write_json
 from preprocessing.fingerprint import case_digest
 from preprocessing.orientation import UPRIGHT
 from preprocessing.progress import Bar

@@ -27,7 +27,7 @@ from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.task import Deviation, Surroundings
 from iris_pipeline.trained_cases import TrainedCases, TrainedPart
 from preprocessing.errors import CheckpointError, ModelError
-from preprocessing.files import sweep, write_bytes, write_text
+from preprocessing.files import sweep, write_bytes, write_json
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -309,11 +309,6 @@ def restore_trained(folder: Path, model: Iris) -> None:
     name = content["files"].get("trained")
     if name is not None:
         model.load_state_dict(_load_tensors(folder / name))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON to a temporary name, then renamed: readers see the old file or the new one, never a half."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from iris_pipeline.case_report import LOG, begin_report, write_report
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import Judgement
 from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_behind
 from iris_pipeline.grey import weights_of
@@ -32,7 +32,7 @@ from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
-from preprocessing.files import append_log, refusal
+from preprocessing.files import append_log, refusal, write_json
 from preprocessing.findings import check_field, check_grey_values, no_place, one_slice
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.not_trained import check_not_trained
@@ -41,7 +41,7 @@ from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
-from preprocessing.files import text_digest
+from preprocessing.files import text_digest, write_json
 from preprocessing.plan import Plan
 from preprocessing.store import Store
 from preprocessing.volume import Volume
