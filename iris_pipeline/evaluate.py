@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from iris_pipeline.class_scores import MeasureOptions, class_measures
-from iris_pipeline.inbox import RESULTS
+from iris_pipeline.inbox import RECORD
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
 from preprocessing.case import check_same_grid, on_grid_of_image, whole_where_partial
@@ -229,9 +229,9 @@ def truth_cases(folder: Path) -> list[TruthCase]:
 def read_origin(predictions: Path) -> Origin:
     """What predict.json and the place <run>/predictions/<dataset>/<strategy> say about a folder."""
     made_from: Mapping[str, object] = {}
-    if (predictions / RESULTS).is_file():
+    if (predictions / RECORD).is_file():
         try:
-            made_from = json.loads((predictions / RESULTS).read_text(encoding="utf-8"))["made_from"]
+            made_from = json.loads((predictions / RECORD).read_text(encoding="utf-8"))["made_from"]
         except (ValueError, KeyError, TypeError):
             made_from = {}
     parts = predictions.resolve().parts

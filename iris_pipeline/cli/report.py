@@ -11,7 +11,7 @@ from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.embedding_map import FILE as NEAREST_FILE
 from iris_pipeline.embedding_map import embedding_map, write_nearest
 from iris_pipeline.embeddings import CASES_PER_DATASET, FILE, run_embeddings
-from iris_pipeline.made_from import RECORD
+from iris_pipeline.inbox import RECORD
 from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.tables import EVALUATION
