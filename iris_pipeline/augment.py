@@ -212,15 +212,6 @@ def apply_intensity(params: Augmentation, image: Tensor) -> Tensor:
     return result
 
 
-def apply_augmentation(params: Augmentation, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Augment a volume about its own centre: image [1,D,H,W] float32, labels [D,H,W] uint8; shapes stay."""
-    depth, height, width = labels.shape
-    moved, mask = sample_patch(
-        params, image[0].numpy(), labels.numpy(), (0, 0, 0), (depth, height, width), float(image.min())
-    )
-    return apply_intensity(params, moved), mask
-
-
 def _triple(values: np.ndarray) -> Triple:
     z, y, x = values.tolist()
     return (z, y, x)

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from iris_pipeline.case_report import LOG, begin_report, write_report
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import Judgement
@@ -63,21 +61,6 @@ class Verdict:
     status: Literal["done", "skipped", "refused"]
     why: str = ""
     seconds: float = 0.0
-
-
-def predict_case(
-    loaded: LoadedModel,
-    task: TaskEmbedding,
-    image: Volume,
-    options: InferenceOptions | None = None,
-    progress: bool = False,
-) -> np.ndarray:
-    """Label map, uint8 [D,H,W] on the image's own grid: `task.class_values`, 0 where no class is above 0.5.
-
-    Where several classes are, the most probable wins. TaskError if the task is of another model,
-    ReferenceCaseError if the image is one of the task's own references.
-    """
-    return segment_scan(loaded, [task], image, options, progress=progress).labels
 
 
 def modality_warning(task: TaskEmbedding, image: Volume) -> str:
