@@ -108,8 +108,7 @@ def _compared(
             reference,
             plan_like(task),
             model_hash=task.model_hash,
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
     except ReferenceCaseError:  # too small to leave a voxel on the task's grid
         return signs

@@ -65,8 +65,7 @@ def draw_example(
 
 def encode_example(model: Iris, example: Example, options: InferenceOptions) -> tuple[Tensor, ...]:
     """The features of an example's image, level by level; no gradient reaches the encoder."""
-    kind = torch.device(options.device).type
-    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+    with torch.no_grad(), options.casting():
         return model.encode_image(example.image)
 
 
@@ -80,8 +79,7 @@ def features_loss(
     grey: GreyEvidence | None = None,
 ) -> Tensor:
     """The training loss of a task on an example whose image is encoded; its gradient reaches tokens and head."""
-    kind = torch.device(options.device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+    with options.casting():
         logits = model.segment_from_features(tuple(features), tuple(tokens))
     if grey is not None:
         logits = grey(example.image, logits)

@@ -244,7 +244,7 @@ def losses_by_weight(
     evidence, device = task.grey.to(options.device), torch.device(options.device)
     features = encode_example(loaded.model, example, options)
     with torch.inference_mode():
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+        with options.casting():
             tokens = tuple(level.to(device) for level in task.tokens)
             logits = loaded.model.segment_from_features(features, tokens)
         logits = logits.float().clamp(-LIMIT, LIMIT)  # at weight 0 too: clamping alone must not earn a weight

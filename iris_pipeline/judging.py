@@ -126,12 +126,11 @@ def file_witnesses(
             embedded = embed_files(
                 loaded,
                 files,
+                options,
                 count=MOST_REFERENCES,
                 seed=seed + WITNESS_SEED,
                 like=task,
                 showing=Showing(grey=0.0, looks=1),
-                device=options.device,
-                autocast=options.autocast,
             )
             known[grid] = tasks_weighed_like(embedded.pool, embedded.prepare, task)
         return known[grid]
@@ -180,8 +179,7 @@ def stored_witnesses(
             prepare,
             plan_like(task),
             cache=cache,
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
         return tasks_weighed_like(pool, prepare, task)
 

@@ -361,8 +361,7 @@ def _drawn_tasks(
             plan,
             cache=cache,
             with_images=experiment.strategy == "image-retrieval",
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
         pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=True)
         return task_for_query(

@@ -163,6 +163,7 @@ def file_tasks(
     embedded = embed_files(
         loaded,
         files,
+        options,
         count=1 if strategy == "one-shot" else count,
         seed=seed,
         modality=modality,
@@ -171,8 +172,6 @@ def file_tasks(
         with_images=strategy == "image-retrieval",
         showing=showing,
         check=check_rivals if strategy == BEST else None,
-        device=options.device,
-        autocast=options.autocast,
         progress=progress,
     )
     task_of = task_for_query(
@@ -211,6 +210,7 @@ def encode_files(
     embedded = embed_files(
         loaded,
         files,
+        options,
         count=1 if strategy == "one-shot" else count,
         seed=seed,
         modality=modality,
@@ -218,8 +218,6 @@ def encode_files(
         cache=cache,
         showing=showing,
         check=check_rivals if strategy == BEST else None,
-        device=options.device,
-        autocast=options.autocast,
         progress=progress,
     )
     return pooled_task(

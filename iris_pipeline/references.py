@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from iris_pipeline.checkpoint import LoadedModel
@@ -277,8 +276,7 @@ def embed_draws(
     *,
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> list[Embedded]:
     """Embed each drawn reference, with the classes that were drawn from it; see `pool.embed`.
 
@@ -288,15 +286,7 @@ def embed_draws(
     pool, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
     for draw in Bar(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
         try:
-            whole = embed(
-                loaded,
-                prepare(draw.id),
-                plan,
-                cache,
-                with_image=with_images,
-                device=device,
-                autocast=autocast,
-            )
+            whole = embed(loaded, prepare(draw.id), plan, cache, with_image=with_images, options=options)
         except ReferenceCaseError as error:
             empty = error
             continue
@@ -320,6 +310,7 @@ class FilePool:
 def embed_files(
     loaded: LoadedModel,
     files: ReferenceFiles,
+    options: InferenceOptions | None = None,
     *,
     count: int | None = None,
     seed: int = 0,
@@ -329,8 +320,6 @@ def embed_files(
     with_images: bool = False,
     showing: Showing = SEARCHED,
     check: Callable[[Sequence[Candidate]], None] | None = None,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
     progress: bool = False,
 ) -> FilePool:
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
@@ -352,7 +341,6 @@ def embed_files(
     def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
 
-    options = InferenceOptions(device=str(device), autocast=autocast)
     if like:
         plan = plan_like(like)
     else:
@@ -375,8 +363,7 @@ def embed_files(
         plan,
         cache=cache,
         with_images=with_images,
-        device=device,
-        autocast=autocast,
+        options=options,
     )
     pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=progress)
     return FilePool(pool, plan, prepare)

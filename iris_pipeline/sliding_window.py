@@ -108,6 +108,10 @@ class InferenceOptions:
         if self.skip not in get_args(Skip):
             raise ModelError(f"Windows to skip are {' or '.join(get_args(Skip))}; got {self.skip!r}.")
 
+    def casting(self) -> torch.autocast:
+        """The context in which the network runs: in bfloat16 where `autocast` says so."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
+
 
 def segment_volume(
     model: Segmenter,
@@ -184,7 +188,7 @@ def segment_slabs(
     )
     air: Tensor | None = None  # the answer [K,*window] for a window that holds nothing
     kept = 0  # planes of the halo that are filled
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
+    with torch.inference_mode(), options.casting():
         steps = _steps(starts[0], depth, padded.shape[0])
         for number, (i, z) in enumerate(steps):
             slab = held[:, halo:]

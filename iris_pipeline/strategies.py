@@ -21,7 +21,7 @@ from iris_pipeline.halved import halve_image, halve_labels, window_edges
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import largest_share
-from iris_pipeline.sliding_window import window_starts
+from iris_pipeline.sliding_window import InferenceOptions, window_starts
 from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces, same_footing, shares_of
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
@@ -108,8 +108,7 @@ def one_shot(
     *,
     model_hash: str,
     wide: bool = False,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> TaskEmbedding:
     """The task that one reference shows: computed once, reused for every query. wide: at half its resolution, too,
     where all of its classes are there.
@@ -125,8 +124,9 @@ def one_shot(
             f"A reference must show at least one of {', '.join(reference.classes)}; the mask of "
             f"'{reference.id}' is empty at {_mm(plan.spacing_mm)}: take another reference."
         )
-    tokens = _encode(model, reference, boxes, plan.patch_size, device, autocast)
-    wide_tokens = _encode_wide(model, reference, boxes, plan.patch_size, device, autocast) if wide else ()
+    options = options or InferenceOptions()
+    tokens = _encode(model, reference, boxes, plan.patch_size, options)
+    wide_tokens = _encode_wide(model, reference, boxes, plan.patch_size, options) if wide else ()
     return TaskEmbedding(
         class_names=tuple(boxes),
         tokens=tokens,
@@ -154,13 +154,12 @@ def _encode(
     reference: PreparedReference,
     boxes: Mapping[str, Box],
     patch: tuple[int, int, int],
-    device: torch.device | str,
-    autocast: bool,
+    options: InferenceOptions,
 ) -> TaskTokens:
     """Tokens of the classes of `boxes`, each level [1,K,m+1,C_l]."""
     sums: dict[str, list[Tensor]] = {}
     voxels: dict[str, float] = {}
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+    with torch.inference_mode(), options.casting():
         for window in plan_windows(boxes, reference.image.shape, patch):
             crop = CropPad(reference.image.shape, window.start, patch)
             labels = crop.apply(reference.labels, 0)
@@ -173,7 +172,8 @@ def _encode(
             )
             stacked = np.stack(list(masks.values())).astype(np.float32)
             tokens = model.encode_task(
-                torch.from_numpy(image)[None, None].to(device), torch.from_numpy(stacked)[None].to(device)
+                torch.from_numpy(image)[None, None].to(options.device),
+                torch.from_numpy(stacked)[None].to(options.device),
             )
             for k, (name, mask) in enumerate(masks.items()):
                 weight = float(np.count_nonzero(mask))
@@ -191,8 +191,7 @@ def _encode_wide(
     reference: PreparedReference,
     boxes: Mapping[str, Box],
     patch: tuple[int, int, int],
-    device: torch.device | str,
-    autocast: bool,
+    options: InferenceOptions,
 ) -> TaskTokens:
     """The same at half the resolution; () where it has no place for all classes, as a look there would miss one."""
     halved = halved_reference(reference)
@@ -200,7 +199,7 @@ def _encode_wide(
     if not found.keys() >= boxes.keys():
         return ()
     edges = window_edges(patch, halved.image.shape)
-    return _encode(model, halved, {name: found[name] for name in boxes}, edges, device, autocast)
+    return _encode(model, halved, {name: found[name] for name in boxes}, edges, options)
 
 
 def halved_reference(reference: PreparedReference) -> PreparedReference:

@@ -99,11 +99,10 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     embedded = embed_files(
         loaded,
         files,
+        options,
         modality=arguments.modality,
         showing=showing_of(arguments),
         check=check,
-        device=device,
-        autocast=options.autocast,
         progress=True,
     )
     pool = sorted(embedded.pool, key=lambda reference: reference.id)
