@@ -43,6 +43,9 @@ from preprocessing.store import (
     Store,
     describe_labels,
     digest_of_source,
+    image_path,
+    labels_path,
+    record_path,
     valid_record,
     write_case,
 )
@@ -224,7 +227,8 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
     sweep(folder)
     if not (folder / CASES).is_dir():
         return
-    wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}
+    paths = (image_path, labels_path, record_path)
+    wanted = {path_of(folder, case_id).name for case_id in known for path_of in paths}
     for path in (folder / CASES).iterdir():
         if path.name not in wanted and not path.is_dir():  # a folder is not ours (@eaDir of a network disk)
             path.unlink()
