@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from pydantic import ValidationError
@@ -328,7 +327,7 @@ def embed_files(
     see `showing.py`. Class values are those of the files. check: is shown the drawn references, of whom each subject is
     one person, and may raise before any is encoded. ReferenceCaseError names a reference that cannot be used.
     """
-    spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
+    spec, prints = reference_spec(files, modality or (like.modality if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
     draws = draw_references(candidates, list(files.classes), min(count or len(prints), len(prints)), seed)
     drawn = {draw.id for draw in draws}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_piece
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
 from preprocessing.plan import Plan
-from preprocessing.spec import Modality
 
 Box = tuple[tuple[int, int], ...]
 """Half-open bounds ((z0,z1),(y0,y1),(x0,x1))."""
@@ -310,7 +309,7 @@ def plan_like(task: TaskEmbedding) -> Plan:
     """The grid and intensities of a task as a plan, so that more references can be brought to its footing."""
     return Plan(
         dataset="references",
-        modality=cast(Modality, task.modality),
+        modality=task.modality,
         policy="fit",
         spacing_mm=task.spacing_mm,
         patch_size=task.patch_size,

@@ -22,6 +22,7 @@ from iris_pipeline.voxel_head import VoxelHead, mix
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
+from preprocessing.spec import Modality
 
 View = Literal["whole resolution", "half the resolution"]
 Surroundings = tuple[float, float]
@@ -84,7 +85,7 @@ class TaskEmbedding:
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
     intensity_offset: float
-    modality: str
+    modality: Modality
     references: int
     model_hash: str
     made_by: str

@@ -18,6 +18,7 @@ from preprocessing.errors import TaskError
 from preprocessing.files import write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
+from preprocessing.spec import Modality
 
 SCHEMA_VERSION = 8
 """2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads;
@@ -43,7 +44,7 @@ class _Metadata(BaseModel):
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
     intensity_offset: float
-    modality: str
+    modality: Modality
     pose: Pose
     references: int
     model_hash: str

@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from preprocessing.errors import RawDataError
+from preprocessing.spec import Modality
 from preprocessing.tones import Tones
 
-Modality = Literal["CT", "MR", "PET"]
 BODY_ABOVE_HU = -500.0  # air outside and inside the body lies below, every tissue but lung above
 FLAT = 1e-6  # a spread below this share of the largest value is rounding, not contrast
 
