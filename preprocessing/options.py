@@ -18,11 +18,21 @@ INTERRUPTED = "Interrupted; what was finished is kept, run the same command agai
 DATASETS_HELP = "names, YAML files, or: all, upstream, held-out, phantom (those with a folder under raw/)"
 
 
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """--root: where all lies, see `paths.Root`."""
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+
+
+def add_raw_option(parser: argparse.ArgumentParser) -> None:
+    """--raw: where raw scans lie that are not under the root."""
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+
+
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """-d, --root, --raw, --workers, --quiet: what, where, and how much at once."""
     parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="NAME", help=DATASETS_HELP)
-    parser.add_argument("--root", help="root folder (default: IRIS_ROOT, else the current folder)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: ROOT/raw)")
+    add_root_option(parser)
+    add_raw_option(parser)
     add_speed_options(parser)
 
 

@@ -26,6 +26,7 @@ from iris_pipeline.showing import SEARCHED
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError, TaskError
+from preprocessing.options import add_root_option
 from preprocessing.orientation import UPRIGHT
 from preprocessing.paths import Root
 from preprocessing.spec import Modality
@@ -103,7 +104,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         help="a run under results/ or its path (default: the newest finished run, else the package's own model)",
     )
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    add_root_option(parser)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

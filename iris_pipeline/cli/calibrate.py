@@ -14,6 +14,7 @@ from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import find_cases
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 
@@ -30,7 +31,7 @@ def calibrate_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-d", type=stored_name, nargs="+", metavar="NAME", help="datasets (default: all that the model knows)"
     )
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     parser.add_argument(
         "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all three"
     )

@@ -30,12 +30,11 @@ from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option, add_root_option
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
 from preprocessing.store import open_stores
-
-ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
 
 
 def _evaluate_parser() -> argparse.ArgumentParser:
@@ -94,8 +93,8 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=default_workers(), help="processes (default: one a core)"
     )
-    parser.add_argument("--root", help=ROOT_HELP)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_root_option(parser)
+    add_raw_option(parser)
     return parser
 
 

@@ -45,6 +45,7 @@ from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
@@ -93,7 +94,7 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--top", type=at_least_one, metavar="N", help="references a class is taken from in object-retrieval"
     )
     add_model_options(parser)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     add_reference_options(parser)
     add_device_options(parser)
     parser.add_argument(

@@ -25,6 +25,7 @@ from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
 from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.progress import Bar, say
 from preprocessing.store import Store, open_stores
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
     parser.add_argument("--overwrite", action="store_true", help="make rows anew that are there already")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     add_showing_options(parser)
     add_model_options(parser)
     add_device_options(parser)

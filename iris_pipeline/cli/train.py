@@ -20,6 +20,7 @@ from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import ModelError, StoreError
 from preprocessing.lock import only_run_in
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_root_option
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--name", help="name of the run under results/ (default: datasets_size_fold)")
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    add_root_option(parser)
     parser.add_argument(
         "--start-from",
         metavar="RUN",
