@@ -7,11 +7,11 @@ import argparse
 from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._splits import stored_raw_cases
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
 from iris_pipeline.shipped import is_shipped
 from iris_pipeline.sliding_window import InferenceOptions
-from preprocessing.adapters import find_cases
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name
 from preprocessing.options import add_raw_option
@@ -87,9 +87,8 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
         )
     datasets = []
     for store in open_stores(root.preprocessed, names).values():
-        raw = store.manifest.spec.raw_folder(root.raw)
-        cases = find_cases(raw, store.manifest.spec) if raw.is_dir() else []
-        datasets.append(CalibrationData(store, {case.id: case for case in cases}))
+        raw = {case.id: case for case in stored_raw_cases(root, store)}
+        datasets.append(CalibrationData(store, raw))
     experiments = []
     for strategy in arguments.strategies:
         draws = range(arguments.draws if strategy == "one-shot" else 1)
