@@ -25,7 +25,6 @@ from iris_pipeline.second_look import AS_IT_IS
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
-from preprocessing.case import preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import Box, bounding_box, label_counts, voxel_ml
 from preprocessing.volume import Volume
@@ -72,14 +71,7 @@ def _compared(
     witnesses: WitnessesOfTask,
 ) -> dict[str, dict[str, float]]:
     """sign -> class -> value of what further passes tell; nothing where the task found nothing."""
-    prepared = preprocess_case(
-        image,
-        task.spacing_mm,
-        task.normalisation,
-        Volume(result.labels, image.affine),
-        task.intensity_offset,
-        task.pose,
-    )
+    prepared = task.prepare(image, Volume(result.labels, image.affine))
     assert prepared.labels is not None
     found = bounding_box(np.isin(prepared.labels, task.class_values))
     if found is None:

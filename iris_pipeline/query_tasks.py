@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
 from iris_pipeline.references import ReferenceFiles, embed_files
@@ -22,7 +20,6 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
-from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
 from preprocessing.progress import say
 from preprocessing.spec import Modality
@@ -128,13 +125,13 @@ def task_for_query(
     one = strategy if strategy in ONE_TASK else "ensemble"
     mean = pooled_task(one, loaded, pool, classes, options, prepare=prepare, tuning=tuning, progress=progress)
     if strategy == "image-retrieval":
-        return lambda image: image_retrieval(loaded, pool, _prepared(image, mean), options).select(
+        return lambda image: image_retrieval(loaded, pool, mean.prepare(image).image, options).select(
             mean.class_names
         )
     if strategy == "object-retrieval":
         begin = mean if start is None else fill(start, mean)
         return lambda image: object_retrieval(
-            loaded, pool, _prepared(image, begin), begin, options, retrieval
+            loaded, pool, begin.prepare(image).image, begin, options, retrieval
         )[0]
     return lambda _: mean
 
@@ -246,13 +243,3 @@ def fill(start: TaskEmbedding, other: TaskEmbedding) -> TaskEmbedding:
     lacking = [name for name in other.class_names if name not in start.class_names]
     parts = ([start.select(own)] if own else []) + ([other.select(lacking)] if lacking else [])
     return ensemble(parts).select(other.class_names)
-
-
-def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:
-    return preprocess_case(
-        image,
-        task.spacing_mm,
-        task.normalisation,
-        intensity_offset=task.intensity_offset,
-        pose=task.pose,
-    ).image

@@ -20,7 +20,7 @@ from iris_pipeline.pieces import keep_largest
 from iris_pipeline.second_look import Matching, certainty_of, look_twice
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
-from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
+from preprocessing.case import HIGHEST_LABEL, PreparedCase
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
 from preprocessing.orientation import Reorientation
@@ -134,13 +134,7 @@ def segment_scan(
     best = np.full(image.shape, THRESHOLD, np.float32) if len(tasks) > 1 or wanted.certainty else None
     result = ScanResult(labels)
     for task in tasks:
-        prepared = preprocess_case(
-            image,
-            task.spacing_mm,
-            task.normalisation,
-            intensity_offset=task.intensity_offset,
-            pose=task.pose,
-        )
+        prepared = task.prepare(image)
         match = look_twice(loaded.model, prepared.image, task, options, progress)
         prepared = replace(prepared, image=match(prepared.image))
         result.matchings.update(dict.fromkeys(task.class_names, match))

@@ -19,10 +19,12 @@ from iris_pipeline.grey import GreyEvidence, mix_evidence
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
 from iris_pipeline.voxel_head import VoxelHead, mix
+from preprocessing.case import PreparedCase, preprocess_case
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
 from preprocessing.spec import Modality
+from preprocessing.volume import Volume
 
 View = Literal["whole resolution", "half the resolution"]
 Surroundings = tuple[float, float]
@@ -176,6 +178,14 @@ class TaskEmbedding:
             head=self.head.select(rows) if self.head is not None else None,
             grey=self.grey.select(rows) if self.grey is not None else None,
             surroundings=tuple(self.surroundings[row] for row in rows if self.surroundings),
+        )
+
+    def prepare(self, image: Volume, labels: Volume | None = None) -> PreparedCase:
+        """A scan, with a label map of it, brought to the grid, pose and intensities of the references; errors as of
+        `preprocess_case`.
+        """
+        return preprocess_case(
+            image, self.spacing_mm, self.normalisation, labels, self.intensity_offset, self.pose
         )
 
     def check_model(self, model_hash: str) -> None:
