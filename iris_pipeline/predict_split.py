@@ -36,7 +36,7 @@ from iris_pipeline.references import (
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED, SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.strategies import Prepare, PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
@@ -301,7 +301,7 @@ def held_out_tasks(
     spec = store.manifest.spec
     cache = cache if cache is not None else EmbeddingCache()
 
-    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+    def prepare_at(plan: Plan) -> Prepare:
         return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
 
     def plan_of(draws: Sequence[Draw]) -> Plan:
@@ -338,7 +338,7 @@ def _drawn_tasks(
     experiment: Experiment,
     options: InferenceOptions,
     plan_of: Callable[[Sequence[Draw]], Plan],
-    prepare_at: Callable[[Plan], Callable[[str], PreparedReference]],
+    prepare_at: Callable[[Plan], Prepare],
     start: TaskEmbedding | None,
     note: Note | None,
     cache: EmbeddingCache | None,

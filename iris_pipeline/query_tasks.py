@@ -17,7 +17,7 @@ from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_r
 from iris_pipeline.rivals import Attempt, best_strategy, check_rivals, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
+from iris_pipeline.strategies import Prepare, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
 from preprocessing.errors import PredictionError
@@ -45,7 +45,7 @@ def pooled_task(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -81,7 +81,7 @@ def try_strategies(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> list[Attempt]:
@@ -106,7 +106,7 @@ def task_for_query(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     start: TaskEmbedding | None = None,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,

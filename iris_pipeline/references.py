@@ -20,7 +20,7 @@ from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.reference_layout import ReferenceLayout, find_layout, masks_of_one
 from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, join_people, plan_like
+from iris_pipeline.strategies import Prepare, PreparedReference, join_people, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
@@ -270,7 +270,7 @@ def draw_references(
 def embed_draws(
     loaded: LoadedModel,
     draws: Sequence[Draw],
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     plan: Plan,
     *,
     cache: EmbeddingCache | None = None,
@@ -303,7 +303,7 @@ class FilePool:
 
     pool: list[Embedded]
     plan: Plan
-    prepare: Callable[[str], PreparedReference]
+    prepare: Prepare
 
 
 def embed_files(
@@ -337,7 +337,7 @@ def embed_files(
         people = join_people([p.subject for p in used], [p.content for p in used])
         check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
 
-    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+    def prepare_at(plan: Plan) -> Prepare:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
 
     if like:

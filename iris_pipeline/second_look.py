@@ -14,7 +14,7 @@ scan that is no farther off needs no second look. Nothing is learned, and the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from iris_pipeline.focus import label_volume
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded
 from iris_pipeline.sliding_window import InferenceOptions, Segmenter
-from iris_pipeline.strategies import PreparedReference, class_boxes
+from iris_pipeline.strategies import Prepare, PreparedReference, class_boxes
 from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding
 from preprocessing.geometry import label_counts
 from preprocessing.normalise import spread_about
@@ -63,9 +63,7 @@ def surroundings_of(reference: PreparedReference, names: Sequence[str]) -> tuple
     )
 
 
-def with_surroundings(
-    pool: Sequence[Embedded], prepare: Callable[[str], PreparedReference], looks: int = 2
-) -> list[Embedded]:
+def with_surroundings(pool: Sequence[Embedded], prepare: Prepare, looks: int = 2) -> list[Embedded]:
     """The pool with what its tasks need for a second look; as it is where one look is wanted.
 
     prepare: reads a reference once more, by id, at the tasks' grid.

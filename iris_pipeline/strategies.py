@@ -58,6 +58,10 @@ class PreparedReference:
         return self.subject or self.id
 
 
+Prepare = Callable[[str], PreparedReference]
+"""Reads a reference once more, by its id, at the grid that its task has."""
+
+
 def join_people(subjects: Sequence[str], contents: Sequence[str]) -> list[str]:
     """Who is shown by each: two subjects with a scan of one content hash ("": not known) are one, by the first's name.
 
