@@ -76,6 +76,7 @@ def predict_from_store(
         classes=store.manifest.classes,
         made_from={"dataset": dataset, "from": ids, "stored": stored_digest(store, ids)}
         | experiment.describe(),
+        left_out=arguments.left_out,
         **wishes,
     )
 

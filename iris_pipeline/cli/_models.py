@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -22,7 +22,7 @@ from iris_pipeline.query_tasks import TUNABLE
 from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
 from iris_pipeline.screening import references_told, screen_references, with_people
 from iris_pipeline.shipped import is_shipped, shipped_model
-from iris_pipeline.showing import SEARCHED
+from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.task import TaskEmbedding, Tuned
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import CheckpointError, PredictionError, RawDataError, ReferenceCaseError, TaskError
@@ -321,15 +321,25 @@ def _refuse(said: Sequence[str], useless: Sequence[str], why: str) -> None:
         )
 
 
-def encoding_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options say on how references become a task, for `encode_files` and its like."""
-    return {
-        "count": arguments.references,
-        "seed": arguments.seed or 0,
-        "modality": arguments.modality,
-        "showing": showing_of(arguments),
-        "tuning": tuning_settings(arguments),
-    }
+class Encoding(TypedDict):
+    """How references become a task: arguments of `encode_files` and `file_tasks`."""
+
+    count: int | None
+    seed: int
+    modality: Modality | None
+    showing: Showing
+    tuning: TuningSettings
+
+
+def encoding_of(arguments: argparse.Namespace) -> Encoding:
+    """What the options say of it."""
+    return Encoding(
+        count=arguments.references,
+        seed=arguments.seed or 0,
+        modality=arguments.modality,
+        showing=showing_of(arguments),
+        tuning=tuning_settings(arguments),
+    )
 
 
 def tuning_settings(arguments: argparse.Namespace) -> TuningSettings:

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import (
@@ -47,6 +47,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Wishes(TypedDict):
+    """What is to be written: arguments of `predict_cases`, `predict_folder` and `predict_split`."""
+
+    outputs: Outputs
+    judge: Judge | None
+    overwrite: bool
+
+
 def wishes_of(
     arguments: argparse.Namespace,
     loaded: LoadedModel,
@@ -55,14 +63,13 @@ def wishes_of(
     *,
     witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
     volumes: Callable[[Calibration], Volumes] = lambda _: no_volumes,
-) -> dict[str, Any]:
-    """What is to be written, for `predict_cases` and its like. witnesses, volumes: called only for --confidence."""
-    return {
-        "outputs": Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
-        "judge": _judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
-        "overwrite": arguments.overwrite,
-        **({} if arguments.left_out is None else {"left_out": arguments.left_out}),
-    }
+) -> Wishes:
+    """What the options say of it. witnesses, volumes: called only for --confidence."""
+    return Wishes(
+        outputs=Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
+        judge=_judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
+        overwrite=arguments.overwrite,
+    )
 
 
 def _judge_of(

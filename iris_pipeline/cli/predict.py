@@ -191,7 +191,9 @@ def _predict_inputs(
             for task in tasks:
                 print(f"Task: {summary(task)}.")
             wishes = wishes_of(arguments, loaded, folder, options)
-            return predict_folder(loaded, tasks, inputs, out, options, **wishes), None
+            return predict_folder(
+                loaded, tasks, inputs, out, options, left_out=arguments.left_out, **wishes
+            ), None
         given = given_references(arguments)
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
@@ -210,7 +212,7 @@ def _predict_inputs(
             ),
             volumes=lambda calibration: judging.known_volumes(calibration.volumes_ml.get(dataset, {})),
         )
-        return predict_folder(loaded, task, inputs, out, options, **wishes), None
+        return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes), None
     return predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
 
 
@@ -242,14 +244,16 @@ def _predict_from_files(
         tell_task(task, arguments, files.classes)
         if known is not None:
             print(f"It was made before: {path}; --overwrite makes it anew.")
-            return predict_folder(loaded, task, inputs, out, options, **wishes)
+            return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes)
         tell_better(strategy, files)
 
         def keep() -> None:
             keep_task(path, task)
             print(f"Kept for further scans, also for -t: {path}.")
 
-        return predict_folder(loaded, task, inputs, out, options, begun=keep, **wishes)
+        return predict_folder(
+            loaded, task, inputs, out, options, begun=keep, left_out=arguments.left_out, **wishes
+        )
     task_of, pool = file_tasks(
         strategy,
         loaded,
@@ -278,6 +282,7 @@ def _predict_from_files(
         # Of before: by floats, which another precision makes others.
         formerly={"references": [digest(reference.task) for reference in pool]},
         remarks={"references": [reference.id for reference in pool]},
+        left_out=arguments.left_out,
         **wishes,
     )
 
