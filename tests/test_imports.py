@@ -202,6 +202,7 @@ ORDER = (
     "iris_pipeline.cli.add",
     "iris_pipeline.cli._showing",
     "iris_pipeline.cli._models",
+    "iris_pipeline.cli._references",
     "iris_pipeline.cli._training",
     "iris_pipeline.cli.train",
     "iris_pipeline.cli._outputs",

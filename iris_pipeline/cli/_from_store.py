@@ -9,8 +9,8 @@ from pathlib import Path
 
 from iris_pipeline import judging
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.cli._models import tuning_settings
 from iris_pipeline.cli._outputs import wishes_of
+from iris_pipeline.cli._references import tuning_settings
 from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.cli._splits import stored_raw_cases
 from iris_pipeline.inputs import InputCase

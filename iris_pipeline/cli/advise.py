@@ -10,14 +10,8 @@ from pathlib import Path
 from iris_pipeline.advice_page import add_strategies, write_advice
 from iris_pipeline.advisor import advise, plan_trials, run_trials
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
-from iris_pipeline.cli._models import (
-    add_channel_option,
-    add_device_options,
-    add_model_options,
-    autocast_of,
-    load_run,
-    reference_files,
-)
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._references import add_channel_option, reference_files
 from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.pool import people_of
 from iris_pipeline.provenance import made_by

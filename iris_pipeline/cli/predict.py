@@ -13,21 +13,23 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings
 from iris_pipeline.cli._models import (
-    GivenReferences,
     add_device_options,
     add_model_options,
-    add_reference_options,
     autocast_of,
+    load_run,
+    results_folder,
+)
+from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wishes_of
+from iris_pipeline.cli._references import (
+    GivenReferences,
+    add_reference_options,
     check_fit,
     encoding_of,
     given_references,
-    load_run,
-    results_folder,
     summary,
     tell_better,
     tell_task,
 )
-from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wishes_of
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs

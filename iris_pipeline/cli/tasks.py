@@ -10,16 +10,12 @@ from pathlib import Path
 
 from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
-from iris_pipeline.cli._models import (
-    add_device_options,
-    add_model_options,
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, find_run, load_run
+from iris_pipeline.cli._references import (
     add_reference_options,
-    autocast_of,
     check_fit,
     encoding_of,
-    find_run,
     given_references,
-    load_run,
     summary,
     tell_task,
     tuned_text,
