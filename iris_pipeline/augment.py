@@ -27,10 +27,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import create_affine_matrix_3d
 from torch import Tensor
 
 from preprocessing.geometry import CropPad
-
-Triple = tuple[float, float, float]
-Shape = tuple[int, int, int]
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+from preprocessing.grid_types import Box, Shape, Triple
 
 
 @dataclass(frozen=True)

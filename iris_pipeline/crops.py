@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iris_pipeline.augment import Augmentation, Box, Shape, apply_intensity, sample_patch, source_box
+from iris_pipeline.augment import Augmentation, apply_intensity, sample_patch, source_box
 from preprocessing.errors import EpisodeError
+from preprocessing.grid_types import Box, Shape
 
 if TYPE_CHECKING:
     from preprocessing.store import CaseEntry, Store

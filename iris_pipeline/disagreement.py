@@ -26,7 +26,8 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
 from preprocessing.errors import ReferenceCaseError, TaskError
-from preprocessing.geometry import Box, bounding_box, label_counts, voxel_ml
+from preprocessing.geometry import bounding_box, label_counts, voxel_ml
+from preprocessing.grid_types import Region
 from preprocessing.volume import Volume
 
 MOST_REFERENCES = 3
@@ -125,7 +126,7 @@ def _as(witness: TaskEmbedding, task: TaskEmbedding) -> TaskEmbedding | None:
     return replace(witness.select(shown), class_values=tuple(task.classes[name] for name in shown))
 
 
-def _grown(found: Box, shape: Sequence[int], window: Sequence[int]) -> Box:
+def _grown(found: Region, shape: Sequence[int], window: Sequence[int]) -> Region:
     """The box with a margin, at least as large as a window where the volume is."""
     grown = []
     for part, n, edge in zip(found, shape, window, strict=True):

@@ -19,8 +19,9 @@ from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.model import Iris
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import Box, PreparedReference, class_boxes
+from iris_pipeline.strategies import PreparedReference, class_boxes
 from iris_pipeline.voxel_head import VoxelHead
+from preprocessing.grid_types import Box
 
 ANYWHERE = 0.25  # share of crops that lie anywhere in the volume, to learn what is no object
 

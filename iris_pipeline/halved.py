@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocessing.store import Box, CaseEntry, ClassEntry, Manifest, Store
+from preprocessing.grid_types import Box
+from preprocessing.store import CaseEntry, ClassEntry, Manifest, Store
 
 STRIDE = 16
 WORTH = 2.0

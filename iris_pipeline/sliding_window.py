@@ -22,6 +22,7 @@ from iris_pipeline.model import TaskTokens
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import ModelError
+from preprocessing.grid_types import Box
 from preprocessing.progress import Bar
 
 Weighting = Literal["gaussian", "uniform"]
@@ -29,9 +30,6 @@ GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
 SAME = 1e-5  # grey values (in standard deviations) that are no farther apart are equal: resampling rounds
 AIR = 0.1  # standard deviations above a volume's minimum: noise of the air round a patient stays below
 Skip = Literal["never", "air"]
-
-
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,15 @@ class Focus:
     @property
     def whole(self) -> Box:
         """The box round all of them."""
-        z, y, x = (
-            (min(low for low, _ in axis), max(high for _, high in axis))
-            for axis in zip(*self.boxes, strict=True)
-        )
-        return z, y, x
+        return union_of(self.boxes)
+
+
+def union_of(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them, one or more."""
+    z, y, x = (
+        (min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True)
+    )
+    return z, y, x
 
 
 class Segmenter(Protocol):

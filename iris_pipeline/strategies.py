@@ -21,14 +21,12 @@ from iris_pipeline.halved import halve_image, halve_labels, window_edges
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import largest_share
-from iris_pipeline.sliding_window import InferenceOptions, window_starts
+from iris_pipeline.sliding_window import InferenceOptions, union_of, window_starts
 from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces, same_footing, shares_of
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
+from preprocessing.grid_types import Box
 from preprocessing.plan import Plan
-
-Box = tuple[tuple[int, int], ...]
-"""Half-open bounds ((z0,z1),(y0,y1),(x0,x1))."""
 
 
 class TaskEncoder(Protocol):
@@ -331,7 +329,8 @@ def class_boxes(reference: PreparedReference) -> dict[str, Box]:
     for name, value in reference.classes.items():
         slices = found[value - 1] if value <= len(found) else None
         if slices is not None:
-            boxes[name] = tuple((s.start, s.stop) for s in slices)
+            z, y, x = ((part.start, part.stop) for part in slices)
+            boxes[name] = z, y, x
     return boxes
 
 
@@ -349,7 +348,7 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
             large.append(name)
             continue
         for i, (joint, names) in enumerate(groups):
-            union = _union([joint, box])
+            union = union_of([joint, box])
             if _fits(union, patch):
                 groups[i] = (union, [*names, name])
                 break
@@ -357,7 +356,7 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
             groups.append((box, [name]))
     windows = [Window(_centred(box, shape, patch), tuple(names)) for box, names in groups]
     if large:
-        joint = _union([boxes[name] for name in large])
+        joint = union_of([boxes[name] for name in large])
         axes = [
             [low + start for start in window_starts(high - low, edge, 0.0)] if high - low > edge else [centre]
             for (low, high), edge, centre in zip(joint, patch, _centred(joint, shape, patch), strict=True)
@@ -368,12 +367,6 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
 
 def _fits(box: Box, patch: Sequence[int]) -> bool:
     return all(high - low <= edge for (low, high), edge in zip(box, patch, strict=True))
-
-
-def _union(boxes: Sequence[Box]) -> Box:
-    return tuple(
-        (min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True)
-    )
 
 
 def _centred(box: Box, shape: Sequence[int], patch: Sequence[int]) -> tuple[int, int, int]:

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from iris_pipeline.made_tones import MadeTones, draw_made_tones
 from preprocessing.errors import EpisodeError
+from preprocessing.grid_types import Box, Shape
 
 if TYPE_CHECKING:
-    from iris_pipeline.augment import Box, Shape
     from preprocessing.store import CaseEntry
 
 KNOTS = 6

@@ -24,6 +24,7 @@ from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import label_counts, voxel_ml
+from preprocessing.grid_types import Triple
 from preprocessing.lock import only_run_in
 from preprocessing.normalise import spread_about
 from preprocessing.options import add_store_options, ending
@@ -35,7 +36,6 @@ from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
-Triple = tuple[float, float, float]
 FILE = "fingerprint.json"
 PARTIAL = "fingerprint.partial.jsonl"
 LOG = "preprocess.log"

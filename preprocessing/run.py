@@ -28,11 +28,12 @@ from preprocessing.fingerprint import (
     verdicts_of,
 )
 from preprocessing.geometry import voxel_ml
+from preprocessing.grid_types import Shape
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
-from preprocessing.plan import MANIFEST, Plan, Policy, Shape, make_plan, settle_plan
+from preprocessing.plan import MANIFEST, Plan, Policy, make_plan, settle_plan
 from preprocessing.spec import DatasetSpec
 from preprocessing.splits import make_splits
 from preprocessing.store import (

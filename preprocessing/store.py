@@ -24,12 +24,12 @@ from preprocessing.errors import RawDataError, StoreError
 from preprocessing.files import load_json, replaced, save_json, text_digest
 from preprocessing.fingerprint import CasePrint, Verdict, load_fingerprint
 from preprocessing.geometry import label_counts
-from preprocessing.plan import MANIFEST, Plan, Shape, Triple
+from preprocessing.grid_types import Box, Shape, Triple
+from preprocessing.plan import MANIFEST, Plan
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
 from preprocessing.splits import Split
 
 CASES = "cases"
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 class ClassEntry(BaseModel):

@@ -20,6 +20,7 @@ ORDER = (
     # raw folder -> unified store; knows files, geometry, intensities, and no network
     "preprocessing",
     "preprocessing.errors",
+    "preprocessing.grid_types",
     "preprocessing.paths",
     "preprocessing.files",
     "preprocessing.lock",
