@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iris_pipeline.model import IrisConfig, build_config, build_iris, count_parameters
+from iris_pipeline.model import STRIDE, IrisConfig, build_config, build_iris, count_parameters
 from iris_pipeline.model.blocks import (
     Attention,
     downsample_mask_adjoint,
@@ -14,6 +14,7 @@ from iris_pipeline.model.blocks import (
 )
 from iris_pipeline.model.task_encoder import ContextBranch, TaskLevel, coarse_masks
 from iris_pipeline.model.volume_ops import upsampling_matrix
+from preprocessing import plan
 from preprocessing.errors import ModelError
 
 TINY = IrisConfig(
@@ -105,6 +106,10 @@ def pixel_shuffle_3d(x: torch.Tensor, factor: int) -> torch.Tensor:
     r = factor
     y = x.view(b, channels // r**3, r, r, r, d, h, w)
     return y.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, channels // r**3, d * r, h * r, w * r)
+
+
+def test_plans_have_patches_that_the_network_takes() -> None:
+    assert plan.STRIDE == STRIDE, "neither may import the other"
 
 
 def test_unshuffle_inverts_shuffle_and_orders_z_first() -> None:
