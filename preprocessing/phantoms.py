@@ -28,11 +28,6 @@ from preprocessing.progress import Bar
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume, write_volume
 
-FIELD_OF_VIEW_MM = (
-    260.0,
-    208.0,
-    280.0,
-)  # along Right, Anterior, Superior; all organs but the spine fit in
 MAX_OBLIQUE_DEGREES = 12.0
 
 
@@ -135,7 +130,7 @@ def subject_anatomy(kind: Kind, subject: int, seed: int) -> Anatomy:
 def draw_grid(
     rng: np.random.Generator, kind: Kind, axcodes: str, oblique: bool
 ) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape (x,y,z of the file) and affine of a grid over the field of view, its axes toward `axcodes`."""
+    """Shape (x,y,z of the file) and affine of the grid of a kind, its axes toward `axcodes`."""
     orientation = nib.orientations.axcodes2ornt(tuple(axcodes)).astype(int)
     world_axis, sign = orientation[:, 0], orientation[:, 1]
     shape = np.array(kind.voxels)[world_axis]
