@@ -41,9 +41,8 @@ from preprocessing.plan import MANIFEST
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 
-WITNESS_SEED = (
-    1000  # added to the seed of the references: other ones than those the task is made from, where it can be
-)
+WITNESS_SEED = 1000
+"""added to the seed of the references: other ones than those the task is made from, where it can be"""
 Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
 """A query and its task -> tasks of single references on the same grid and intensities."""
 Volumes = Callable[[InputCase, Volume], Mapping[str, float]]

@@ -23,9 +23,8 @@ from preprocessing.spec import Modality
 SCHEMA_VERSION = 8
 """2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads;
 6: grey evidence; 7: surroundings; 8: what of these is usual"""
-_METADATA_KEY = (
-    "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
-)
+_METADATA_KEY = "iris_task"
+"""one key only: safetensors writes several in random order, and equal tasks are equal bytes"""
 
 
 class _Metadata(BaseModel):
