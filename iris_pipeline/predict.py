@@ -348,7 +348,7 @@ def digest(task: TaskEmbedding) -> str:
     classes are one piece.
     """
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
-    text += f" {task.one_piece()} {task.pose}" + (
+    text += f" {list(task.one_piece())} {task.pose}" + (
         f" {task.surroundings} {task.usual}" if task.surroundings else ""
     )
     summed = hashlib.sha256(text.encode())

@@ -122,7 +122,7 @@ def found_dice(
     match = look_twice(loaded.model, reference.image, task, options)
     found = label_volume(loaded.model, match(reference.image), task, options)
     if not options.all_pieces:  # as prediction does
-        keep_largest(found, [task.classes[name] for name in task.one_piece()])
+        keep_largest(found, task.one_piece().values())
     return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}
 
 

@@ -165,7 +165,7 @@ def segment_scan(
 
         _pass(loaded, task, prepared, options, progress, slab_bytes, take)
     if not options.all_pieces:
-        keep_largest(labels, [task.classes[name] for task in tasks for name in task.one_piece()])
+        keep_largest(labels, [value for task in tasks for value in task.one_piece().values()])
     classes = {name: value for task in tasks for name, value in task.classes.items()}
     certainty = certainty_of(labels, best, classes) if wanted.certainty and best is not None else {}
     return replace(result, certainty=certainty)

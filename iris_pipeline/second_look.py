@@ -139,7 +139,7 @@ def _look(
     highest = np.zeros(image.shape, np.float32)
     rough = replace(options, overlap=min(options.overlap, ROUGH_OVERLAP))
     labels = label_volume(model, image, task, rough, highest, progress)
-    keep_largest(labels, [task.classes[name] for name in task.one_piece()])
+    keep_largest(labels, task.one_piece().values())
     certainty = certainty_of(labels, highest, task.classes)
     return labels, {name: sure for name, sure in certainty.items() if not np.isnan(sure)}
 

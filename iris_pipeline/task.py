@@ -150,13 +150,10 @@ class TaskEmbedding:
         """Class name -> value in label maps."""
         return dict(zip(self.class_names, self.class_values, strict=True))
 
-    def one_piece(self) -> list[str]:
-        """The classes that are one piece in every reference."""
-        return [
-            name
-            for name, share in zip(self.class_names, self.largest_pieces, strict=True)
-            if share >= ONE_PIECE
-        ]
+    def one_piece(self) -> dict[str, int]:
+        """Those of `classes` that are one piece in every reference."""
+        shares = zip(self.classes.items(), self.largest_pieces, strict=True)
+        return {name: value for (name, value), share in shares if share >= ONE_PIECE}
 
     def select(self, names: Sequence[str]) -> TaskEmbedding:
         """The same task with only these classes, in this order; TaskError names one that it lacks."""

@@ -150,7 +150,7 @@ def test_crumbs_count_as_in_prediction() -> None:
     crumbed[12:15, 12:15, 12:15] = 3.0  # looks the same, and is not the object
     held = replace(bench.references["a"], image=crumbed)
     task = bench.pool[1].task
-    assert task.one_piece() == ["x"]
+    assert list(task.one_piece()) == ["x"]
     whole, crumb = 5**3, 3**3
     kept = InferenceOptions(all_pieces=True)
     assert found_dice(bench.loaded, held, ["x"], task, InferenceOptions()) == {"x": 1.0}
