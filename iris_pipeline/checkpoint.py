@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from iris_pipeline import __version__
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.task import Deviation, Surroundings
@@ -133,8 +134,6 @@ def save_checkpoint(
     trained: where `model` is a running mean over the steps, the weights that training goes on with.
     half: weights as float16, which must hold them exactly (`export_checkpoint`).
     """
-    from iris_pipeline import __version__
-
     folder.mkdir(parents=True, exist_ok=True)
     stamp = f"{state.iteration:07d}"
     while (folder / f"weights-{stamp}.safetensors").exists():

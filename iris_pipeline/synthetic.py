@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,9 +31,7 @@ from torch import Tensor
 from iris_pipeline.made_tones import MadeTones, draw_made_tones
 from preprocessing.errors import EpisodeError
 from preprocessing.grid_types import Box, Shape
-
-if TYPE_CHECKING:
-    from preprocessing.store import CaseEntry
+from preprocessing.store import CaseEntry
 
 KNOTS = 6
 """control points of a grey-value curve"""
