@@ -263,9 +263,8 @@ def _judged(pool: Sequence[Embedded], count: int) -> list[Embedded]:
     """`count` of the pool, one a person before any second one, and more of them as long as they lack a class."""
     people = people_of(pool)
     firsts = {people[each.id]: each for each in reversed(pool)}
-    order = sorted(
-        pool, key=lambda each: each is not firsts[people[each.id]]
-    )  # in the pool's order otherwise
+    # stable: in the pool's order otherwise
+    order = sorted(pool, key=lambda each: each is not firsts[people[each.id]])
     chosen = order[:count]
     for each in order[count:]:
         if not {name for one in chosen for name in one.task.class_names} >= set(each.task.class_names):

@@ -69,9 +69,8 @@ def bootstrap_draws(
     np.add.at(counts, (of_subject, of_class), 1)
     times = _times_drawn(subjects, seed, resamples)
     with np.errstate(invalid="ignore"):
-        means = (times @ sums) / (
-            times @ counts
-        )  # [resamples, classes]; NaN where no drawn subject has the class
+        # [resamples, classes]; NaN where no drawn subject has the class
+        means = (times @ sums) / (times @ counts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any score is NaN and left out below
         drawn = np.nanmean(means, axis=1)

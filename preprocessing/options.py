@@ -72,9 +72,8 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """
     out = _mend_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a nightly job may have an ASCII locale: a "?" is better than a crash
+        # a nightly job may have an ASCII locale: a "?" is better than a crash
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         status = function()
@@ -132,9 +131,8 @@ def _mend_streams() -> _Unfailing | None:
     own = None
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        if (
-            stream is None
-        ):  # also lest the next file that is opened gets its number, and the libraries' remarks
+        # also lest the next file that is opened gets its number, and the libraries' remarks
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             raw = _Unfailing(stream.fileno(), piped=name == "stdout")

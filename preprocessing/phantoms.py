@@ -160,9 +160,8 @@ def render(
     clean = np.full(points.shape[:-1], {"CT": -1000.0, "MR": 0.0, "PET": 0.05}[modality])
     voxel_mm = float(max(spacing_mm))
     for organ in anatomy.organs:
-        share = np.clip(
-            0.5 - distance_mm(organ, canonical) / voxel_mm, 0.0, 1.0
-        )  # partial volume at the surface
+        # partial volume at the surface
+        share = np.clip(0.5 - distance_mm(organ, canonical) / voxel_mm, 0.0, 1.0)
         level = getattr(organ, modality.lower()) * _texture(organ, canonical, rng)
         clean += share * (level - clean)
     if modality == "CT":

@@ -291,9 +291,8 @@ def _run(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     for spec in choose_specs(arguments.datasets, root.raw):
         folder = root.preprocessed / spec.name
-        found = load_fingerprint(
-            folder
-        )  # before the lock, which would make the folder of a dataset that has none
+        # before the lock, which would make the folder of a dataset that has none
+        found = load_fingerprint(folder)
         plan = make_plan(found, spec, arguments.policy, tuple(arguments.crop))
         with only_run_in(folder, WAIT):
             settle_plan(folder, plan, arguments.overwrite)

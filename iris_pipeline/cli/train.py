@@ -255,9 +255,8 @@ def _command(arguments: argparse.Namespace, given: Collection[str]) -> int:
             if arguments.datasets is None:
                 stores = open_stores(root.preprocessed, list(before.plans))
             if arguments.start_from and start is None and before.state.trained is None:
-                find_start(
-                    root.results, arguments.start_from
-                )  # it is needed, and this says why it is not there
+                # it is needed, and this says why it is not there
+                find_start(root.results, arguments.start_from)
             _tell_end(settings, before.state, folder)
         return _train(arguments, device, settings, stores, folder, start)
 
