@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -36,6 +36,7 @@ from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 FILE = "fingerprint.json"
 PARTIAL = "fingerprint.partial.jsonl"
 LOG = "preprocess.log"
@@ -160,8 +161,7 @@ def verdict_text(verdicts: Sequence[CaseVerdict]) -> str:
     lines = []
     for dataset in dict.fromkeys(verdict.dataset for verdict in verdicts):
         mine = [verdict for verdict in verdicts if verdict.dataset == dataset]
-        words: tuple[Verdict, ...] = ("ok", "repaired", "refused")
-        counts = [f"{sum(verdict.verdict == word for verdict in mine)} {word}" for word in words]
+        counts = [f"{sum(verdict.verdict == word for verdict in mine)} {word}" for word in VERDICTS]
         lines.append(f"{dataset}: {', '.join(counts)}")
         lines += [f"  {each.case}: {each.verdict}: {each.why}" for each in mine if each.why]
     return "\n".join(lines)
