@@ -31,7 +31,6 @@ from iris_pipeline.model import build_iris
 from iris_pipeline.sliding_window import segment_volume
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.task_file import load_task, save_task
-from preprocessing.case import preprocess_case
 from preprocessing.normalise import Normalisation
 from preprocessing.volume import Volume, read_volume, write_volume
 
@@ -88,7 +87,7 @@ def predict_naively(folder: Path, scan: str, overlap: float) -> None:
     """Read, prepare, all classes on the scan's own grid in float32, argmax, write."""
     task, loaded = load_task(folder / "random.task"), load_model(folder / "run")
     image = read_volume(folder / scan)
-    prepared = preprocess_case(image, task.spacing_mm, task.normalisation)
+    prepared = task.prepare(image)
     scores = segment_volume(loaded.model, prepared.image, task, overlap=overlap, progress=True)
     native = np.stack([prepared.trace.undo_scores(each) for each in scores])
     values = np.array(task.class_values, np.uint8)

@@ -7,7 +7,7 @@ ensemble is a mean of tokens and costs nothing, so the time goes into segmenting
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded
-from iris_pipeline.predict import InferenceOptions, digest
+from iris_pipeline.predict import digest
 from iris_pipeline.rivals import MARGIN, found_dice
-from iris_pipeline.strategies import PreparedReference, ensemble
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import Prepare, PreparedReference, ensemble
 from preprocessing.errors import ReferenceCaseError
+from preprocessing.files import write_json
 from preprocessing.progress import Bar
 
 SCHEMA_VERSION = 2
@@ -132,7 +134,7 @@ def _subsets(others: Sequence[str], size: int, draws: int, rng: np.random.Genera
 def run_trials(
     loaded: LoadedModel,
     pool: Sequence[Embedded],
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     planned: Sequence[Pair],
     options: InferenceOptions,
     *,

@@ -26,9 +26,8 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.spatial import create_affine_matrix_3d
 from torch import Tensor
 
-Triple = tuple[float, float, float]
-Shape = tuple[int, int, int]
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+from preprocessing.geometry import CropPad
+from preprocessing.grid_types import Box, Shape, Triple
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,11 @@ def sample_patch(
     labels [*patch_size] uint8, both new memory.
     """
     if not params.is_spatial:
+        depth, height, width = image.shape
+        crop = CropPad((depth, height, width), start, patch_size)
         return (
-            torch.from_numpy(_crop(image, start, patch_size, fill).astype(np.float32, copy=False))[None],
-            torch.from_numpy(_crop(labels, start, patch_size, 0).astype(np.uint8, copy=False)),
+            torch.from_numpy(crop.apply(image, fill).astype(np.float32, copy=False))[None],
+            torch.from_numpy(crop.apply(labels).astype(np.uint8, copy=False)),
         )
     grid = _sampling_grid(params, start, patch_size, image.shape)
     # grid_sample pads with zeros only; it is linear, so shifting by the fill value pads with that instead.
@@ -212,29 +213,9 @@ def apply_intensity(params: Augmentation, image: Tensor) -> Tensor:
     return result
 
 
-def apply_augmentation(params: Augmentation, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Augment a volume about its own centre: image [1,D,H,W] float32, labels [D,H,W] uint8; shapes stay."""
-    depth, height, width = labels.shape
-    moved, mask = sample_patch(
-        params, image[0].numpy(), labels.numpy(), (0, 0, 0), (depth, height, width), float(image.min())
-    )
-    return apply_intensity(params, moved), mask
-
-
 def _triple(values: np.ndarray) -> Triple:
     z, y, x = values.tolist()
     return (z, y, x)
-
-
-def _crop(array: np.ndarray, start: Shape, patch_size: Shape, fill: float) -> np.ndarray:
-    out = np.full(patch_size, fill, dtype=array.dtype)
-    source, target = [], []
-    for first, length, available in zip(start, patch_size, array.shape, strict=True):
-        low, high = min(max(first, 0), available), max(min(first + length, available), 0)
-        source.append(slice(low, max(high, low)))
-        target.append(slice(low - first, max(high, low) - first))
-    out[tuple(target)] = array[tuple(source)]
-    return out
 
 
 def _sampling_grid(

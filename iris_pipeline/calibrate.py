@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 
 from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import REVIEW_BELOW, Calibration, fit
 from iris_pipeline.disagreement import gather_signs
 from iris_pipeline.evaluate import compare
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import Witnesses, stored_volumes, stored_witnesses
 from iris_pipeline.pose import POSES
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
     TaskOf,
@@ -41,9 +40,10 @@ from iris_pipeline.predict_split import (
 )
 from iris_pipeline.scan import Wanted, segment_scan
 from iris_pipeline.showing import SEARCHED, Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import Case
 from preprocessing.errors import IrisError, PredictionError, RawDataError
-from preprocessing.files import text_digest
+from preprocessing.files import text_digest, write_json
 from preprocessing.fingerprint import case_digest
 from preprocessing.orientation import UPRIGHT
 from preprocessing.progress import Bar
@@ -126,7 +126,9 @@ def calibrate(
     """
     options = options or InferenceOptions()
     split = str(loaded.state.settings.get("split", "paper"))
-    jobs, notes, volumes = [], [], {}
+    jobs: list[_Job] = []
+    notes: list[str] = []
+    volumes: dict[str, dict[str, float]] = {}
     for data in datasets:
         manifest = data.store.manifest
         parts = manifest.splits.get(split, {})
@@ -143,42 +145,14 @@ def calibrate(
         ]
         usual = [replace(experiment, showing=SEARCHED) for experiment in experiments]
         jobs += _jobs(data, wanted, parts["train"], usual, shown)
-    rows_folder = folder / ROWS / loaded.model_hash
-    sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
-    signs, truth, cases, subjects, familiar = [], [], [], [], []
-    kept = Counter[str]()
-    for job in (bar := Bar(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
-        bar.set_postfix_str(job.case)
-        dataset = job.data.store.manifest.dataset
-        try:
-            row, why = (None, "") if overwrite else _known_row(rows_folder / job.name, job.made_from)
-            if row is None:
-                key = (dataset, job.experiment)
-                if key not in sources:
-                    sources[key] = _sources(loaded, job, split, options)
-                row = _row(loaded, job, *sources[key], volumes[dataset], options)
-                content = {"schema_version": SCHEMA_VERSION, "classes": row, "made_from": job.made_from}
-                write_json(rows_folder / job.name, content)
-        except IrisError as error:
-            notes.append(f"{dataset} {job.case} ({job.experiment.strategy}): {error}")
-            continue
-        kept[why] += 1
-        for values in row.values():
-            # An empty mask is judged without numbers (0); where the truth does not tell, nothing can be learnt.
-            if values["signs"] and values["dice"] is not None:
-                signs.append(values["signs"])
-                truth.append(values["dice"])
-                cases.append(f"{dataset} {job.case}")
-                # Equal ids in two datasets are one person or, now and then, two that are left out together.
-                subjects.append(job.data.store.entry(job.case).subject)
-                familiar.append(job.familiar)
-    notes += [f"{why}: {count}." for why, count in kept.items() if why]
+    rows = folder / ROWS / loaded.model_hash
+    masks, told = _measured(loaded, jobs, rows, split, volumes, options, overwrite, progress)
     calibration = fit(
-        signs,
-        truth,
-        cases,
-        subjects=subjects,
-        counted=familiar,
+        [mask.signs for mask in masks],
+        [mask.dice for mask in masks],
+        [mask.case for mask in masks],
+        subjects=[mask.subject for mask in masks],
+        counted=[mask.familiar for mask in masks],
         model_hash=loaded.model_hash,
         made_from={
             "datasets": ", ".join(volumes),
@@ -189,7 +163,62 @@ def calibrate(
         volumes_ml=volumes,
         review_below=review_below,
     )
-    return calibration, notes
+    return calibration, [*notes, *told]
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """One class of one case, with the person shown. familiar: the scan is shown as in training."""
+
+    signs: Mapping[str, float]
+    dice: float
+    case: str
+    subject: str
+    familiar: bool
+
+
+def _measured(
+    loaded: LoadedModel,
+    jobs: Sequence[_Job],
+    rows_folder: Path,
+    split: str,
+    volumes_ml: Mapping[str, dict[str, float]],
+    options: InferenceOptions,
+    overwrite: bool,
+    progress: bool,
+) -> tuple[list[_Mask], list[str]]:
+    """The masks of which signs and true Dice are known, from rows that are there or are made now, and sentences on
+    both kinds. volumes_ml: by dataset.
+    """
+    sources: dict[tuple[str, Experiment], tuple[TaskOf, Witnesses]] = {}
+    masks: list[_Mask] = []
+    failed: list[str] = []
+    kept = Counter[str]()
+    for job in (bar := Bar(jobs, desc="Calibrating", unit="case", disable=not progress, dynamic_ncols=True)):
+        bar.set_postfix_str(job.case)
+        dataset = job.data.store.manifest.dataset
+        try:
+            row, why = (None, "") if overwrite else _known_row(rows_folder / job.name, job.made_from)
+            if row is None:
+                key = (dataset, job.experiment)
+                if key not in sources:
+                    sources[key] = _sources(loaded, job, split, options)
+                row = _row(loaded, job, *sources[key], volumes_ml[dataset], options)
+                content = {"schema_version": SCHEMA_VERSION, "classes": row, "made_from": job.made_from}
+                write_json(rows_folder / job.name, content)
+        except IrisError as error:
+            failed.append(f"{dataset} {job.case} ({job.experiment.strategy}): {error}")
+            continue
+        kept[why] += 1
+        # Equal ids in two datasets are one person or, now and then, two that are left out together.
+        person = job.data.store.entry(job.case).subject
+        masks += [
+            _Mask(values["signs"], values["dice"], f"{dataset} {job.case}", person, job.familiar)
+            for values in row.values()
+            # An empty mask is judged without numbers (0); where the truth does not tell, nothing can be learnt.
+            if values["signs"] and values["dice"] is not None
+        ]
+    return masks, [*failed, *(f"{why}: {count}." for why, count in kept.items() if why)]
 
 
 def _jobs(

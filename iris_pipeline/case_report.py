@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from iris_pipeline.inbox import RESULTS
+from iris_pipeline.inbox import RECORD
 from preprocessing.errors import IrisError, LockError
 from preprocessing.files import append_log, discard, refusal, write_bytes
 from preprocessing.lock import only_run_in
@@ -59,7 +59,7 @@ def failure_told(out: Path, left_out: Callable[[], Sequence[str]] = tuple) -> It
     except LockError:
         raise
     except BaseException as error:
-        if _seen(out) == former and (out / RESULTS).is_file():
+        if _seen(out) == former and (out / RECORD).is_file():
             with suppress(LockError, OSError), only_run_in(out, "wait until it has ended"):
                 _tell_failure(out, f"The run ended before its first case: {_why(error)}", left_out())
         raise

@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from iris_pipeline import __version__
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
 from iris_pipeline.task import Deviation, Surroundings
 from iris_pipeline.trained_cases import TrainedCases, TrainedPart
 from preprocessing.errors import CheckpointError, ModelError
-from preprocessing.files import sweep, write_bytes, write_text
+from preprocessing.files import sweep, write_bytes, write_json
 from preprocessing.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -133,8 +134,6 @@ def save_checkpoint(
     trained: where `model` is a running mean over the steps, the weights that training goes on with.
     half: weights as float16, which must hold them exactly (`export_checkpoint`).
     """
-    from iris_pipeline import __version__
-
     folder.mkdir(parents=True, exist_ok=True)
     stamp = f"{state.iteration:07d}"
     while (folder / f"weights-{stamp}.safetensors").exists():
@@ -309,11 +308,6 @@ def restore_trained(folder: Path, model: Iris) -> None:
     name = content["files"].get("trained")
     if name is not None:
         model.load_state_dict(_load_tensors(folder / name))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON to a temporary name, then renamed: readers see the old file or the new one, never a half."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

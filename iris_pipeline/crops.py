@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iris_pipeline.augment import Augmentation, Box, Shape, apply_intensity, sample_patch, source_box
+from iris_pipeline.augment import Augmentation, apply_intensity, sample_patch, source_box
 from preprocessing.errors import EpisodeError
-
-if TYPE_CHECKING:
-    from preprocessing.store import CaseEntry, Store
-
+from preprocessing.grid_types import Box, Shape
+from preprocessing.store import CaseEntry, Store
 
 STEPS = 16
 """a patch's edge is a multiple of it"""

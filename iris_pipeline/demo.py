@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iris_pipeline.checkpoint import load_model
-from iris_pipeline.tables import BASELINE_RUN, class_means, collect_rows
+from iris_pipeline.rows import BASELINE_RUN
+from iris_pipeline.tables import class_means, collect_rows
 from preprocessing.errors import EvaluationError, IrisError, RawDataError
 from preprocessing.phantoms import KINDS
 from preprocessing.store import Store

@@ -25,9 +25,9 @@ from iris_pipeline.second_look import AS_IT_IS
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, same_footing
-from preprocessing.case import preprocess_case
 from preprocessing.errors import ReferenceCaseError, TaskError
-from preprocessing.geometry import Box, bounding_box, voxel_ml
+from preprocessing.geometry import bounding_box, label_counts, voxel_ml
+from preprocessing.grid_types import Region
 from preprocessing.volume import Volume
 
 MOST_REFERENCES = 3
@@ -51,7 +51,7 @@ def gather_signs(
     of an empty mask, are left out.
     """
     classes = {name: value for task in tasks for name, value in task.classes.items()}
-    counts = np.bincount(result.labels.ravel(), minlength=256)
+    counts = label_counts(result.labels)
     found_ml = {name: float(counts[value]) * voxel_ml(image.affine) for name, value in classes.items()}
     noted = [result.certainty, _volume_ratios(found_ml, volumes_ml or {})]
     signs: dict[str, dict[str, float]] = {name: {} for name in classes}
@@ -72,14 +72,7 @@ def _compared(
     witnesses: WitnessesOfTask,
 ) -> dict[str, dict[str, float]]:
     """sign -> class -> value of what further passes tell; nothing where the task found nothing."""
-    prepared = preprocess_case(
-        image,
-        task.spacing_mm,
-        task.normalisation,
-        Volume(result.labels, image.affine),
-        task.intensity_offset,
-        task.pose,
-    )
+    prepared = task.prepare(image, Volume(result.labels, image.affine))
     assert prepared.labels is not None
     found = bounding_box(np.isin(prepared.labels, task.class_values))
     if found is None:
@@ -108,8 +101,7 @@ def _compared(
             reference,
             plan_like(task),
             model_hash=task.model_hash,
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
     except ReferenceCaseError:  # too small to leave a voxel on the task's grid
         return signs
@@ -134,7 +126,7 @@ def _as(witness: TaskEmbedding, task: TaskEmbedding) -> TaskEmbedding | None:
     return replace(witness.select(shown), class_values=tuple(task.classes[name] for name in shown))
 
 
-def _grown(found: Box, shape: Sequence[int], window: Sequence[int]) -> Box:
+def _grown(found: Region, shape: Sequence[int], window: Sequence[int]) -> Region:
     """The box with a margin, at least as large as a window where the volume is."""
     grown = []
     for part, n, edge in zip(found, shape, window, strict=True):

@@ -23,11 +23,13 @@ from iris_pipeline.checkpoint import LoadedModel, load_model
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.references import stored_reference
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import one_shot
 from preprocessing.errors import CheckpointError, EvaluationError, IrisError, StoreError
 from preprocessing.files import write_bytes
+from preprocessing.plan import MANIFEST
 from preprocessing.progress import Bar
-from preprocessing.store import MANIFEST, Store, open_stores
+from preprocessing.store import Store, open_stores
 
 SCHEMA_VERSION = 1
 FILE = "embeddings.safetensors"
@@ -146,7 +148,7 @@ def compute_embeddings(
                 stored_reference(store, case),
                 store.plan,
                 model_hash=loaded.model_hash,
-                device=device,
+                options=InferenceOptions(device=device),
             )
         except IrisError as error:
             notes.append(f"{dataset}: {error}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -43,9 +42,7 @@ from iris_pipeline.synthetic import (
     unite,
 )
 from preprocessing.errors import EpisodeError
-
-if TYPE_CHECKING:
-    from preprocessing.store import CaseEntry, Store
+from preprocessing.store import CaseEntry, Store
 
 EPISODES = 10**9
 """What `len()` of a sampler says: episodes never end, a loader only needs a number"""

@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from iris_pipeline.class_scores import MeasureOptions, class_measures
-from iris_pipeline.inbox import RESULTS
+from iris_pipeline.inbox import RECORD
 from iris_pipeline.metrics import Overlap, label_overlaps
 from iris_pipeline.rows import BASELINE_RUN, BASELINE_STRATEGY, Origin, Row
 from preprocessing.case import check_same_grid, on_grid_of_image, whole_where_partial
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import EvaluationError, GridMismatchError, IrisError, LabelValueError
+from preprocessing.geometry import label_counts
 from preprocessing.mending import by_segment_names
 from preprocessing.parallel import parallel_map
+from preprocessing.plan import MANIFEST
 from preprocessing.source import FileSource, Source, one_source
 from preprocessing.spec import DEFAULT_TOLERANCE_MM, DatasetSpec, list_specs, load_spec
-from preprocessing.store import MANIFEST, Store
+from preprocessing.store import Store
 from preprocessing.volume import Volume, case_id_of, is_image_path, stem_of
 
 METHOD_STRATEGY = "other-tool"
@@ -227,9 +229,9 @@ def truth_cases(folder: Path) -> list[TruthCase]:
 def read_origin(predictions: Path) -> Origin:
     """What predict.json and the place <run>/predictions/<dataset>/<strategy> say about a folder."""
     made_from: Mapping[str, object] = {}
-    if (predictions / RESULTS).is_file():
+    if (predictions / RECORD).is_file():
         try:
-            made_from = json.loads((predictions / RESULTS).read_text(encoding="utf-8"))["made_from"]
+            made_from = json.loads((predictions / RECORD).read_text(encoding="utf-8"))["made_from"]
         except (ValueError, KeyError, TypeError):
             made_from = {}
     parts = predictions.resolve().parts
@@ -353,7 +355,7 @@ def _unknown(job: _Job, overlap: Overlap) -> bool:
 
 
 def _check_values(labels: np.ndarray, classes: Mapping[str, int], whose: str) -> None:
-    there = np.flatnonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint8 else np.unique(labels)
+    there = np.flatnonzero(label_counts(labels)) if labels.dtype == np.uint8 else np.unique(labels)
     unknown = sorted(set(there.tolist()) - {0, *classes.values()})
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in classes.items())

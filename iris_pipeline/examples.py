@@ -19,8 +19,9 @@ from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.model import Iris
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import Box, PreparedReference, class_boxes
+from iris_pipeline.strategies import PreparedReference, class_boxes
 from iris_pipeline.voxel_head import VoxelHead
+from preprocessing.grid_types import Box
 
 ANYWHERE = 0.25  # share of crops that lie anywhere in the volume, to learn what is no object
 
@@ -65,8 +66,7 @@ def draw_example(
 
 def encode_example(model: Iris, example: Example, options: InferenceOptions) -> tuple[Tensor, ...]:
     """The features of an example's image, level by level; no gradient reaches the encoder."""
-    kind = torch.device(options.device).type
-    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+    with torch.no_grad(), options.casting():
         return model.encode_image(example.image)
 
 
@@ -80,8 +80,7 @@ def features_loss(
     grey: GreyEvidence | None = None,
 ) -> Tensor:
     """The training loss of a task on an example whose image is encoded; its gradient reaches tokens and head."""
-    kind = torch.device(options.device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=options.autocast):
+    with options.casting():
         logits = model.segment_from_features(tuple(features), tuple(tokens))
     if grey is not None:
         logits = grey(example.image, logits)

@@ -15,8 +15,9 @@ import torch
 from scipy import ndimage
 
 from iris_pipeline.halved import WORTH, halve_image, window_edges
-from iris_pipeline.sliding_window import Box, Focus, InferenceOptions, Segmenter, segment_slabs, window_bar
+from iris_pipeline.sliding_window import Focus, InferenceOptions, Segmenter, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding
+from preprocessing.grid_types import Box
 
 MARGIN = 0.25
 """of a found object's extent, added on each side"""

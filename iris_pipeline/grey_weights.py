@@ -8,7 +8,7 @@ only, on augmented crops of its own reference. No query has a part in it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from iris_pipeline.pool import Embedded, EmbeddingCache, content_key, people_of
 from iris_pipeline.pose import SEARCH
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import (
+    Prepare,
     PreparedReference,
     class_boxes,
     plan_like,
@@ -82,7 +83,7 @@ def grey_evidence(
 def with_grey(
     loaded: LoadedModel,
     pool: Sequence[Embedded],
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     wanted: float | str = SEARCH,
     options: InferenceOptions | None = None,
     *,
@@ -143,7 +144,7 @@ def weighed_like(task: TaskEmbedding, reference: PreparedReference, other: TaskE
 
 
 def tasks_weighed_like(
-    pool: Sequence[Embedded], prepare: Callable[[str], PreparedReference], other: TaskEmbedding
+    pool: Sequence[Embedded], prepare: Prepare, other: TaskEmbedding
 ) -> list[TaskEmbedding]:
     """`weighed_like` for the tasks of a pool; its references are read once more only where grey values count."""
     if not weights_of(other.grey, other.class_names):
@@ -244,7 +245,7 @@ def losses_by_weight(
     evidence, device = task.grey.to(options.device), torch.device(options.device)
     features = encode_example(loaded.model, example, options)
     with torch.inference_mode():
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+        with options.casting():
             tokens = tuple(level.to(device) for level in task.tokens)
             logits = loaded.model.segment_from_features(features, tokens)
         logits = logits.float().clamp(-LIMIT, LIMIT)  # at weight 0 too: clamping alone must not earn a weight
@@ -262,9 +263,8 @@ def _judged(pool: Sequence[Embedded], count: int) -> list[Embedded]:
     """`count` of the pool, one a person before any second one, and more of them as long as they lack a class."""
     people = people_of(pool)
     firsts = {people[each.id]: each for each in reversed(pool)}
-    order = sorted(
-        pool, key=lambda each: each is not firsts[people[each.id]]
-    )  # in the pool's order otherwise
+    # stable: in the pool's order otherwise
+    order = sorted(pool, key=lambda each: each is not firsts[people[each.id]])
     chosen = order[:count]
     for each in order[count:]:
         if not {name for one in chosen for name in one.task.class_names} >= set(each.task.class_names):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocessing.store import Box, CaseEntry, ClassEntry, Manifest, Store
+from preprocessing.grid_types import Box
+from preprocessing.plan import STRIDE
+from preprocessing.store import CaseEntry, ClassEntry, Manifest, Store
 
-STRIDE = 16
 WORTH = 2.0
 """a wide view is worth its while where the median case holds this many patches"""
 KEEP_BYTES = 2**28

@@ -19,7 +19,7 @@ from preprocessing.source import FileSource, RefusedSource, Source
 from preprocessing.volume import is_image_path
 
 SYSTEM = ("lost+found", "System Volume Information")  # of the disk, for its administrator alone
-RESULTS = "predict.json"
+RECORD = "predict.json"
 """in folders that `iris_predict` wrote: masks are no inputs"""
 SHOWN = 3
 USUAL = re.compile(
@@ -165,7 +165,7 @@ def _take(
         looked = look(here)
     except OSError as error:
         return refused(here, _why(here, error)), []
-    if (here / RESULTS).is_file():
+    if (here / RECORD).is_file():
         return None, []
     images = [path for path in looked.images if not is_segmentation(path)]
     images += [path for path in looked.broken if is_image_path(path)]

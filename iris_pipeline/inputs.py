@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iris_pipeline.inbox import RESULTS, look, refused, series_below
+from iris_pipeline.inbox import RECORD, look, refused, series_below
 from preprocessing.errors import RawDataError
 from preprocessing.files import plain_name, unspeakable, utf8_problem
 from preprocessing.slicer import is_segmentation
@@ -59,9 +59,9 @@ def find_inputs(path: Path, channel: str | None = None) -> tuple[list[InputCase]
         return [_case(_case_id(path, number), [FileSource(path, inside)])], []
     if not path.is_dir():
         raise RawDataError(f"The input {path} does not exist; give a scan or a folder of scans.")
-    if (path / RESULTS).is_file():
+    if (path / RECORD).is_file():
         raise RawDataError(
-            f"An input is a scan or a folder of scans, but {path} is a folder of results ({RESULTS} is in it), and "
+            f"An input is a scan or a folder of scans, but {path} is a folder of results ({RECORD} is in it), and "
             "masks are no scans: give the folder that they were made from."
         )
     number = _channel_number(path, channel)

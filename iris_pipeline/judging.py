@@ -19,7 +19,6 @@ from iris_pipeline.grey import weights_of
 from iris_pipeline.grey_weights import tasks_weighed_like
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import (
     ReferenceFiles,
     candidates_of,
@@ -31,18 +30,19 @@ from iris_pipeline.references import (
 )
 from iris_pipeline.scan import ScanResult
 from iris_pipeline.showing import Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.errors import RawDataError, ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.geometry import voxel_ml
-from preprocessing.store import MANIFEST, Store
+from preprocessing.plan import MANIFEST
+from preprocessing.store import Store
 from preprocessing.volume import Volume
 
-WITNESS_SEED = (
-    1000  # added to the seed of the references: other ones than those the task is made from, where it can be
-)
+WITNESS_SEED = 1000
+"""added to the seed of the references: other ones than those the task is made from, where it can be"""
 Witnesses = Callable[[InputCase, TaskEmbedding], Sequence[TaskEmbedding]]
 """A query and its task -> tasks of single references on the same grid and intensities."""
 Volumes = Callable[[InputCase, Volume], Mapping[str, float]]
@@ -125,12 +125,11 @@ def file_witnesses(
             embedded = embed_files(
                 loaded,
                 files,
+                options,
                 count=MOST_REFERENCES,
                 seed=seed + WITNESS_SEED,
                 like=task,
                 showing=Showing(grey=0.0, looks=1),
-                device=options.device,
-                autocast=options.autocast,
             )
             known[grid] = tasks_weighed_like(embedded.pool, embedded.prepare, task)
         return known[grid]
@@ -179,8 +178,7 @@ def stored_witnesses(
             prepare,
             plan_like(task),
             cache=cache,
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
         return tasks_weighed_like(pool, prepare, task)
 

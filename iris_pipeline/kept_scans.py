@@ -10,8 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iris_pipeline.checkpoint import write_json
-from preprocessing.files import file_digest, text_digest
+from preprocessing.files import file_digest, text_digest, write_json
 from preprocessing.source import RefusedSource, Source
 
 FILE = "scans.json"

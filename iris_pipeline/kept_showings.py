@@ -11,8 +11,8 @@ from collections import UserDict
 from contextlib import suppress
 from pathlib import Path
 
-from iris_pipeline.checkpoint import write_json
 from iris_pipeline.pose import POSES
+from preprocessing.files import write_json
 
 FILE = "showings.json"
 Found = tuple[str, float, bool]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,9 +25,7 @@ from iris_pipeline.episode import Episode, Sample, made_sample
 from iris_pipeline.shapes import draw_scene, draw_view
 from iris_pipeline.synthetic import Draw, cells, draw_bands, frequent, region_box
 from preprocessing.errors import EpisodeError
-
-if TYPE_CHECKING:
-    from preprocessing.store import CaseEntry
+from preprocessing.store import CaseEntry
 
 Ranges = tuple[AugmentationRanges, AugmentationRanges]
 """of reference and query"""

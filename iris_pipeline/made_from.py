@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import TABLE
-from iris_pipeline.inbox import RESULTS
+from iris_pipeline.inbox import RECORD
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import ENDING, remove_result
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.volumes import TABLE as VOLUMES
 from preprocessing.errors import PredictionError
+from preprocessing.files import write_json
 
-RECORD = RESULTS
 _ASKED = ("model", "overlap", "weighting", "skip", "all_pieces", "one_pass")
 _LATER = ("stored", "encoding", "search_rules")
 """what records of before do not say, and is then not compared"""

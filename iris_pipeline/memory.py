@@ -11,14 +11,10 @@ import ctypes
 
 KEPT_BYTES = 512 * 2**20
 GROWTH_BYTES = 64 * 2**20  # the heap grows by this at a time
-LARGEST_ON_HEAP = (
-    32 * 2**20
-)  # glibc's own limit for a block on the heap; it comes to that by itself, and slowly
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = (
-    -1,
-    -2,
-    -3,
-)  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+LARGEST_ON_HEAP = 32 * 2**20
+"""glibc's own limit for a block on the heap; it comes to that by itself, and slowly"""
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+"""malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD"""
 
 
 def keep_freed_memory() -> bool:

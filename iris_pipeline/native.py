@@ -16,7 +16,8 @@ import blosc2
 import numpy as np
 from torch import Tensor
 
-from preprocessing.geometry import Box, Matrices, Shape, along_axes, bounding_box, reach, span
+from preprocessing.geometry import Matrices, along_axes, bounding_box, reach, span
+from preprocessing.grid_types import Region, Shape
 
 PLANES = 64  # native planes of one block, at most
 FULL = 255  # a probability of 1 as an 8-bit whole number
@@ -44,7 +45,7 @@ class Block:
         """Probabilities of class k, float32 [planes,rows,W]."""
         return along_axes(self.source[k].cpu().numpy(), self.matrices)
 
-    def scores_above(self, k: int, threshold: float) -> tuple[Box, np.ndarray] | None:
+    def scores_above(self, k: int, threshold: float) -> tuple[Region, np.ndarray] | None:
         """The box of the block outside of which class k is nowhere above `threshold`, and the probabilities in it.
 
         A linear mean is never above its largest part, so only the surroundings of what is above are computed.
@@ -119,9 +120,9 @@ class PackedVolume:
     """A volume of whole numbers 0..255 [D,H,W], filled block by block and held compressed."""
 
     shape: Shape
-    pieces: list[tuple[Box, tuple[int, ...], bytes]] = field(default_factory=list)
+    pieces: list[tuple[Region, tuple[int, ...], bytes]] = field(default_factory=list)
 
-    def put(self, box: Box, values: np.ndarray) -> None:
+    def put(self, box: Region, values: np.ndarray) -> None:
         """Set the voxels of a box; those of no box are 0."""
         if values.any():
             content = np.ascontiguousarray(values, dtype=np.uint8)

@@ -31,7 +31,7 @@ from iris_pipeline.nnunet_folders import check_former, check_sources, choose_fol
 from preprocessing.adapters import Case
 from preprocessing.case import check_same_grid, on_grid_of_image
 from preprocessing.errors import ExportError
-from preprocessing.files import file_digest, replaced, text_digest, write_text
+from preprocessing.files import file_digest, replaced, text_digest, write_json
 from preprocessing.findings import skew
 from preprocessing.fingerprint import case_digest, check_label_values
 from preprocessing.lock import only_run_in
@@ -144,10 +144,10 @@ def export_dataset(
         # It comes last: its presence says that all is there.
         (folder / "dataset.json").unlink(missing_ok=True)
         remove_former(folder, overwrite)
-        _write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
+        write_json(folder / RECORD, {"schema_version": 1, "made_from": identity})
         done = list(parallel_map(_export_case, jobs, workers, f"{manifest.dataset} -> nnU-Net", progress))
-        _write_json(preprocessed / "splits_final.json", folds)
-        _write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
+        write_json(preprocessed / "splits_final.json", folds)
+        write_json(folder / "dataset.json", dataset_json(manifest.spec, values, len(needed) - len(test)))
     return Export(
         folder.name,
         splits["paper"],
@@ -295,7 +295,3 @@ def _is_plain_nifti(image: Source) -> bool:
 def _copy(source: Path, target: Path) -> None:
     with replaced(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -12,7 +12,14 @@ import pandas as pd
 
 from iris_pipeline import paper
 from iris_pipeline.table_format import Table
-from iris_pipeline.tables import PAPER_METHODS, PAPER_RULE, PAPER_RUN, of_test_parts, paper_table
+from iris_pipeline.tables import (
+    PAPER_METHODS,
+    PAPER_RULE,
+    PAPER_RUN,
+    of_test_parts,
+    paper_table,
+    percent_text,
+)
 from preprocessing.errors import SpecError
 from preprocessing.spec import DatasetSpec
 
@@ -72,7 +79,7 @@ def columns_table(rows: pd.DataFrame, columns: Mapping[str, str], specs: Mapping
                 | {"cases": ", ".join(str(spec.expected_cases or "") for spec in shown)}
                 | {"evaluated": str(cases) if evaluated else NOT_YET}
                 | {
-                    f"{PAPER_RUN}: {method}": _percent(paper.figure(method, column))
+                    f"{PAPER_RUN}: {method}": percent_text(paper.figure(method, column))
                     for method in PAPER_METHODS
                 }
             )
@@ -110,14 +117,10 @@ def _empty_form(number: int) -> Table:
     lines: list[dict[str, str]] = [ours]
     for _, line in published.iterrows():
         cells = {
-            str(name): line[name] if name in ("method", "group") else _percent(line[name])
+            str(name): line[name] if name in ("method", "group") else percent_text(line[name])
             for name in published.columns
         }
         lines.append({"from": PAPER_RUN} | cells)
     frame = pd.DataFrame(lines, columns=["from", *published.columns]).fillna("")
     note = PAPER_RULE.replace("of the run 'paper'", "from 'paper'")
     return Table(f"paper_table{number}", paper.TITLES[number], frame, ("Dice in %.", note))
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.2f}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.sliding_window import window_starts
+from iris_pipeline.sliding_window import InferenceOptions, window_starts
 from iris_pipeline.strategies import PreparedReference, join_people, one_shot
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.geometry import CropPad
@@ -66,15 +66,14 @@ def embed(
     cache: EmbeddingCache | None = None,
     *,
     with_image: bool = False,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> Embedded:
     """One reference's task (`one_shot`) and, `with_image`, its image's vector; from the cache where it is there.
 
     ReferenceCaseError if the reference shows no class.
     """
-    cache = cache if cache is not None else EmbeddingCache()
-    image_key = content_key(loaded.model_hash, autocast, plan, reference.image)
+    cache, options = cache if cache is not None else EmbeddingCache(), options or InferenceOptions()
+    image_key = content_key(loaded.model_hash, options.autocast, plan, reference.image)
     task_key = content_key(
         image_key, reference.labels, sorted(reference.classes.items()), reference.image_hash
     )
@@ -85,13 +84,10 @@ def embed(
             plan,
             model_hash=loaded.model_hash,
             wide=loaded.knows_wide_view,
-            device=device,
-            autocast=autocast,
+            options=options,
         )
     if with_image and image_key not in cache.image_vectors:
-        cache.image_vectors[image_key] = image_vector(
-            loaded, reference.image, plan.patch_size, device=device, autocast=autocast
-        )
+        cache.image_vectors[image_key] = image_vector(loaded, reference.image, plan.patch_size, options)
     vector = cache.image_vectors[image_key] if with_image else None
     task = cache.tasks[task_key].select(
         [n for n in reference.classes if n in cache.tasks[task_key].class_names]
@@ -103,9 +99,7 @@ def image_vector(
     loaded: LoadedModel,
     image: np.ndarray,
     patch: tuple[int, int, int],
-    *,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> Tensor:
     """What an image looks like as a whole: float32 [sum of C_l] of unit length, so that a dot is a cosine.
 
@@ -113,6 +107,7 @@ def image_vector(
     overlap only where the edge asks for it); every level is scaled to the same length, so that each has an equal
     say. No mask has a part in it, and the paper names no image embedding: this one is ours.
     """
+    options = options or InferenceOptions()
     sums = [
         torch.zeros(loaded.config.widths[level], dtype=torch.float32) for level in loaded.config.task_levels
     ]
@@ -121,11 +116,11 @@ def image_vector(
         window_starts(n, edge, 0.0) if n > edge else [(n - edge) // 2]
         for n, edge in zip(image.shape, patch, strict=True)
     ]
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+    with torch.inference_mode(), options.casting():
         for z, y, x in product(*axes):
             window = CropPad(image.shape, (z, y, x), patch).apply(image, fill)
             window = np.ascontiguousarray(window, dtype=np.float32)
-            features = loaded.model.encode_image(torch.from_numpy(window)[None, None].to(device))
+            features = loaded.model.encode_image(torch.from_numpy(window)[None, None].to(options.device))
             for total, level in zip(sums, loaded.config.task_levels, strict=True):
                 total += features[level][0].float().flatten(1).mean(1).cpu()
     return unit_vector(sums)

@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from iris_pipeline.case_report import LOG, begin_report, write_report
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import Judgement
 from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_behind
 from iris_pipeline.grey import weights_of
@@ -32,7 +30,7 @@ from iris_pipeline.scan import ScanResult, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
-from preprocessing.files import append_log, refusal
+from preprocessing.files import append_log, refusal, write_json
 from preprocessing.findings import check_field, check_grey_values, no_place, one_slice
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say
@@ -63,21 +61,6 @@ class Verdict:
     status: Literal["done", "skipped", "refused"]
     why: str = ""
     seconds: float = 0.0
-
-
-def predict_case(
-    loaded: LoadedModel,
-    task: TaskEmbedding,
-    image: Volume,
-    options: InferenceOptions | None = None,
-    progress: bool = False,
-) -> np.ndarray:
-    """Label map, uint8 [D,H,W] on the image's own grid: `task.class_values`, 0 where no class is above 0.5.
-
-    Where several classes are, the most probable wins. TaskError if the task is of another model,
-    ReferenceCaseError if the image is one of the task's own references.
-    """
-    return segment_scan(loaded, [task], image, options, progress=progress).labels
 
 
 def modality_warning(task: TaskEmbedding, image: Volume) -> str:
@@ -182,13 +165,23 @@ def predict_cases(
         write_record(out, identity, remarks or {})
         if judge is not None and tables.judged:
             tables.judgements.write(judge.again(tables.judged))
-        names = frozenset(case.id for case in inputs)
-        wishes = _Wishes(
-            outputs or Outputs(), judge, overwrite, progress, KeptScans(out), tables, check_place, names
+        run = _Run(
+            loaded=loaded,
+            task_of=task_of,
+            out=out,
+            options=options,
+            outputs=outputs or Outputs(),
+            judge=judge,
+            overwrite=overwrite,
+            progress=progress,
+            scans=KeptScans(out),
+            tables=tables,
+            check_place=check_place,
+            names=frozenset(case.id for case in inputs),
         )
         verdicts: list[Verdict] = []
         try:
-            verdicts.extend(_predict_all(loaded, task_of, inputs, out, options, wishes))
+            verdicts.extend(_predict_all(run, inputs))
         finally:  # of an interrupted run, too
             if left_out is not None:
                 told = [(v.id, v.status, v.why, v.seconds) for v in verdicts]
@@ -196,30 +189,16 @@ def predict_cases(
         return verdicts
 
 
-def _predict_all(
-    loaded: LoadedModel,
-    task_of: TasksOf,
-    inputs: Sequence[InputCase],
-    out: Path,
-    options: InferenceOptions,
-    wishes: _Wishes,
-) -> Iterator[Verdict]:
-    """One after the other, with a bar, and a line each in the log."""
-    progress = wishes.progress
-    bar = Bar(inputs, desc="Segmenting", unit="case", disable=not progress, dynamic_ncols=True)
-    for case in bar:
-        bar.set_postfix_str(case.id)
-        verdict = _predict_one(loaded, task_of, case, out, options, wishes)
-        line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
-        wishes.check_place()
-        _log(out, f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
-        if verdict.why and progress:
-            say(line)
-        yield verdict
-
-
 @dataclass(frozen=True)
-class _Wishes:
+class _Run:
+    """What the cases of one call share. names: of all inputs. check_place: LockError once `out` is another folder;
+    whatever is written then would make it anew, or spoil another run's.
+    """
+
+    loaded: LoadedModel
+    task_of: TasksOf
+    out: Path
+    options: InferenceOptions
     outputs: Outputs
     judge: Judge | None
     overwrite: bool
@@ -227,76 +206,71 @@ class _Wishes:
     scans: KeptScans
     tables: MaskTables
     check_place: Callable[[], None]
-    """LockError once OUT is another folder; whatever is written then would make it anew, or spoil another run's"""
     names: frozenset[str]
-    """of all inputs"""
+
+    def is_there(self, case: InputCase) -> bool:
+        """Whether all that is asked for of a case is there."""
+        whole = is_complete(self.out, case.id, self.outputs)
+        return whole and (self.judge is None or self.tables.judgements.has(case.id))
+
+    def left(self, case: InputCase, former: FormerMask) -> list[str]:
+        """What is said of other masks of the same scan."""
+        if former.scan is None:
+            return []
+        return left_behind(self.out, case.id, former.scan, self.scans, self.names)
+
+    def log(self, text: str) -> None:
+        """Where the log cannot be written the cases go on: what they come to is told in other places, too."""
+        with suppress(OSError):
+            append_log(self.out / LOG, text)
 
 
-def _predict_one(
-    loaded: LoadedModel,
-    task_of: TasksOf,
-    case: InputCase,
-    out: Path,
-    options: InferenceOptions,
-    wishes: _Wishes,
-) -> Verdict:
+def _predict_all(run: _Run, inputs: Sequence[InputCase]) -> Iterator[Verdict]:
+    """One after the other, with a bar, and a line each in the log."""
+    bar = Bar(inputs, desc="Segmenting", unit="case", disable=not run.progress, dynamic_ncols=True)
+    for case in bar:
+        bar.set_postfix_str(case.id)
+        verdict = _predict_one(run, case)
+        line = f"{case.id}: {verdict.status}" + (f": {verdict.why}" if verdict.why else "")
+        run.check_place()
+        run.log(f"{line} ({verdict.seconds:.1f} s)" if verdict.status == "done" else line)
+        if verdict.why and run.progress:
+            say(line)
+        yield verdict
+
+
+def _predict_one(run: _Run, case: InputCase) -> Verdict:
     """Read, segment, judge, write; whatever goes wrong is this case's verdict and nobody else's, but for OUT itself."""
     started, former = time.perf_counter(), FormerMask()
     try:
-        former = former_mask(out, case, wishes.scans)
-        wishes.check_place()
-        if (
-            former.scan is not None
-            and former.counts
-            and not wishes.overwrite
-            and _is_there(out, case, wishes)
-        ):
-            if wishes.tables.measured(case.id):
-                wishes.scans.keep(case.id, former.scan)
-                return Verdict(
-                    case.id, "skipped", " ".join([former.skipped, *_left(out, case, former, wishes)])
-                )
+        former = former_mask(run.out, case, run.scans)
+        run.check_place()
+        if former.scan is not None and former.counts and not run.overwrite and run.is_there(case):
+            if run.tables.measured(case.id):
+                run.scans.keep(case.id, former.scan)
+                return Verdict(case.id, "skipped", " ".join([former.skipped, *run.left(case, former)]))
             former = replace(former, fault=DAMAGED)
-        warnings = _make(loaded, task_of, case, out, options, wishes, former)
+        warnings = _make(run, case, former)
     except LockError:
         raise
     except IrisError as error:
-        return Verdict(case.id, "refused", f"{error}{former.left(out, case.id)}")
+        return Verdict(case.id, "refused", f"{error}{former.left(run.out, case.id)}")
     except OSError as error:  # a full disk, a name that is too long: no defect of ours
-        wishes.check_place()
-        return Verdict(case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left(out, case.id)}")
+        run.check_place()
+        return Verdict(
+            case.id, "refused", f"{refusal(error, f'Case {case.id}')}{former.left(run.out, case.id)}"
+        )
     except Exception as error:  # a defect or a lack of memory: the other cases are not to suffer for it
-        wishes.check_place()
-        _log(out, f"{case.id}: {traceback.format_exc()}")
+        run.check_place()
+        run.log(f"{case.id}: {traceback.format_exc()}")
         why = f"{type(error).__name__}: {error} (where, says {LOG})"
-        left = former.left(out, case.id)
+        left = former.left(run.out, case.id)
         return Verdict(case.id, "refused", f"{why}.{left}" if left else why)
-    told = [*former.replaced, *_left(out, case, former, wishes), *warnings]
+    told = [*former.replaced, *run.left(case, former), *warnings]
     return Verdict(case.id, "done", " ".join(told), time.perf_counter() - started)
 
 
-def _left(out: Path, case: InputCase, former: FormerMask, wishes: _Wishes) -> list[str]:
-    """On other masks of the same scan."""
-    if former.scan is None:
-        return []
-    return left_behind(out, case.id, former.scan, wishes.scans, wishes.names)
-
-
-def _log(out: Path, text: str) -> None:
-    """A line in the log; where it cannot be written the cases go on: what they come to is told in other places, too."""
-    with suppress(OSError):
-        append_log(out / LOG, text)
-
-
-def _make(
-    loaded: LoadedModel,
-    task_of: TasksOf,
-    case: InputCase,
-    out: Path,
-    options: InferenceOptions,
-    wishes: _Wishes,
-    former: FormerMask,
-) -> list[str]:
+def _make(run: _Run, case: InputCase, former: FormerMask) -> list[str]:
     """The result of one case, written; warnings."""
     if case.image is None:
         raise RawDataError(f"The raw file of case '{case.id}' is not there.")
@@ -309,41 +283,36 @@ def _make(
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
     if former.foreign:  # whatever becomes of this one, the mask is not of it; half a scan is no scan yet
-        wishes.check_place()
-        wishes.tables.forget(case.id)
-        remove_result(out, case.id)
-    given = task_of(case, image)
+        run.check_place()
+        run.tables.forget(case.id)
+        remove_result(run.out, case.id)
+    given = run.task_of(case, image)
     tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
     warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
     if lost := no_place(image.header):
         warnings[f"{lost}: look whether left and right are right."] = None
     if flat := one_slice(image.shape):
         warnings[f"{flat}: doubt the result."] = None
-    outputs = wishes.outputs if wishes.overwrite else wishes.outputs.with_those_there(out, case.id)
-    wanted = outputs.wanted(certainty=wishes.judge is not None)
-    result = segment_scan(loaded, tasks, image, options, wanted, wishes.progress)
+    outputs = run.outputs if run.overwrite else run.outputs.with_those_there(run.out, case.id)
+    wanted = outputs.wanted(certainty=run.judge is not None)
+    result = segment_scan(run.loaded, tasks, image, run.options, wanted, run.progress)
     if not result.labels.any():
         warnings[NOTHING] = None
-    judgements = wishes.judge(case, image, tasks, result) if wishes.judge is not None else None
-    wishes.check_place()
-    note_precision(out, options)
+    judgements = run.judge(case, image, tasks, result) if run.judge is not None else None
+    run.check_place()
+    note_precision(run.out, run.options)
     # made anew only for what is asked for beside it, the mask is as good as was said of it
-    of_former = wishes.judge is not None or wishes.overwrite or bool(former.fault)
+    of_former = run.judge is not None or run.overwrite or bool(former.fault)
     scan = former.scan
 
     def away() -> None:
-        wishes.tables.forget(case.id, judged=of_former)
-        remove_result(out, case.id)
-        wishes.scans.keep(case.id, scan)  # before the mask: however this ends, none is without its scan
+        run.tables.forget(case.id, judged=of_former)
+        remove_result(run.out, case.id)
+        run.scans.keep(case.id, scan)  # before the mask: however this ends, none is without its scan
 
-    write_result(out, case.id, result, image, wishes.check_place, away)
-    wishes.tables.keep(case.id, Volume(result.labels, image.affine), judgements)
+    write_result(run.out, case.id, result, image, run.check_place, away)
+    run.tables.keep(case.id, Volume(result.labels, image.affine), judgements)
     return [warning for warning in warnings if warning]
-
-
-def _is_there(out: Path, case: InputCase, wishes: _Wishes) -> bool:
-    whole = is_complete(out, case.id, wishes.outputs)
-    return whole and (wishes.judge is None or wishes.tables.judgements.has(case.id))
 
 
 def raise_for_refused(verdicts: Sequence[Verdict]) -> None:
@@ -379,7 +348,7 @@ def digest(task: TaskEmbedding) -> str:
     classes are one piece.
     """
     text = f"{task.classes} {task.spacing_mm} {task.patch_size} {task.normalisation} {task.intensity_offset}"
-    text += f" {task.one_piece()} {task.pose}" + (
+    text += f" {list(task.one_piece())} {task.pose}" + (
         f" {task.surroundings} {task.usual}" if task.surroundings else ""
     )
     summed = hashlib.sha256(text.encode())

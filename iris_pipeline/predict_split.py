@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel, write_json
+from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.not_trained import check_not_trained
 from iris_pipeline.outputs import Outputs
 from iris_pipeline.pool import EmbeddingCache
 from iris_pipeline.pose import turned_plan
-from iris_pipeline.predict import InferenceOptions, Judge, Verdict, predict_cases
+from iris_pipeline.predict import Judge, Verdict, predict_cases
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES, TaskForQuery, task_for_query
 from iris_pipeline.references import (
     Draw,
@@ -35,12 +35,13 @@ from iris_pipeline.references import (
 )
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED, SEARCHED, Showing, as_shown, settle_showing
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import Prepare, PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
-from preprocessing.files import text_digest
+from preprocessing.files import text_digest, write_json
 from preprocessing.plan import Plan
 from preprocessing.store import Store
 from preprocessing.volume import Volume
@@ -300,7 +301,7 @@ def held_out_tasks(
     spec = store.manifest.spec
     cache = cache if cache is not None else EmbeddingCache()
 
-    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+    def prepare_at(plan: Plan) -> Prepare:
         return lambda name: prepare_reference(raw[name], plan, store.manifest.classes)
 
     def plan_of(draws: Sequence[Draw]) -> Plan:
@@ -337,7 +338,7 @@ def _drawn_tasks(
     experiment: Experiment,
     options: InferenceOptions,
     plan_of: Callable[[Sequence[Draw]], Plan],
-    prepare_at: Callable[[Plan], Callable[[str], PreparedReference]],
+    prepare_at: Callable[[Plan], Prepare],
     start: TaskEmbedding | None,
     note: Note | None,
     cache: EmbeddingCache | None,
@@ -360,8 +361,7 @@ def _drawn_tasks(
             plan,
             cache=cache,
             with_images=experiment.strategy == "image-retrieval",
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
         pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=True)
         return task_for_query(

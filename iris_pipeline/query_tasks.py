@@ -10,19 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
 from iris_pipeline.rivals import Attempt, best_strategy, check_rivals, compare_strategies, comparison_text
 from iris_pipeline.showing import SEARCHED, Showing
-from iris_pipeline.strategies import PreparedReference, ensemble, taken_from
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import Prepare, ensemble, taken_from
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, tune
-from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
 from preprocessing.progress import say
 from preprocessing.spec import Modality
@@ -48,7 +45,7 @@ def pooled_task(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
@@ -84,7 +81,7 @@ def try_strategies(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     tuning: TuningSettings | None = None,
     progress: bool = False,
 ) -> list[Attempt]:
@@ -109,7 +106,7 @@ def task_for_query(
     classes: Sequence[str],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     start: TaskEmbedding | None = None,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
@@ -128,13 +125,13 @@ def task_for_query(
     one = strategy if strategy in ONE_TASK else "ensemble"
     mean = pooled_task(one, loaded, pool, classes, options, prepare=prepare, tuning=tuning, progress=progress)
     if strategy == "image-retrieval":
-        return lambda image: image_retrieval(loaded, pool, _prepared(image, mean), options).select(
+        return lambda image: image_retrieval(loaded, pool, mean.prepare(image).image, options).select(
             mean.class_names
         )
     if strategy == "object-retrieval":
         begin = mean if start is None else fill(start, mean)
         return lambda image: object_retrieval(
-            loaded, pool, _prepared(image, begin), begin, options, retrieval
+            loaded, pool, begin.prepare(image).image, begin, options, retrieval
         )[0]
     return lambda _: mean
 
@@ -163,6 +160,7 @@ def file_tasks(
     embedded = embed_files(
         loaded,
         files,
+        options,
         count=1 if strategy == "one-shot" else count,
         seed=seed,
         modality=modality,
@@ -171,8 +169,6 @@ def file_tasks(
         with_images=strategy == "image-retrieval",
         showing=showing,
         check=check_rivals if strategy == BEST else None,
-        device=options.device,
-        autocast=options.autocast,
         progress=progress,
     )
     task_of = task_for_query(
@@ -211,6 +207,7 @@ def encode_files(
     embedded = embed_files(
         loaded,
         files,
+        options,
         count=1 if strategy == "one-shot" else count,
         seed=seed,
         modality=modality,
@@ -218,8 +215,6 @@ def encode_files(
         cache=cache,
         showing=showing,
         check=check_rivals if strategy == BEST else None,
-        device=options.device,
-        autocast=options.autocast,
         progress=progress,
     )
     return pooled_task(
@@ -248,13 +243,3 @@ def fill(start: TaskEmbedding, other: TaskEmbedding) -> TaskEmbedding:
     lacking = [name for name in other.class_names if name not in start.class_names]
     parts = ([start.select(own)] if own else []) + ([other.select(lacking)] if lacking else [])
     return ensemble(parts).select(other.class_names)
-
-
-def _prepared(image: Volume, task: TaskEmbedding) -> np.ndarray:
-    return preprocess_case(
-        image,
-        task.spacing_mm,
-        task.normalisation,
-        intensity_offset=task.intensity_offset,
-        pose=task.pose,
-    ).image

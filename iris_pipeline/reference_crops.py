@@ -6,7 +6,6 @@ Arrays are [D,H,W] = (z,y,x) in RAS+ orientation; shapes and patch_size have the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,7 @@ from iris_pipeline.crops import (
 )
 from iris_pipeline.episode_config import EpisodeConfig
 from iris_pipeline.synthetic import Cut
-
-if TYPE_CHECKING:
-    from preprocessing.store import CaseEntry
+from preprocessing.store import CaseEntry
 
 ATTEMPTS = 3
 

@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from iris_pipeline.checkpoint import LoadedModel
@@ -22,7 +20,7 @@ from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
 from iris_pipeline.reference_layout import ReferenceLayout, find_layout, masks_of_one
 from iris_pipeline.showing import SEARCHED, Showing, as_shown, settle_showing
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, join_people, plan_like
+from iris_pipeline.strategies import Prepare, PreparedReference, join_people, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case
 from preprocessing.case import preprocess_case
@@ -272,13 +270,12 @@ def draw_references(
 def embed_draws(
     loaded: LoadedModel,
     draws: Sequence[Draw],
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     plan: Plan,
     *,
     cache: EmbeddingCache | None = None,
     with_images: bool = False,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> list[Embedded]:
     """Embed each drawn reference, with the classes that were drawn from it; see `pool.embed`.
 
@@ -288,15 +285,7 @@ def embed_draws(
     pool, empty = [], ReferenceCaseError("No reference was given; a task needs at least one.")
     for draw in Bar(draws, desc="Encoding references", leave=False, disable=len(draws) < 2):
         try:
-            whole = embed(
-                loaded,
-                prepare(draw.id),
-                plan,
-                cache,
-                with_image=with_images,
-                device=device,
-                autocast=autocast,
-            )
+            whole = embed(loaded, prepare(draw.id), plan, cache, with_image=with_images, options=options)
         except ReferenceCaseError as error:
             empty = error
             continue
@@ -314,12 +303,13 @@ class FilePool:
 
     pool: list[Embedded]
     plan: Plan
-    prepare: Callable[[str], PreparedReference]
+    prepare: Prepare
 
 
 def embed_files(
     loaded: LoadedModel,
     files: ReferenceFiles,
+    options: InferenceOptions | None = None,
     *,
     count: int | None = None,
     seed: int = 0,
@@ -329,8 +319,6 @@ def embed_files(
     with_images: bool = False,
     showing: Showing = SEARCHED,
     check: Callable[[Sequence[Candidate]], None] | None = None,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
     progress: bool = False,
 ) -> FilePool:
     """References on disk, all or `count` of them drawn by `seed`, on the grid that they themselves plan.
@@ -339,7 +327,7 @@ def embed_files(
     see `showing.py`. Class values are those of the files. check: is shown the drawn references, of whom each subject is
     one person, and may raise before any is encoded. ReferenceCaseError names a reference that cannot be used.
     """
-    spec, prints = reference_spec(files, modality or (cast(Modality, like.modality) if like else None))
+    spec, prints = reference_spec(files, modality or (like.modality if like else None))
     candidates = [Candidate(p.id, p.subject, frozenset(p.classes)) for p in prints]
     draws = draw_references(candidates, list(files.classes), min(count or len(prints), len(prints)), seed)
     drawn = {draw.id for draw in draws}
@@ -349,10 +337,9 @@ def embed_files(
         people = join_people([p.subject for p in used], [p.content for p in used])
         check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
 
-    def prepare_at(plan: Plan) -> Callable[[str], PreparedReference]:
+    def prepare_at(plan: Plan) -> Prepare:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
 
-    options = InferenceOptions(device=str(device), autocast=autocast)
     if like:
         plan = plan_like(like)
     else:
@@ -375,8 +362,7 @@ def embed_files(
         plan,
         cache=cache,
         with_images=with_images,
-        device=device,
-        autocast=autocast,
+        options=options,
     )
     pool = as_shown(loaded, pool, prepare, showing, options, cache=cache, progress=progress)
     return FilePool(pool, plan, prepare)

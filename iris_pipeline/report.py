@@ -40,8 +40,8 @@ from iris_pipeline.tables import PAPER_RUN, ROW_KEY, collect_rows, of_test_parts
 from preprocessing.errors import EvaluationError, IrisError
 from preprocessing.files import replaced, write_text
 from preprocessing.paths import Root
+from preprocessing.plan import MANIFEST
 from preprocessing.progress import Bar
-from preprocessing.store import MANIFEST
 
 PAGE = "report.html"
 LARGEST_PAGE_BYTES = 10_000_000

@@ -18,7 +18,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import label_volume
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pool import Embedded, image_vector, unit_vector
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces
 from preprocessing.errors import ReferenceCaseError, TaskError
@@ -59,7 +59,7 @@ def image_retrieval(
     query: float32 [D,H,W]. Classes that the nearest reference lacks come from the next nearest that shows them.
     """
     footing = _first(pool).task
-    vector = image_vector(loaded, query, footing.patch_size, device=options.device, autocast=options.autocast)
+    vector = image_vector(loaded, query, footing.patch_size, options)
     nearest = sorted(pool, key=lambda reference: -_cosine(reference.image_vector, vector))
     chosen: dict[str, Embedded] = {}
     for reference in nearest:
@@ -92,8 +92,7 @@ def object_retrieval(
             PreparedReference("query", query, rough, start.classes),
             plan_like(start),
             model_hash=loaded.model_hash,
-            device=options.device,
-            autocast=options.autocast,
+            options=options,
         )
     except ReferenceCaseError:  # the rough mask is empty: there is no object to retrieve by
         return _of_pool(start, pool, start.references, "object-retrieval"), {}

@@ -20,7 +20,7 @@ from iris_pipeline.pool import Embedded, people_of
 from iris_pipeline.references import Candidate
 from iris_pipeline.second_look import look_twice
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.strategies import Prepare, PreparedReference
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
 from preprocessing.progress import Bar
@@ -46,7 +46,7 @@ def compare_strategies(
     make: Callable[[str, Sequence[Embedded]], TaskEmbedding],
     options: InferenceOptions,
     *,
-    prepare: Callable[[str], PreparedReference],
+    prepare: Prepare,
     strategies: Sequence[str] = RIVALS,
     seed: int = 0,
     progress: bool = False,
@@ -122,7 +122,7 @@ def found_dice(
     match = look_twice(loaded.model, reference.image, task, options)
     found = label_volume(loaded.model, match(reference.image), task, options)
     if not options.all_pieces:  # as prediction does
-        keep_largest(found, [task.classes[name] for name in task.one_piece()])
+        keep_largest(found, task.one_piece().values())
     return {name: overlap.dice for name, overlap in label_overlaps(found, reference.labels, shown).items()}
 
 

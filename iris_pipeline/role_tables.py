@@ -139,10 +139,10 @@ def _how_many(found: Mapping[str, pd.DataFrame], means: Mapping[str, pd.Series])
 
 def novelty(spec: DatasetSpec, trained: Collection[DatasetSpec]) -> str:
     """What is new about a dataset for a model trained on others: its classes, its modality, or its domain alone."""
-    known = {name.casefold(): set() for each in trained for name in each.classes}  # type: dict[str, set[str]]
+    known: dict[str, set[str]] = {}
     for each in trained:
         for name in each.classes:
-            known[name.casefold()].add(each.modality)
+            known.setdefault(name.casefold(), set()).add(each.modality)
     seen = [known[name.casefold()] for name in spec.classes if name.casefold() in known]
     if len(seen) < len(spec.classes):
         return "new classes" if not seen else "some new classes"
@@ -159,7 +159,7 @@ def _place(run: str, dataset: str, facts: Mapping[str, RunFacts], specs: Mapping
 def _heading(
     number: int,
     dataset: str,
-    parts: Mapping[tuple[str, str, str], Mapping[str, pd.DataFrame]],
+    parts: Mapping[Key, Mapping[str, pd.DataFrame]],
     facts: Mapping[str, RunFacts],
     specs: Mapping[str, DatasetSpec],
 ) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, write_json
+from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION
 from iris_pipeline.losses import LossParts
 from iris_pipeline.provenance import command_line, revision
-from preprocessing.files import replaced, write_bytes
+from preprocessing.files import replaced, write_bytes, write_json
 
 COLUMNS = ["iteration", "loss", "dice_loss", "ce_loss", "lr", "gradient_norm", "seconds", "validation_dice"]
 

@@ -17,12 +17,12 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.focus import look_first
 from iris_pipeline.native import HALO, Block, PackedVolume, blocks, label_block, quantise, tiles
 from iris_pipeline.pieces import keep_largest
-from iris_pipeline.references import image_hash
 from iris_pipeline.second_look import Matching, certainty_of, look_twice
 from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, window_bar
 from iris_pipeline.task import TaskEmbedding, merge, same_footing
-from preprocessing.case import HIGHEST_LABEL, PreparedCase, preprocess_case
+from preprocessing.case import HIGHEST_LABEL, PreparedCase
 from preprocessing.errors import ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
@@ -134,13 +134,7 @@ def segment_scan(
     best = np.full(image.shape, THRESHOLD, np.float32) if len(tasks) > 1 or wanted.certainty else None
     result = ScanResult(labels)
     for task in tasks:
-        prepared = preprocess_case(
-            image,
-            task.spacing_mm,
-            task.normalisation,
-            intensity_offset=task.intensity_offset,
-            pose=task.pose,
-        )
+        prepared = task.prepare(image)
         match = look_twice(loaded.model, prepared.image, task, options, progress)
         prepared = replace(prepared, image=match(prepared.image))
         result.matchings.update(dict.fromkeys(task.class_names, match))
@@ -171,7 +165,7 @@ def segment_scan(
 
         _pass(loaded, task, prepared, options, progress, slab_bytes, take)
     if not options.all_pieces:
-        keep_largest(labels, [task.classes[name] for task in tasks for name in task.one_piece()])
+        keep_largest(labels, [value for task in tasks for value in task.one_piece().values()])
     classes = {name: value for task in tasks for name, value in task.classes.items()}
     certainty = certainty_of(labels, best, classes) if wanted.certainty and best is not None else {}
     return replace(result, certainty=certainty)

@@ -14,7 +14,7 @@ scan that is no farther off needs no second look. Nothing is learned, and the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +23,10 @@ from iris_pipeline.focus import label_volume
 from iris_pipeline.pieces import keep_largest
 from iris_pipeline.pool import Embedded
 from iris_pipeline.sliding_window import InferenceOptions, Segmenter
-from iris_pipeline.strategies import PreparedReference, class_boxes
+from iris_pipeline.strategies import Prepare, PreparedReference, class_boxes
 from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding
+from preprocessing.geometry import label_counts
+from preprocessing.normalise import spread_about
 
 MARGIN = 4
 """voxels beyond a class on each side that still are its surroundings"""
@@ -61,9 +63,7 @@ def surroundings_of(reference: PreparedReference, names: Sequence[str]) -> tuple
     )
 
 
-def with_surroundings(
-    pool: Sequence[Embedded], prepare: Callable[[str], PreparedReference], looks: int = 2
-) -> list[Embedded]:
+def with_surroundings(pool: Sequence[Embedded], prepare: Prepare, looks: int = 2) -> list[Embedded]:
     """The pool with what its tasks need for a second look; as it is where one look is wanted.
 
     prepare: reads a reference once more, by id, at the tasks' grid.
@@ -139,16 +139,15 @@ def _look(
     highest = np.zeros(image.shape, np.float32)
     rough = replace(options, overlap=min(options.overlap, ROUGH_OVERLAP))
     labels = label_volume(model, image, task, rough, highest, progress)
-    keep_largest(labels, [task.classes[name] for name in task.one_piece()])
+    keep_largest(labels, task.one_piece().values())
     certainty = certainty_of(labels, highest, task.classes)
     return labels, {name: sure for name, sure in certainty.items() if not np.isnan(sure)}
 
 
 def certainty_of(labels: np.ndarray, highest: np.ndarray, classes: Mapping[str, int]) -> dict[str, float]:
     """Mean of the highest probability [D,H,W] over the voxels of each class in a label map [D,H,W]; NaN without any."""
-    voxels, sums = np.zeros(256), np.zeros(256)
-    for plane, most in zip(labels, highest, strict=True):  # bincount makes copies of 8 bytes a voxel
-        voxels += np.bincount(plane.ravel(), minlength=256)
+    voxels, sums = label_counts(labels), np.zeros(256)
+    for plane, most in zip(labels, highest, strict=True):  # as `label_counts`, and for its reason
         sums += np.bincount(plane.ravel(), weights=most.ravel(), minlength=256)
     return {
         name: float(sums[value] / voxels[value]) if voxels[value] else float("nan")
@@ -165,6 +164,4 @@ def _in_box(
     wide = tuple(slice(max(0, low - MARGIN), high + MARGIN) for low, high in box)
     grey = image[wide]
     mean = float(grey.mean(dtype=np.float64))
-    # plane by plane: no float64 copy of a box that may be nearly the whole scan
-    squares = sum(float(np.square(plane - np.float64(mean)).sum()) for plane in grey)
-    return mean, float(np.sqrt(squares / grey.size))
+    return mean, spread_about(grey, mean)

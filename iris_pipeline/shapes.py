@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-Shape = tuple[int, int, int]
+from preprocessing.grid_types import Shape
+
 FIELD_EDGE = 24
 """voxels along an edge of the grid on which fields are drawn; views sample it"""
 REGIONS = (4, 10)

@@ -36,7 +36,7 @@ from iris_pipeline.pose import (
 )
 from iris_pipeline.second_look import with_surroundings
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, who_is_who
+from iris_pipeline.strategies import Prepare, PreparedReference, who_is_who
 from iris_pipeline.toning import ALWAYS, NEVER, toned_plan, toning_named
 from iris_pipeline.trial import Trial, of_different_subjects
 from preprocessing.errors import PredictionError
@@ -44,7 +44,6 @@ from preprocessing.orientation import UPRIGHT
 from preprocessing.plan import Plan
 from preprocessing.progress import Bar
 
-Prepare = Callable[[str], PreparedReference]
 Shown = tuple[Plan, Sequence[PreparedReference]]
 """an upright plan, and references prepared at it"""
 SMALLEST, LARGEST = 0.25, 4.0

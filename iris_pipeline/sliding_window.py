@@ -22,6 +22,7 @@ from iris_pipeline.model import TaskTokens
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import ModelError
+from preprocessing.grid_types import Box
 from preprocessing.progress import Bar
 
 Weighting = Literal["gaussian", "uniform"]
@@ -29,9 +30,6 @@ GAUSSIAN_SIGMA = 1 / 8  # of the window's edge
 SAME = 1e-5  # grey values (in standard deviations) that are no farther apart are equal: resampling rounds
 AIR = 0.1  # standard deviations above a volume's minimum: noise of the air round a patient stays below
 Skip = Literal["never", "air"]
-
-
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,15 @@ class Focus:
     @property
     def whole(self) -> Box:
         """The box round all of them."""
-        z, y, x = (
-            (min(low for low, _ in axis), max(high for _, high in axis))
-            for axis in zip(*self.boxes, strict=True)
-        )
-        return z, y, x
+        return union_of(self.boxes)
+
+
+def union_of(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them, one or more."""
+    z, y, x = (
+        (min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True)
+    )
+    return z, y, x
 
 
 class Segmenter(Protocol):
@@ -107,6 +109,10 @@ class InferenceOptions:
         check_options(self.overlap, self.weighting, self.batch_size)
         if self.skip not in get_args(Skip):
             raise ModelError(f"Windows to skip are {' or '.join(get_args(Skip))}; got {self.skip!r}.")
+
+    def casting(self) -> torch.autocast:
+        """The context in which the network runs: in bfloat16 where `autocast` says so."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
 
 
 def segment_volume(
@@ -184,7 +190,7 @@ def segment_slabs(
     )
     air: Tensor | None = None  # the answer [K,*window] for a window that holds nothing
     kept = 0  # planes of the halo that are filled
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
+    with torch.inference_mode(), options.casting():
         steps = _steps(starts[0], depth, padded.shape[0])
         for number, (i, z) in enumerate(steps):
             slab = held[:, halo:]

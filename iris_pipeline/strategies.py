@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,15 +21,12 @@ from iris_pipeline.halved import halve_image, halve_labels, window_edges
 from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import largest_share
-from iris_pipeline.sliding_window import window_starts
+from iris_pipeline.sliding_window import InferenceOptions, union_of, window_starts
 from iris_pipeline.task import TaskEmbedding, added_parts, all_wide, least_pieces, same_footing, shares_of
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.geometry import CropPad
+from preprocessing.grid_types import Box
 from preprocessing.plan import Plan
-from preprocessing.spec import Modality
-
-Box = tuple[tuple[int, int], ...]
-"""Half-open bounds ((z0,z1),(y0,y1),(x0,x1))."""
 
 
 class TaskEncoder(Protocol):
@@ -57,6 +54,10 @@ class PreparedReference:
     def person(self) -> str:
         """Who is shown; a reference of nobody known is a person of its own."""
         return self.subject or self.id
+
+
+Prepare = Callable[[str], PreparedReference]
+"""Reads a reference once more, by its id, at the grid that its task has."""
 
 
 def join_people(subjects: Sequence[str], contents: Sequence[str]) -> list[str]:
@@ -108,8 +109,7 @@ def one_shot(
     *,
     model_hash: str,
     wide: bool = False,
-    device: torch.device | str = "cpu",
-    autocast: bool = False,
+    options: InferenceOptions | None = None,
 ) -> TaskEmbedding:
     """The task that one reference shows: computed once, reused for every query. wide: at half its resolution, too,
     where all of its classes are there.
@@ -125,8 +125,9 @@ def one_shot(
             f"A reference must show at least one of {', '.join(reference.classes)}; the mask of "
             f"'{reference.id}' is empty at {_mm(plan.spacing_mm)}: take another reference."
         )
-    tokens = _encode(model, reference, boxes, plan.patch_size, device, autocast)
-    wide_tokens = _encode_wide(model, reference, boxes, plan.patch_size, device, autocast) if wide else ()
+    options = options or InferenceOptions()
+    tokens = _encode(model, reference, boxes, plan.patch_size, options)
+    wide_tokens = _encode_wide(model, reference, boxes, plan.patch_size, options) if wide else ()
     return TaskEmbedding(
         class_names=tuple(boxes),
         tokens=tokens,
@@ -154,13 +155,12 @@ def _encode(
     reference: PreparedReference,
     boxes: Mapping[str, Box],
     patch: tuple[int, int, int],
-    device: torch.device | str,
-    autocast: bool,
+    options: InferenceOptions,
 ) -> TaskTokens:
     """Tokens of the classes of `boxes`, each level [1,K,m+1,C_l]."""
     sums: dict[str, list[Tensor]] = {}
     voxels: dict[str, float] = {}
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+    with torch.inference_mode(), options.casting():
         for window in plan_windows(boxes, reference.image.shape, patch):
             crop = CropPad(reference.image.shape, window.start, patch)
             labels = crop.apply(reference.labels, 0)
@@ -173,7 +173,8 @@ def _encode(
             )
             stacked = np.stack(list(masks.values())).astype(np.float32)
             tokens = model.encode_task(
-                torch.from_numpy(image)[None, None].to(device), torch.from_numpy(stacked)[None].to(device)
+                torch.from_numpy(image)[None, None].to(options.device),
+                torch.from_numpy(stacked)[None].to(options.device),
             )
             for k, (name, mask) in enumerate(masks.items()):
                 weight = float(np.count_nonzero(mask))
@@ -191,8 +192,7 @@ def _encode_wide(
     reference: PreparedReference,
     boxes: Mapping[str, Box],
     patch: tuple[int, int, int],
-    device: torch.device | str,
-    autocast: bool,
+    options: InferenceOptions,
 ) -> TaskTokens:
     """The same at half the resolution; () where it has no place for all classes, as a look there would miss one."""
     halved = halved_reference(reference)
@@ -200,7 +200,7 @@ def _encode_wide(
     if not found.keys() >= boxes.keys():
         return ()
     edges = window_edges(patch, halved.image.shape)
-    return _encode(model, halved, {name: found[name] for name in boxes}, edges, device, autocast)
+    return _encode(model, halved, {name: found[name] for name in boxes}, edges, options)
 
 
 def halved_reference(reference: PreparedReference) -> PreparedReference:
@@ -311,7 +311,7 @@ def plan_like(task: TaskEmbedding) -> Plan:
     """The grid and intensities of a task as a plan, so that more references can be brought to its footing."""
     return Plan(
         dataset="references",
-        modality=cast(Modality, task.modality),
+        modality=task.modality,
         policy="fit",
         spacing_mm=task.spacing_mm,
         patch_size=task.patch_size,
@@ -329,7 +329,8 @@ def class_boxes(reference: PreparedReference) -> dict[str, Box]:
     for name, value in reference.classes.items():
         slices = found[value - 1] if value <= len(found) else None
         if slices is not None:
-            boxes[name] = tuple((s.start, s.stop) for s in slices)
+            z, y, x = ((part.start, part.stop) for part in slices)
+            boxes[name] = z, y, x
     return boxes
 
 
@@ -347,7 +348,7 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
             large.append(name)
             continue
         for i, (joint, names) in enumerate(groups):
-            union = _union([joint, box])
+            union = union_of([joint, box])
             if _fits(union, patch):
                 groups[i] = (union, [*names, name])
                 break
@@ -355,7 +356,7 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
             groups.append((box, [name]))
     windows = [Window(_centred(box, shape, patch), tuple(names)) for box, names in groups]
     if large:
-        joint = _union([boxes[name] for name in large])
+        joint = union_of([boxes[name] for name in large])
         axes = [
             [low + start for start in window_starts(high - low, edge, 0.0)] if high - low > edge else [centre]
             for (low, high), edge, centre in zip(joint, patch, _centred(joint, shape, patch), strict=True)
@@ -366,12 +367,6 @@ def plan_windows(boxes: Mapping[str, Box], shape: Sequence[int], patch: Sequence
 
 def _fits(box: Box, patch: Sequence[int]) -> bool:
     return all(high - low <= edge for (low, high), edge in zip(box, patch, strict=True))
-
-
-def _union(boxes: Sequence[Box]) -> Box:
-    return tuple(
-        (min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True)
-    )
 
 
 def _centred(box: Box, shape: Sequence[int], patch: Sequence[int]) -> tuple[int, int, int]:

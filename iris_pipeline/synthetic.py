@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,10 +30,8 @@ from torch import Tensor
 
 from iris_pipeline.made_tones import MadeTones, draw_made_tones
 from preprocessing.errors import EpisodeError
-
-if TYPE_CHECKING:
-    from iris_pipeline.augment import Box, Shape
-    from preprocessing.store import CaseEntry
+from preprocessing.grid_types import Box, Shape
+from preprocessing.store import CaseEntry
 
 KNOTS = 6
 """control points of a grey-value curve"""

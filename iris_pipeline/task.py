@@ -19,9 +19,12 @@ from iris_pipeline.grey import GreyEvidence, mix_evidence
 from iris_pipeline.model import TaskTokens
 from iris_pipeline.pieces import ONE_PIECE
 from iris_pipeline.voxel_head import VoxelHead, mix
+from preprocessing.case import PreparedCase, preprocess_case
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import RAS, Pose
+from preprocessing.spec import Modality
+from preprocessing.volume import Volume
 
 View = Literal["whole resolution", "half the resolution"]
 Surroundings = tuple[float, float]
@@ -84,7 +87,7 @@ class TaskEmbedding:
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
     intensity_offset: float
-    modality: str
+    modality: Modality
     references: int
     model_hash: str
     made_by: str
@@ -147,13 +150,10 @@ class TaskEmbedding:
         """Class name -> value in label maps."""
         return dict(zip(self.class_names, self.class_values, strict=True))
 
-    def one_piece(self) -> list[str]:
-        """The classes that are one piece in every reference."""
-        return [
-            name
-            for name, share in zip(self.class_names, self.largest_pieces, strict=True)
-            if share >= ONE_PIECE
-        ]
+    def one_piece(self) -> dict[str, int]:
+        """Those of `classes` that are one piece in every reference."""
+        shares = zip(self.classes.items(), self.largest_pieces, strict=True)
+        return {name: value for (name, value), share in shares if share >= ONE_PIECE}
 
     def select(self, names: Sequence[str]) -> TaskEmbedding:
         """The same task with only these classes, in this order; TaskError names one that it lacks."""
@@ -175,6 +175,14 @@ class TaskEmbedding:
             head=self.head.select(rows) if self.head is not None else None,
             grey=self.grey.select(rows) if self.grey is not None else None,
             surroundings=tuple(self.surroundings[row] for row in rows if self.surroundings),
+        )
+
+    def prepare(self, image: Volume, labels: Volume | None = None) -> PreparedCase:
+        """A scan, with a label map of it, brought to the grid, pose and intensities of the references; errors as of
+        `preprocess_case`.
+        """
+        return preprocess_case(
+            image, self.spacing_mm, self.normalisation, labels, self.intensity_offset, self.pose
         )
 
     def check_model(self, model_hash: str) -> None:

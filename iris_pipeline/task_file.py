@@ -18,13 +18,13 @@ from preprocessing.errors import TaskError
 from preprocessing.files import write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
+from preprocessing.spec import Modality
 
 SCHEMA_VERSION = 8
 """2: references per class, records of tuning; 3: tokens of the wide view; 4: pose; 5: tuning of the wide view, heads;
 6: grey evidence; 7: surroundings; 8: what of these is usual"""
-_METADATA_KEY = (
-    "iris_task"  # one key only: safetensors writes several in random order, and equal tasks are equal bytes
-)
+_METADATA_KEY = "iris_task"
+"""one key only: safetensors writes several in random order, and equal tasks are equal bytes"""
 
 
 class _Metadata(BaseModel):
@@ -43,7 +43,7 @@ class _Metadata(BaseModel):
     patch_size: tuple[int, int, int]
     normalisation: Normalisation
     intensity_offset: float
-    modality: str
+    modality: Modality
     pose: Pose
     references: int
     model_hash: str

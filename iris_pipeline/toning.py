@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from iris_pipeline.pose import SEARCH
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.strategies import Prepare, PreparedReference
 from iris_pipeline.tone_curves import curve_between, unchanged
 from preprocessing.errors import PredictionError
 from preprocessing.plan import Plan
@@ -34,9 +34,7 @@ def toning_named(value: str) -> str:
     return value
 
 
-def toned_plan(
-    plan: Plan, names: Sequence[str], prepare_at: Callable[[Plan], Callable[[str], PreparedReference]]
-) -> Plan:
+def toned_plan(plan: Plan, names: Sequence[str], prepare_at: Callable[[Plan], Prepare]) -> Plan:
     """The plan with the tones that the references of these names give; as it is where none shows a class.
 
     prepare_at: for a plan, what reads a reference by its name.

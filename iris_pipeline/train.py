@@ -7,6 +7,7 @@ as references, segment its references, so that each encoded volume serves twice 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -107,7 +108,7 @@ def validate(model: Iris, episodes: list[Episode], device: torch.device, precisi
         predicted = (logits[0] > 0).cpu().numpy()
         for k in range(len(episode.class_names)):
             value = dice(predicted[k], episode.query.masks[k].numpy() > 0)
-            if value == value:  # not NaN
+            if not math.isnan(value):
                 scores.setdefault(episode.dataset, []).append(value)
     model.train()
     return {name: sum(values) / len(values) for name, values in scores.items()}
@@ -127,7 +128,7 @@ def optimise(model: nn.Module, optimizer: Lamb, rate: float, clip_norm: float) -
     for group in optimizer.param_groups:
         group["lr"] = rate
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
-    if norm == norm and norm != float("inf"):
+    if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

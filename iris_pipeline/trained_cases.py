@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from preprocessing.store import Store
+from preprocessing.store import Store
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,7 @@ class Trial:
                 turned_reference(self.upright[which], axes),
                 plan,
                 model_hash=self.loaded.model_hash,
-                device=self.options.device,
-                autocast=self.options.autocast,
+                options=self.options,
             )
         return self.kept[key]
 

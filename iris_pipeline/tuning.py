@@ -22,7 +22,7 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
 from iris_pipeline.focus import shows_less, wide_task
 from iris_pipeline.grey import GreyEvidence
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference, with_joined_people
 from iris_pipeline.task import TaskEmbedding, Tuned, View
 from iris_pipeline.voxel_head import VoxelHead
@@ -30,7 +30,7 @@ from preprocessing.errors import TaskError
 from preprocessing.progress import Bar
 
 TRAIN_STREAM, JUDGE_STREAM = 0, 1
-Judge = tuple[Example, Sequence[Tensor]]
+JudgingCrop = tuple[Example, Sequence[Tensor]]
 """A crop with the features of its image, which no step changes."""
 Lesson = tuple[tuple[Tensor, ...], VoxelHead | None]
 """What goes downhill: the tokens of a view, and a head where there is one."""
@@ -180,9 +180,9 @@ class _Tutor:
         )
         return kept, record
 
-    def judging(self, references: Sequence[PreparedReference], augmented: bool) -> list[Judge]:
+    def judging(self, references: Sequence[PreparedReference], augmented: bool) -> list[JudgingCrop]:
         """Crops that stay the same from look to look, and so do their features."""
-        judges: list[Judge] = []
+        judges: list[JudgingCrop] = []
         for number in range(self.settings.judges):
             rng = np.random.default_rng((self.settings.seed, JUDGE_STREAM, number))
             example = self.example(references[number % len(references)], rng, augmented)
@@ -205,7 +205,7 @@ class _Tutor:
         start: Lesson,
         task: TaskEmbedding,
         references: Sequence[PreparedReference],
-        judges: Sequence[Judge],
+        judges: Sequence[JudgingCrop],
         steps: int,
         progress: bool,
     ) -> tuple[Lesson, int, float, float]:
@@ -261,7 +261,7 @@ class _Tutor:
             return _copy(learned), steps, before, before
         return best, best_step, before, lowest
 
-    def loss(self, learned: Lesson, grey: GreyEvidence | None, judges: Sequence[Judge]) -> float:
+    def loss(self, learned: Lesson, grey: GreyEvidence | None, judges: Sequence[JudgingCrop]) -> float:
         """Mean loss over the judging crops; NaN without any."""
         with torch.inference_mode():
             losses = [float(self._loss_of(learned, grey, *judge)) for judge in judges]

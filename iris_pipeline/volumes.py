@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from iris_pipeline.case_table import CaseTable
-from preprocessing.geometry import voxel_ml
+from preprocessing.geometry import label_counts, voxel_ml
 from preprocessing.volume import Volume
 
 TABLE = "volumes.csv"
@@ -40,9 +38,7 @@ class ClassVolume:
 
 def volumes_of(case: str, labels: Volume, classes: Mapping[str, int]) -> list[ClassVolume]:
     """Of each class of a label map, uint8 [D,H,W]: voxels, and these times the voxel's own volume, sheared or not."""
-    counts = np.zeros(256, dtype=np.int64)
-    for plane in labels.array:  # bincount makes copies of 8 bytes a voxel
-        counts += np.bincount(plane.ravel(), minlength=256)
+    counts = label_counts(labels.array)
     ml = voxel_ml(labels.affine)
     return [
         ClassVolume(case, name, int(counts[value]), float(counts[value] * ml))

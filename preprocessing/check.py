@@ -16,7 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from preprocessing.adapters import find_cases
 from preprocessing.errors import IrisError, SpecError
 from preprocessing.findings import lost_spacings
-from preprocessing.fingerprint import CaseVerdict, Fingerprint, Verdict, fingerprint_dataset, verdict_text
+from preprocessing.fingerprint import (
+    VERDICTS,
+    CaseVerdict,
+    Fingerprint,
+    Verdict,
+    fingerprint_dataset,
+    verdict_text,
+)
 from preprocessing.leaks import (
     KnownCase,
     declared_overlaps,
@@ -31,7 +38,6 @@ LOST_SPACING = (
     "the spacing is exactly 1 x 1 x 1 mm, unlike most cases here: "
     "compare with the source, the header may have lost it"
 )
-WORDS: tuple[Verdict, ...] = ("ok", "repaired", "refused")
 
 
 class CheckedCase(BaseModel):
@@ -123,7 +129,7 @@ def check_dataset(
     report = CheckReport(
         dataset=spec.name,
         raw=str(raw),
-        counts={word: counts[word] for word in WORDS},
+        counts={word: counts[word] for word in VERDICTS},
         remarks=tuple(remarks),
         notes=tuple(_notes(spec, fingerprint)),
         cases=tuple(

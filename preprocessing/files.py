@@ -89,14 +89,23 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: object) -> None:
+    """Lists, mappings and plain values as indented JSON; the same content always gives the same bytes."""
+    write_text(path, _json_text(content))
+
+
+def _json_text(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def save_json(path: Path, model: BaseModel) -> None:
-    """The model as indented JSON; the same model always gives the same bytes."""
+    """The same for a model."""
     write_text(path, json_text(model))
 
 
 def json_text(model: BaseModel) -> str:
     """What `save_json` writes."""
-    return json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    return _json_text(model.model_dump(mode="json"))
 
 
 def load_json(path: Path, kind: type[Model], error: type[IrisError], remedy: str) -> Model:

@@ -23,13 +23,10 @@ from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.orientation import Reorientation
 from preprocessing.volume import Volume
 
-SMALLEST_MM, LARGEST_MM = (
-    1.0,
-    3000.0,
-)  # of a scan's longest edge: a body is shorter, a header in metres is below
-RIGHT_ANGLE = (
-    1e-4  # the cosine between two axes up to which they count as orthogonal; ITK's readers refuse more
-)
+SMALLEST_MM, LARGEST_MM = 1.0, 3000.0
+"""of a scan's longest edge: a body is shorter, a header in metres is below"""
+RIGHT_ANGLE = 1e-4
+"""the cosine between two axes up to which they count as orthogonal; ITK's readers refuse more"""
 EXACT_MM = 1e-6
 SIDE_WORDS = {"left": ("left", "l", "lt", "sin"), "right": ("right", "r", "rt", "dex")}
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -23,8 +23,10 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
-from preprocessing.geometry import voxel_ml
+from preprocessing.geometry import label_counts, voxel_ml
+from preprocessing.grid_types import Triple
 from preprocessing.lock import only_run_in
+from preprocessing.normalise import spread_about
 from preprocessing.options import add_store_options, ending
 from preprocessing.orientation import Reorientation
 from preprocessing.parallel import parallel_map
@@ -34,7 +36,7 @@ from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume, orientation_conflict
 
 Verdict = Literal["ok", "repaired", "refused"]
-Triple = tuple[float, float, float]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 FILE = "fingerprint.json"
 PARTIAL = "fingerprint.partial.jsonl"
 LOG = "preprocess.log"
@@ -159,8 +161,7 @@ def verdict_text(verdicts: Sequence[CaseVerdict]) -> str:
     lines = []
     for dataset in dict.fromkeys(verdict.dataset for verdict in verdicts):
         mine = [verdict for verdict in verdicts if verdict.dataset == dataset]
-        words: tuple[Verdict, ...] = ("ok", "repaired", "refused")
-        counts = [f"{sum(verdict.verdict == word for verdict in mine)} {word}" for word in words]
+        counts = [f"{sum(verdict.verdict == word for verdict in mine)} {word}" for word in VERDICTS]
         lines.append(f"{dataset}: {', '.join(counts)}")
         lines += [f"  {each.case}: {each.verdict}: {each.why}" for each in mine if each.why]
     return "\n".join(lines)
@@ -287,13 +288,10 @@ def _measure_intensity(array: np.ndarray, offset: float) -> dict[str, float]:
     measured = {
         f"p{percentile:g}": float(value) for percentile, value in zip(PERCENTILES, values, strict=True)
     }
-    measured |= {
-        "minimum": float(array.min()),
-        "maximum": float(array.max()),
-        "mean": float(array.mean(dtype=float)),
-    }
+    mean = float(array.mean(dtype=float))
+    measured |= {"minimum": float(array.min()), "maximum": float(array.max()), "mean": mean}
     shifted = {name: round(value + offset, 4) for name, value in measured.items()}
-    return shifted | {"sd": round(float(array.std(dtype=float)), 4)}
+    return shifted | {"sd": round(spread_about(array, mean), 4)}
 
 
 def _measure_classes(
@@ -301,7 +299,7 @@ def _measure_classes(
 ) -> dict[str, ClassPrint]:
     """Classes with at least one voxel. ml: of a voxel."""
     highest = max(spec.classes.values())
-    counts = np.bincount(labels.ravel(), minlength=highest + 1)
+    counts = label_counts(labels)
     boxes = ndimage.find_objects(labels.astype(np.uint8, copy=False), max_label=highest)
     measured = {}
     for name, value in spec.classes.items():

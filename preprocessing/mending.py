@@ -14,11 +14,11 @@ from scipy import ndimage
 
 from preprocessing.case import in_axes_of_image
 from preprocessing.errors import LabelValueError
+from preprocessing.grid_types import Triple
 from preprocessing.slicer import Segmentation, is_segmentation, same_name
 from preprocessing.source import Source
 from preprocessing.volume import CORNER_VOXELS, Volume, as_labels, corner_shift
 
-Triple = tuple[float, float, float]
 EQUAL_SPACING = 1e-3  # relative
 ORTHONORMAL = 1e-4  # largest scalar product of two axes' directions that rounding in a header explains
 

@@ -22,9 +22,8 @@ PARTS_OF_A_SET = frozenset(_PARTS.split())
 RATERS = frozenset(_RATERS.split())
 VERSIONS = frozenset(_VERSIONS.split())
 _OF_PARTS = PARTS_OF_A_SET | {"set", "data", "split", "cases"}  # "training set"
-_LONG_PARTS = frozenset(
-    part for part in PARTS_OF_A_SET if len(part) > 3
-)  # train 1 is a part, TS_001 a patient
+_LONG_PARTS = frozenset(part for part in PARTS_OF_A_SET if len(part) > 3)
+"""train 1 is a part, TS_001 a patient"""
 CLASS = "{class}"
 FIELD = re.compile(r"\{[a-z]+\}|\*")
 

@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from preprocessing.errors import RawDataError
+from preprocessing.spec import Modality
 from preprocessing.tones import Tones
 
-Modality = Literal["CT", "MR", "PET"]
 BODY_ABOVE_HU = -500.0  # air outside and inside the body lies below, every tissue but lung above
 FLAT = 1e-6  # a spread below this share of the largest value is rounding, not contrast
 
@@ -104,6 +104,12 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
         return np.zeros_like(values)
     values /= np.float32(spread)
     return values
+
+
+def spread_about(values: np.ndarray, mean: float) -> float:
+    """Standard deviation of grey values [D,H,W] about their mean; plane by plane: no float64 copy of the volume."""
+    squares = sum(float(np.square(plane - np.float64(mean)).sum()) for plane in values)
+    return float(np.sqrt(squares / values.size))
 
 
 def _counted(values: np.ndarray, above: float | None) -> np.ndarray:

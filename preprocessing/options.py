@@ -18,11 +18,21 @@ INTERRUPTED = "Interrupted; what was finished is kept, run the same command agai
 DATASETS_HELP = "names, YAML files, or: all, upstream, held-out, phantom (those with a folder under raw/)"
 
 
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """--root: where all lies, see `paths.Root`."""
+    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+
+
+def add_raw_option(parser: argparse.ArgumentParser) -> None:
+    """--raw: where raw scans lie that are not under the root."""
+    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+
+
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """-d, --root, --raw, --workers, --quiet: what, where, and how much at once."""
     parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="NAME", help=DATASETS_HELP)
-    parser.add_argument("--root", help="root folder (default: IRIS_ROOT, else the current folder)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: ROOT/raw)")
+    add_root_option(parser)
+    add_raw_option(parser)
     add_speed_options(parser)
 
 
@@ -62,9 +72,8 @@ def ending(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """
     out = _mend_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a nightly job may have an ASCII locale: a "?" is better than a crash
+        # a nightly job may have an ASCII locale: a "?" is better than a crash
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         status = function()
@@ -122,9 +131,8 @@ def _mend_streams() -> _Unfailing | None:
     own = None
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        if (
-            stream is None
-        ):  # also lest the next file that is opened gets its number, and the libraries' remarks
+        # also lest the next file that is opened gets its number, and the libraries' remarks
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             raw = _Unfailing(stream.fileno(), piped=name == "stdout")

@@ -18,8 +18,8 @@ from itertools import permutations
 import nibabel as nib
 import numpy as np
 
-Shape = tuple[int, int, int]
-Triple = tuple[float, float, float]
+from preprocessing.grid_types import Shape, Triple
+
 Frame = tuple[Triple, Triple, Triple]
 UPRIGHT = "SAR"
 """The directions toward which D, H, W of an array in RAS+ grow, in the order of its axes (z,y,x)"""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-Triple = tuple[float, float, float]
+from preprocessing.grid_types import Triple
+
 MAX_ORGAN_SHIFT_MM = 4.0  # how far an organ strays from its usual place, beyond what pose and deformation do
 _WAVES = 4
 

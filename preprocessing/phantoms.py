@@ -22,16 +22,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from preprocessing.files import write_text
-from preprocessing.phantom_anatomy import Anatomy, Organ, Triple, distance_mm, draw_anatomy
+from preprocessing.grid_types import Triple
+from preprocessing.phantom_anatomy import Anatomy, Organ, distance_mm, draw_anatomy
 from preprocessing.progress import Bar
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume, write_volume
 
-FIELD_OF_VIEW_MM = (
-    260.0,
-    208.0,
-    280.0,
-)  # along Right, Anterior, Superior; all organs but the spine fit in
 MAX_OBLIQUE_DEGREES = 12.0
 
 
@@ -134,7 +130,7 @@ def subject_anatomy(kind: Kind, subject: int, seed: int) -> Anatomy:
 def draw_grid(
     rng: np.random.Generator, kind: Kind, axcodes: str, oblique: bool
 ) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape (x,y,z of the file) and affine of a grid over the field of view, its axes toward `axcodes`."""
+    """Shape (x,y,z of the file) and affine of the grid of a kind, its axes toward `axcodes`."""
     orientation = nib.orientations.axcodes2ornt(tuple(axcodes)).astype(int)
     world_axis, sign = orientation[:, 0], orientation[:, 1]
     shape = np.array(kind.voxels)[world_axis]
@@ -164,9 +160,8 @@ def render(
     clean = np.full(points.shape[:-1], {"CT": -1000.0, "MR": 0.0, "PET": 0.05}[modality])
     voxel_mm = float(max(spacing_mm))
     for organ in anatomy.organs:
-        share = np.clip(
-            0.5 - distance_mm(organ, canonical) / voxel_mm, 0.0, 1.0
-        )  # partial volume at the surface
+        # partial volume at the surface
+        share = np.clip(0.5 - distance_mm(organ, canonical) / voxel_mm, 0.0, 1.0)
         level = getattr(organ, modality.lower()) * _texture(organ, canonical, rng)
         clean += share * (level - clean)
     if modality == "CT":

@@ -18,6 +18,7 @@ from preprocessing.choose import choose_specs
 from preprocessing.errors import PlanError
 from preprocessing.files import append_log, load_json, save_json, text_digest
 from preprocessing.fingerprint import LOG, WAIT, CasePrint, Fingerprint, load_fingerprint
+from preprocessing.grid_types import Shape, Triple
 from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation
 from preprocessing.options import add_plan_options, add_store_options, ending
@@ -27,8 +28,6 @@ from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.splits import subjects_of_test
 
 Policy = Literal["paper", "fit"]
-Triple = tuple[float, float, float]
-Shape = tuple[int, int, int]
 FILE = "plan.json"
 MANIFEST = "manifest.json"  # of the store: another plan makes it unfinished
 
@@ -292,9 +291,8 @@ def _run(arguments: argparse.Namespace) -> int:
     root = Root.resolve(arguments.root, arguments.raw)
     for spec in choose_specs(arguments.datasets, root.raw):
         folder = root.preprocessed / spec.name
-        found = load_fingerprint(
-            folder
-        )  # before the lock, which would make the folder of a dataset that has none
+        # before the lock, which would make the folder of a dataset that has none
+        found = load_fingerprint(folder)
         plan = make_plan(found, spec, arguments.policy, tuple(arguments.crop))
         with only_run_in(folder, WAIT):
             settle_plan(folder, plan, arguments.overwrite)

@@ -28,22 +28,25 @@ from preprocessing.fingerprint import (
     verdicts_of,
 )
 from preprocessing.geometry import voxel_ml
+from preprocessing.grid_types import Shape
 from preprocessing.lock import only_run_in
 from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.parallel import parallel_map
 from preprocessing.paths import Root
-from preprocessing.plan import Plan, Policy, Shape, make_plan, settle_plan
+from preprocessing.plan import MANIFEST, Plan, Policy, make_plan, settle_plan
 from preprocessing.spec import DatasetSpec
 from preprocessing.splits import make_splits
 from preprocessing.store import (
     CASES,
-    MANIFEST,
     CaseEntry,
     CaseRecord,
     Manifest,
     Store,
     describe_labels,
     digest_of_source,
+    image_path,
+    labels_path,
+    record_path,
     valid_record,
     write_case,
 )
@@ -225,7 +228,8 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
     sweep(folder)
     if not (folder / CASES).is_dir():
         return
-    wanted = {f"{case_id}{ending}" for case_id in known for ending in (".b2nd", ".seg.b2nd", ".json")}
+    paths = (image_path, labels_path, record_path)
+    wanted = {path_of(folder, case_id).name for case_id in known for path_of in paths}
     for path in (folder / CASES).iterdir():
         if path.name not in wanted and not path.is_dir():  # a folder is not ours (@eaDir of a network disk)
             path.unlink()

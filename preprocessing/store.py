@@ -23,12 +23,13 @@ from scipy import ndimage
 from preprocessing.errors import RawDataError, StoreError
 from preprocessing.files import load_json, replaced, save_json, text_digest
 from preprocessing.fingerprint import CasePrint, Verdict, load_fingerprint
-from preprocessing.plan import MANIFEST, Plan, Shape, Triple
+from preprocessing.geometry import label_counts
+from preprocessing.grid_types import Box, Shape, Triple
+from preprocessing.plan import MANIFEST, Plan
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
 from preprocessing.splits import Split
 
 CASES = "cases"
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 class ClassEntry(BaseModel):
@@ -241,7 +242,7 @@ def valid_record(folder: Path, case_id: str, plan: Plan, source_digest: str) -> 
 
 def describe_labels(labels: np.ndarray, voxel_ml: float, classes: dict[str, int]) -> dict[str, ClassEntry]:
     """Voxels, millilitres and bounding box of every class with a voxel in uint8 labels [D,H,W]."""
-    counts = np.bincount(labels.ravel(), minlength=256)
+    counts = label_counts(labels)
     boxes = ndimage.find_objects(labels, max_label=max(classes.values()))
     described = {}
     for name, value in classes.items():

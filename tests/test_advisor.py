@@ -17,8 +17,8 @@ from stub_model import GreyModel, loaded_with
 from iris_pipeline.advice_page import add_strategies, advice_markdown, trials_text, write_advice
 from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
 from iris_pipeline.pool import embed, people_of
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.rivals import Attempt, comparison_text
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference
 from preprocessing.errors import ReferenceCaseError
 

@@ -29,10 +29,10 @@ from iris_pipeline.api import (
 )
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import encode_files
 from iris_pipeline.references import find_references
 from iris_pipeline.showing import AS_PLANNED
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, TaskError
 from preprocessing.normalise import Normalisation, normalise
 

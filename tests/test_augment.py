@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from iris_pipeline.augment import (
     IDENTITY,
@@ -13,7 +14,6 @@ from iris_pipeline.augment import (
     REFERENCE_RANGES,
     Augmentation,
     AugmentationRanges,
-    apply_augmentation,
     apply_intensity,
     draw_augmentation,
     sample_patch,
@@ -92,18 +92,27 @@ def test_nothing_is_mirrored() -> None:
     assert all(np.linalg.det(d.matrix()) > 0 for d in draws(QUERY_RANGES, 200))
 
 
+def augmented(params: Augmentation, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment a volume about its own centre: image [1,D,H,W] float32, labels [D,H,W] uint8; shapes stay."""
+    depth, height, width = labels.shape
+    moved, mask = sample_patch(
+        params, image[0].numpy(), labels.numpy(), (0, 0, 0), (depth, height, width), float(image.min())
+    )
+    return apply_intensity(params, moved), mask
+
+
 def test_the_same_generator_state_gives_the_same_values_whatever_the_global_state() -> None:
     params = draws(AugmentationRanges(p_noise=1.0, p_blur=1.0, p_gamma=1.0), 1, seed=7)[0]
     image, labels = torch.from_numpy(noise_volume(PATCH))[None], torch.zeros(PATCH, dtype=torch.uint8)
     torch.manual_seed(1)
     np.random.seed(1)
-    first = apply_augmentation(params, image, labels)[0]
+    first = augmented(params, image, labels)[0]
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr, index]
     torch.manual_seed(2)
     np.random.seed(2)
     again = draws(AugmentationRanges(p_noise=1.0, p_blur=1.0, p_gamma=1.0), 1, seed=7)[0]
     assert again == params
-    assert torch.equal(apply_augmentation(again, image, labels)[0], first)
+    assert torch.equal(augmented(again, image, labels)[0], first)
     torch.manual_seed(1)
     np.random.seed(1)
     assert torch.equal(torch.get_rng_state(), before[0]), "the global generator of torch was used"
@@ -116,7 +125,7 @@ def test_the_same_generator_state_gives_the_same_values_whatever_the_global_stat
 def test_the_identity_changes_nothing() -> None:
     image = torch.from_numpy(noise_volume((16, 18, 20)))[None]
     labels = torch.from_numpy(one_voxel((16, 18, 20), (3, 4, 5)))
-    out, mask = apply_augmentation(IDENTITY, image, labels)
+    out, mask = augmented(IDENTITY, image, labels)
     assert torch.equal(out, image) and torch.equal(mask, labels)
     assert out.data_ptr() != image.data_ptr()
 

@@ -21,10 +21,10 @@ from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.judging import bank_witnesses, no_witnesses, stored_witnesses
 from iris_pipeline.pose import POSES, turned_plan
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, tasks_shown_otherwise
 from iris_pipeline.references import prepare_reference
 from iris_pipeline.showing import Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import one_shot
 from preprocessing.adapters import find_cases
 from preprocessing.orientation import UPRIGHT

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from grids import SHAPES, blobs, oblique, one_hot_argmax, sampled, small_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.geometry import GridTrace, Resampling
+from preprocessing.geometry import GridTrace, Resampling, label_counts
 from preprocessing.orientation import Reorientation
 
 TRACE_SHAPES = [
@@ -131,3 +133,16 @@ def test_the_trace_undoes_resampling_then_orientation(
     scores = np.random.default_rng(0).uniform(size=prepared)
     back = trace.reorientation.apply(trace.undo_scores(scores))
     assert np.allclose(back, sampled(scores, native, 1, "nearest"), atol=1e-6)
+
+
+# Voxels of each value
+
+
+def test_voxels_of_each_value_are_counted_without_a_wider_copy_of_the_labels() -> None:
+    labels = np.random.default_rng(0).choice(np.array([0, 1, 7, 255], np.uint8), size=(64, 96, 96))
+    tracemalloc.start()
+    counts = label_counts(labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(counts, np.bincount(labels.ravel(), minlength=256))
+    assert peak < labels.size, "bincount over the whole would take 8 bytes a voxel"

@@ -10,7 +10,8 @@ from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.halved import HalvedStore, halve_image, halve_labels, halved_patch, wide_view, window_edges
 from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.train import update_bank
-from preprocessing.store import Box, Store
+from preprocessing.grid_types import Box
+from preprocessing.store import Store
 
 
 def with_patch(store: Store, patch: tuple[int, int, int]) -> Store:

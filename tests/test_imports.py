@@ -20,6 +20,7 @@ ORDER = (
     # raw folder -> unified store; knows files, geometry, intensities, and no network
     "preprocessing",
     "preprocessing.errors",
+    "preprocessing.grid_types",
     "preprocessing.paths",
     "preprocessing.files",
     "preprocessing.lock",
@@ -202,6 +203,7 @@ ORDER = (
     "iris_pipeline.cli.add",
     "iris_pipeline.cli._showing",
     "iris_pipeline.cli._models",
+    "iris_pipeline.cli._references",
     "iris_pipeline.cli._training",
     "iris_pipeline.cli.train",
     "iris_pipeline.cli._outputs",

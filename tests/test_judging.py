@@ -27,8 +27,8 @@ from iris_pipeline.judging import (
     stored_witnesses,
     with_people,
 )
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.references import ReferenceFiles, prepare_reference, stored_reference
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.adapters import Case, find_cases

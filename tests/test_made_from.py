@@ -15,8 +15,9 @@ from stub_model import loaded_with
 
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import InferenceOptions, predict_cases, predict_folder
+from iris_pipeline.predict import predict_cases, predict_folder
 from iris_pipeline.showing import SEARCH_RULES, Showing
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import PredictionError
 
 

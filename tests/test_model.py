@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iris_pipeline.model import IrisConfig, build_config, build_iris, count_parameters
+from iris_pipeline.model import STRIDE, IrisConfig, build_config, build_iris, count_parameters
 from iris_pipeline.model.blocks import (
     Attention,
     downsample_mask_adjoint,
-    pixel_shuffle_3d,
     unshuffle_mask,
 )
 from iris_pipeline.model.task_encoder import ContextBranch, TaskLevel, coarse_masks
 from iris_pipeline.model.volume_ops import upsampling_matrix
+from preprocessing import plan
 from preprocessing.errors import ModelError
 
 TINY = IrisConfig(
@@ -98,6 +98,18 @@ def test_empty_mask_gives_a_zero_token() -> None:
     level = TaskLevel(channels=3, factor=4, tokens=1, depth=0)
     token = level.foreground_token(torch.randn(1, 3, 2, 2, 2), torch.zeros(1, 1, 8, 8, 8))
     assert torch.equal(token, torch.zeros(1, 1, 3))
+
+
+def pixel_shuffle_3d(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """[B,C r^3,d,h,w] -> [B,C,D,H,W]; the inverse of an unshuffle with the order (z,y,x) inside r^3."""
+    b, channels, d, h, w = x.shape
+    r = factor
+    y = x.view(b, channels // r**3, r, r, r, d, h, w)
+    return y.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, channels // r**3, d * r, h * r, w * r)
+
+
+def test_plans_have_patches_that_the_network_takes() -> None:
+    assert plan.STRIDE == STRIDE, "neither may import the other"
 
 
 def test_unshuffle_inverts_shuffle_and_orders_z_first() -> None:

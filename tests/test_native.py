@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from iris_pipeline.native import HALO, PackedVolume, Tile, blocks, label_block, quantise, tiles
-from preprocessing.geometry import Resampling, Shape
+from preprocessing.geometry import Resampling
+from preprocessing.grid_types import Shape
 
 GRIDS = [  # native, prepared
     ((6, 9, 8), (9, 5, 8)),

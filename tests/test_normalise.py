@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from preprocessing import normalise as module
 from preprocessing.errors import RawDataError
-from preprocessing.normalise import Normalisation, normalise
+from preprocessing.normalise import Normalisation, normalise, spread_about
 
 CT, MR, PET = (Normalisation.for_modality(modality) for modality in ("CT", "MR", "PET"))
 
@@ -30,6 +31,17 @@ def test_ct_by_hand() -> None:
     result = normalise(values, CT)
     assert result.dtype == np.float32 and result.shape == (1, 1, 5)
     assert result.ravel() == pytest.approx((clipped + 196) / spread, abs=1e-6)
+
+
+def test_spread_is_numpys_in_double_precision_without_a_copy_of_the_volume() -> None:
+    values = 1000 + np.random.default_rng(0).normal(0, 3, (60, 64, 64)).astype(np.float32)
+    mean = float(values.mean(dtype=float))
+    tracemalloc.start()
+    spread = spread_about(values, mean)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert spread == pytest.approx(float(values.std(dtype=float)), rel=1e-12)
+    assert peak < values.nbytes / 4
 
 
 def test_ct_over_the_body_by_hand() -> None:

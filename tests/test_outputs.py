@@ -13,7 +13,8 @@ from stub_model import GreyModel, loaded_with, make_task
 from iris_pipeline.confidence import TABLE, Judgement, judgements_in
 from iris_pipeline.inputs import InputCase, find_inputs
 from iris_pipeline.outputs import Outputs, file_names, is_complete
-from iris_pipeline.predict import InferenceOptions, predict_folder
+from iris_pipeline.predict import predict_folder
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.volumes import TABLE as VOLUMES
 from iris_pipeline.volumes import volumes_in
 from preprocessing.source import FileSource

@@ -21,12 +21,8 @@ from torch import Tensor
 
 from iris_pipeline import predict as module
 from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.predict import (
-    modality_warning,
-    predict_case,
-    predict_folder,
-    raise_for_refused,
-)
+from iris_pipeline.predict import modality_warning, predict_folder, raise_for_refused
+from iris_pipeline.scan import segment_scan
 from preprocessing.errors import LockError, PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
 from preprocessing.lock import only_run_in
@@ -40,7 +36,7 @@ def test_masks_come_back_exactly_from_a_finer_grid(order: str) -> None:
     image, labels = paint((12, 40, 34), BLOCKS)
     model, task = grey_task(image, labels)
     query = volume(image, affine_of(order, (3.0, 1.0, 1.0), degrees=11.0))
-    found = predict_case(loaded_with(model), task, query)
+    found = segment_scan(loaded_with(model), [task], query).labels
     assert found.dtype == np.uint8
     assert np.array_equal(found, labels)
 
@@ -52,7 +48,7 @@ def test_masks_come_back_from_a_coarser_grid_but_for_corners(order: str) -> None
     image, labels = paint((12, 40, 34), {1: np.s_[2:10, 6:26, 8:22]})
     model, task = grey_task(image, labels, spacing_mm=(2.0, 2.0, 2.0))
     query = volume(image, affine_of(order, (1.0, 1.0, 1.0), degrees=11.0))
-    found = predict_case(loaded_with(model), task, query)
+    found = segment_scan(loaded_with(model), [task], query).labels
     lost = np.argwhere(found != labels).tolist()
     assert lost == [[z, y, x] for z in (2, 9) for y in (6, 25) for x in (8, 21)]
     assert len(model.images) == 4, "6 x 20 x 17 prepared voxels are four windows of 16"
@@ -62,7 +58,7 @@ def test_the_task_spacing_is_that_of_the_turned_axes() -> None:
     # In a PSR file the array's axes (z,y,x) run along R, S, P: 2, 3, 4 mm are S 3, A 4, R 2 in RAS+ (z,y,x).
     image, labels = paint((12, 40, 34), BLOCKS)
     model, task = grey_task(image, labels, spacing_mm=(3.0, 4.0, 2.0))
-    predict_case(loaded_with(model), task, volume(image, affine_of("PSR", (2.0, 3.0, 4.0))))
+    segment_scan(loaded_with(model), [task], volume(image, affine_of("PSR", (2.0, 3.0, 4.0))))
     inside = np.concatenate([i.numpy().ravel() for i in model.images])
     expected = normalise(image, task.normalisation)
     assert set(np.round(inside, 4).tolist()) == set(np.round(expected, 4).ravel().tolist()), (
@@ -75,7 +71,7 @@ def test_volumes_smaller_and_larger_than_the_window(shape: tuple[int, int, int])
     z, y, x = (slice(n // 4, n // 4 + max(2, n // 2)) for n in shape)
     image, labels = paint(shape, {1: (z, y, x)})
     model, task = grey_task(image, labels)
-    found = predict_case(loaded_with(model), task, volume(image, affine_of("LPS", (1.0, 1.0, 1.0))))
+    found = segment_scan(loaded_with(model), [task], volume(image, affine_of("LPS", (1.0, 1.0, 1.0)))).labels
     assert np.array_equal(found, labels)
 
 
@@ -83,7 +79,7 @@ def test_the_most_probable_class_wins_and_values_are_the_tasks() -> None:
     image, labels = paint((16, 16, 16), {1: np.s_[:8], 2: np.s_[8:]}, grey={1: 40.0, 2: 60.0})
     # z-scores -1 and 1; both classes are above 0.5 at -1 (0.6 and 1.0 away, width 1.2), the nearer one wins
     task = make_task([-0.4, -2.0], ("near", "far"), class_values=(7, 200))
-    found = predict_case(loaded_with(GreyModel(1.2)), task, volume(image, np.eye(4)))
+    found = segment_scan(loaded_with(GreyModel(1.2)), [task], volume(image, np.eye(4))).labels
     assert found[labels == 1].tolist() == [7] * int((labels == 1).sum())
     assert found[labels == 2].tolist() == [0] * int((labels == 2).sum())
 
@@ -94,7 +90,7 @@ def test_the_intensity_offset_comes_before_clipping() -> None:
     ct = Normalisation.for_modality("CT")
     model = GreyModel()
     task = make_task([1.0], normalisation=ct, modality="CT", intensity_offset=-1000.0)
-    predict_case(loaded_with(model), task, volume(image, np.eye(4)))
+    segment_scan(loaded_with(model), [task], volume(image, np.eye(4)))
     # -600, 0 and (clipped) 500 HU: three levels; without the offset all but the first would be clipped to 500
     assert np.array_equal(model.images[0][0, 0].numpy(), normalise(image - 1000, ct))
     assert len(np.unique(model.images[0])) == 3 and len(np.unique(normalise(image, ct))) == 2
@@ -105,20 +101,20 @@ def test_a_reference_is_never_its_own_query() -> None:
     reference = volume(image, affine_of("RAS", (3.0, 1.0, 1.0)))
     model, task = grey_task(image, labels, reference_hashes=("other", image_hash(reference)))
     with pytest.raises(ReferenceCaseError, match="never its own query; this scan is one of the references"):
-        predict_case(loaded_with(model), task, reference)
+        segment_scan(loaded_with(model), [task], reference)
     # the same scan stored as LPS: x and y reversed
     turned = volume(image[:, ::-1, ::-1].copy(), affine_of("LPS", (3.0, 1.0, 1.0)))
     with pytest.raises(ReferenceCaseError, match="never its own query"):
-        predict_case(loaded_with(model), task, turned)
+        segment_scan(loaded_with(model), [task], turned)
     image[0, 0, 0] += 1
-    predict_case(loaded_with(model), task, volume(image, reference.affine))
+    segment_scan(loaded_with(model), [task], volume(image, reference.affine))
 
 
 def test_a_task_of_another_model_is_refused() -> None:
     with pytest.raises(TaskError, match="serves only the model that encoded it"):
-        predict_case(
+        segment_scan(
             loaded_with(GreyModel(), model_hash="f" * 16),
-            make_task([1.0]),
+            [make_task([1.0])],
             volume(np.zeros((4, 4, 4)), np.eye(4)),
         )
 

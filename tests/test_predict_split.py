@@ -17,7 +17,6 @@ from iris_pipeline import query_tasks
 from iris_pipeline.checkpoint import RunState
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import (
     Experiment,
     held_out_tasks,
@@ -28,6 +27,7 @@ from iris_pipeline.predict_split import (
 from iris_pipeline.references import measure_references, plan_references
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.showing import AS_PLANNED
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.adapters import Case, find_cases

@@ -14,14 +14,15 @@ from stub_model import make_task, tiny_model
 
 from iris_pipeline import query_tasks, rivals
 from iris_pipeline.pool import EmbeddingCache, embed
-from iris_pipeline.predict import InferenceOptions, predict_case
 from iris_pipeline.query_tasks import BEST, ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
-from iris_pipeline.references import image_hash
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.rivals import RIVALS
+from iris_pipeline.scan import segment_scan
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import one_shot
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
+from preprocessing.findings import image_hash
 
 OPTIONS = InferenceOptions(overlap=0.0)
 TUNING = TuningSettings(steps=2, check_every=2, judges=1)
@@ -72,7 +73,7 @@ def test_every_strategy_makes_a_task_for_a_query() -> None:
         assert made[strategy].classes == CLASSES
         assert made[strategy].made_by in ((strategy,) if strategy != BEST else RIVALS)
         assert (task_of(query_of(10)) is made[strategy]) == (strategy in ONE_TASK)
-        assert predict_case(loaded, made[strategy], query, OPTIONS).shape == query.shape
+        assert segment_scan(loaded, [made[strategy]], query, OPTIONS).labels.shape == query.shape
     best = made.pop(BEST)
     assert torch.equal(best.tokens[0], made[best.made_by].tokens[0]), (
         "it is the task of the strategy it stands for"
@@ -82,10 +83,10 @@ def test_every_strategy_makes_a_task_for_a_query() -> None:
     assert made["tuning"].tuned and not made["ensemble"].tuned
     for strategy, task in made.items():
         with pytest.raises(ReferenceCaseError, match="never its own query"):
-            predict_case(loaded, task, query_of(1), OPTIONS)
+            segment_scan(loaded, [task], query_of(1), OPTIONS)
         if strategy != "one-shot":  # whoever was in the pool had a say, chosen or not
             with pytest.raises(ReferenceCaseError, match="never its own query"):
-                predict_case(loaded, task, query_of(3), OPTIONS)
+                segment_scan(loaded, [task], query_of(3), OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_k_references_and_m_queries_cost_k_plus_m(
         assert len(loaded.model.encoded) == k * each_reference
         task_of = make(strategy, loaded, pool, references)
         for seed in range(20, 20 + m):
-            predict_case(loaded, task_of(query_of(seed)), query_of(seed), OPTIONS)
+            segment_scan(loaded, [task_of(query_of(seed))], query_of(seed), OPTIONS)
         assert len(loaded.model.encoded) == k * each_reference + m * each_query
 
 

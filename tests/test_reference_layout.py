@@ -11,7 +11,7 @@ import pytest
 from scans import affine_of, paint, save
 from test_inputs import write_dicom
 
-from iris_pipeline.cli._models import reference_files
+from iris_pipeline.cli._references import reference_files
 from iris_pipeline.kept_task import references_digest
 from iris_pipeline.reference_layout import find_layout
 from iris_pipeline.references import find_references

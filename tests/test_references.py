@@ -20,7 +20,6 @@ from iris_pipeline.references import (
     draw_references,
     embed_draws,
     find_references,
-    image_hash,
     made_up_spec,
     plan_references,
     prepare_reference,
@@ -32,6 +31,7 @@ from iris_pipeline.screening import screen_references
 from iris_pipeline.showing import AS_PLANNED
 from preprocessing.class_names import read_class_names
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
+from preprocessing.findings import image_hash
 from preprocessing.fingerprint import measure_case
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.orientation import Reorientation

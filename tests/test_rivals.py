@@ -14,7 +14,6 @@ from scans import affine_of, paint, save
 from stub_model import GreyModel, loaded_with, make_task
 
 from iris_pipeline.pool import Embedded, embed, people_of
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles, find_references
 from iris_pipeline.rivals import (
@@ -29,6 +28,7 @@ from iris_pipeline.rivals import (
     mean_dice,
 )
 from iris_pipeline.screening import with_people
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import PredictionError
@@ -150,7 +150,7 @@ def test_crumbs_count_as_in_prediction() -> None:
     crumbed[12:15, 12:15, 12:15] = 3.0  # looks the same, and is not the object
     held = replace(bench.references["a"], image=crumbed)
     task = bench.pool[1].task
-    assert task.one_piece() == ["x"]
+    assert list(task.one_piece()) == ["x"]
     whole, crumb = 5**3, 3**3
     kept = InferenceOptions(all_pieces=True)
     assert found_dice(bench.loaded, held, ["x"], task, InferenceOptions()) == {"x": 1.0}

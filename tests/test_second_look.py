@@ -17,7 +17,7 @@ from torch import Tensor
 from iris_pipeline.disagreement import gather_signs
 from iris_pipeline.focus import label_volume
 from iris_pipeline.pool import Embedded
-from iris_pipeline.predict import describe, digest, predict_case
+from iris_pipeline.predict import describe, digest
 from iris_pipeline.retrieval import RetrievalSettings, retrieve_classes
 from iris_pipeline.rivals import found_dice
 from iris_pipeline.scan import Wanted, segment_scan
@@ -305,10 +305,10 @@ def test_a_scan_that_was_cropped_is_found_as_the_whole_one_is() -> None:
     cropped = Volume(whole.array[BALL].copy(), whole.affine)
     # The ball lies 3.9 standard deviations above the mean of the whole scan, 1.8 above that of the cropped one.
     loaded: Any = loaded_with(GreyModel(width=2.2))
-    once = predict_case(loaded, replace(twice, surroundings=()), cropped)
+    once = segment_scan(loaded, [replace(twice, surroundings=())], cropped).labels
     assert 20 <= np.count_nonzero(once[truth[BALL]]) < 0.8 * truth.sum()
-    assert np.array_equal(predict_case(loaded, twice, cropped), truth[BALL])
-    assert np.array_equal(predict_case(loaded, twice, whole), truth)
+    assert np.array_equal(segment_scan(loaded, [twice], cropped).labels, truth[BALL])
+    assert np.array_equal(segment_scan(loaded, [twice], whole).labels, truth)
 
 
 def test_doubts_are_told_from_the_grey_values_that_the_mask_was_made_from() -> None:

@@ -17,7 +17,7 @@ from iris_pipeline.focus import wide_task
 from iris_pipeline.grey_weights import grey_evidence
 from iris_pipeline.losses import episode_loss
 from iris_pipeline.pool import embed
-from iris_pipeline.predict import InferenceOptions
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
 from iris_pipeline.task import TaskEmbedding
 from iris_pipeline.tuning import TuningSettings, held_out_subject, tune

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from iris_pipeline import judging
 from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.cli._models import tuning_settings
 from iris_pipeline.cli._outputs import wishes_of
+from iris_pipeline.cli._references import tuning_settings
 from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.cli._splits import stored_raw_cases
 from iris_pipeline.inputs import InputCase
-from iris_pipeline.predict import InferenceOptions, Verdict, predict_cases
+from iris_pipeline.predict import Verdict, predict_cases
 from iris_pipeline.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
@@ -24,6 +24,7 @@ from iris_pipeline.predict_split import (
     stored_tasks,
 )
 from iris_pipeline.retrieval import RetrievalSettings
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.adapters import Case
 from preprocessing.errors import TaskError
 from preprocessing.paths import Root
@@ -75,6 +76,7 @@ def predict_from_store(
         classes=store.manifest.classes,
         made_from={"dataset": dataset, "from": ids, "stored": stored_digest(store, ids)}
         | experiment.describe(),
+        left_out=arguments.left_out,
         **wishes,
     )
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.confidence import (
@@ -18,10 +18,11 @@ from iris_pipeline.confidence import (
     load_calibration,
 )
 from iris_pipeline.confidence_table import agreement_path
-from iris_pipeline.evaluate import Row
 from iris_pipeline.judging import MaskJudge, Volumes, Witnesses, no_volumes, no_witnesses
 from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import InferenceOptions, Judge
+from iris_pipeline.predict import Judge
+from iris_pipeline.rows import Row
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import PredictionError
 from preprocessing.files import save_json
 
@@ -46,6 +47,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Wishes(TypedDict):
+    """What is to be written: arguments of `predict_cases`, `predict_folder` and `predict_split`."""
+
+    outputs: Outputs
+    judge: Judge | None
+    overwrite: bool
+
+
 def wishes_of(
     arguments: argparse.Namespace,
     loaded: LoadedModel,
@@ -54,14 +63,13 @@ def wishes_of(
     *,
     witnesses: Callable[[], Witnesses] = lambda: no_witnesses,
     volumes: Callable[[Calibration], Volumes] = lambda _: no_volumes,
-) -> dict[str, Any]:
-    """What is to be written, for `predict_cases` and its like. witnesses, volumes: called only for --confidence."""
-    return {
-        "outputs": Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
-        "judge": _judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
-        "overwrite": arguments.overwrite,
-        **({} if arguments.left_out is None else {"left_out": arguments.left_out}),
-    }
+) -> Wishes:
+    """What the options say of it. witnesses, volumes: called only for --confidence."""
+    return Wishes(
+        outputs=Outputs(per_class=arguments.per_class, probabilities=arguments.probabilities),
+        judge=_judge_of(arguments, loaded, run_folder, options, witnesses, volumes),
+        overwrite=arguments.overwrite,
+    )
 
 
 def _judge_of(

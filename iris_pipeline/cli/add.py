@@ -16,7 +16,7 @@ from preprocessing.check import check_dataset
 from preprocessing.choose import refuse_taken_name
 from preprocessing.errors import SpecError
 from preprocessing.guess import guess_name
-from preprocessing.options import add_speed_options
+from preprocessing.options import add_raw_option, add_root_option, add_speed_options
 from preprocessing.paths import Root
 from preprocessing.spec import Modality, Role
 from preprocessing.survey import Survey, survey_folder
@@ -57,8 +57,8 @@ def add_main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--yes", action="store_true", help="take the guesses without asking")
     parser.add_argument("--overwrite", action="store_true", help="replace a specification of that name")
-    parser.add_argument("--root", help="root folder (default: IRIS_ROOT, else the current folder)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: ROOT/raw)")
+    add_root_option(parser)
+    add_raw_option(parser)
     add_speed_options(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _add(arguments), "Interrupted; run the same command again.")

@@ -10,21 +10,15 @@ from pathlib import Path
 from iris_pipeline.advice_page import add_strategies, write_advice
 from iris_pipeline.advisor import advise, plan_trials, run_trials
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
-from iris_pipeline.cli._models import (
-    add_channel_option,
-    add_device_options,
-    add_model_options,
-    autocast_of,
-    load_run,
-    reference_files,
-)
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._references import add_channel_option, reference_files
 from iris_pipeline.cli._showing import add_showing_options, showing_of
 from iris_pipeline.pool import people_of
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.provenance import made_by
 from iris_pipeline.query_tasks import try_strategies
 from iris_pipeline.references import Candidate, embed_files
 from iris_pipeline.rivals import check_rivals, comparison_text
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
 from preprocessing.paths import Root
@@ -99,11 +93,10 @@ def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     embedded = embed_files(
         loaded,
         files,
+        options,
         modality=arguments.modality,
         showing=showing_of(arguments),
         check=check,
-        device=device,
-        autocast=options.autocast,
         progress=True,
     )
     pool = sorted(embedded.pool, key=lambda reference: reference.id)

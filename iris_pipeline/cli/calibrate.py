@@ -7,13 +7,14 @@ import argparse
 from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
+from iris_pipeline.cli._splits import stored_raw_cases
 from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
 from iris_pipeline.shipped import is_shipped
-from preprocessing.adapters import find_cases
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 
@@ -30,7 +31,7 @@ def calibrate_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-d", type=stored_name, nargs="+", metavar="NAME", help="datasets (default: all that the model knows)"
     )
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     parser.add_argument(
         "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all three"
     )
@@ -86,9 +87,8 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
         )
     datasets = []
     for store in open_stores(root.preprocessed, names).values():
-        raw = store.manifest.spec.raw_folder(root.raw)
-        cases = find_cases(raw, store.manifest.spec) if raw.is_dir() else []
-        datasets.append(CalibrationData(store, {case.id: case for case in cases}))
+        raw = {case.id: case for case in stored_raw_cases(root, store)}
+        datasets.append(CalibrationData(store, raw))
     experiments = []
     for strategy in arguments.strategies:
         draws = range(arguments.draws if strategy == "one-shot" else 1)

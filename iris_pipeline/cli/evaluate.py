@@ -12,9 +12,7 @@ import pandas as pd
 from iris_pipeline.cli._common import at_least_one, not_negative, run
 from iris_pipeline.cli._outputs import tell_agreement
 from iris_pipeline.evaluate import (
-    BASELINE_STRATEGY,
     Evaluation,
-    Origin,
     TruthCase,
     dataset_spec,
     evaluate_folder,
@@ -25,19 +23,18 @@ from iris_pipeline.evaluate import (
 )
 from iris_pipeline.measure_tables import measures_table
 from iris_pipeline.provenance import made_by
-from iris_pipeline.rows import write_rows
+from iris_pipeline.rows import BASELINE_STRATEGY, Origin, write_rows
 from iris_pipeline.table_format import to_markdown
 from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
 from preprocessing.adapters import find_cases
 from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option, add_root_option
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
 from preprocessing.spec import DatasetSpec
 from preprocessing.store import open_stores
-
-ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
 
 
 def _evaluate_parser() -> argparse.ArgumentParser:
@@ -96,8 +93,8 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=default_workers(), help="processes (default: one a core)"
     )
-    parser.add_argument("--root", help=ROOT_HELP)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_root_option(parser)
+    add_raw_option(parser)
     return parser
 
 
@@ -141,45 +138,12 @@ def _evaluate_one(
     """Score one folder and write its rows; in a run's folder the baseline's rows too."""
     if not folder.is_dir():
         raise EvaluationError(f"Predictions are a folder of label maps, and {folder} is none: check -p.")
-    origin = read_origin(folder)
-    origin = replace(origin, dataset=arguments.d or origin.dataset)
-    if arguments.method:
-        origin = method_origin(
-            arguments.method,
-            origin.dataset,
-            arguments.split,
-            arguments.part,
-            strategy=arguments.strategy,
-            references=arguments.references,
-            draw=arguments.draw,
-        )
-    elif arguments.strategy or arguments.references is not None or arguments.draw is not None:
-        raise EvaluationError(
-            "--strategy, --references and --draw tell of another tool's masks: give its name with --method; ours say "
-            "it themselves."
-        )
+    origin = _origin(folder, arguments)
     spec = _spec(origin.dataset, root, needed=arguments.d is not None or arguments.g is None)
     truths, truth_classes = _truth(arguments, spec, root)
     if arguments.split:
         origin = replace(origin, split=f"{arguments.split}/{arguments.part}")
-    of_split = _split_cases(origin, root)
-    wanted = arguments.cases or of_split
-    if wanted is not None:
-        absent = sorted(set(wanted) - {truth.id for truth in truths})
-        if absent:
-            raise EvaluationError(
-                f"There is no truth for {', '.join(absent)}: check --cases, --split and -g."
-            )
-        foreign = sorted(set(wanted) - set(of_split)) if of_split is not None else []
-        if foreign:  # a case that trained, in a row that says test
-            whose, remedy = (
-                ("A run", "") if not arguments.method else ("A method", ", or leave --method out and give -g")
-            )
-            raise EvaluationError(
-                f"{whose}'s row holds cases of {origin.split} alone, and of {origin.dataset} it has no "
-                f"{', '.join(foreign[:5])}: name others with --cases{remedy}."
-            )
-        truths = [truth for truth in truths if truth.id in wanted]
+    truths = _asked_for(truths, origin, arguments, root)
     evaluation = evaluate_folder(
         folder,
         truths,
@@ -202,6 +166,51 @@ def _evaluate_one(
         out = folder / "evaluation.csv"
     write_rows(out, evaluation.rows, line)
     return evaluation, origin, out
+
+
+def _origin(folder: Path, arguments: argparse.Namespace) -> Origin:
+    """What the folder says of its masks, or with --method the options."""
+    origin = read_origin(folder)
+    origin = replace(origin, dataset=arguments.d or origin.dataset)
+    if arguments.method:
+        return method_origin(
+            arguments.method,
+            origin.dataset,
+            arguments.split,
+            arguments.part,
+            strategy=arguments.strategy,
+            references=arguments.references,
+            draw=arguments.draw,
+        )
+    if arguments.strategy or arguments.references is not None or arguments.draw is not None:
+        raise EvaluationError(
+            "--strategy, --references and --draw tell of another tool's masks: give its name with --method; ours say "
+            "it themselves."
+        )
+    return origin
+
+
+def _asked_for(
+    truths: list[TruthCase], origin: Origin, arguments: argparse.Namespace, root: Root
+) -> list[TruthCase]:
+    """Those that --cases names, else those of the origin's split, else all."""
+    of_split = _split_cases(origin, root)
+    wanted = arguments.cases or of_split
+    if wanted is None:
+        return truths
+    absent = sorted(set(wanted) - {truth.id for truth in truths})
+    if absent:
+        raise EvaluationError(f"There is no truth for {', '.join(absent)}: check --cases, --split and -g.")
+    foreign = sorted(set(wanted) - set(of_split)) if of_split is not None else []
+    if foreign:  # a case that trained, in a row that says test
+        whose, remedy = (
+            ("A run", "") if not arguments.method else ("A method", ", or leave --method out and give -g")
+        )
+        raise EvaluationError(
+            f"{whose}'s row holds cases of {origin.split} alone, and of {origin.dataset} it has no "
+            f"{', '.join(foreign[:5])}: name others with --cases{remedy}."
+        )
+    return [truth for truth in truths if truth.id in wanted]
 
 
 def _named_values(path: str | None) -> dict[str, int] | None:

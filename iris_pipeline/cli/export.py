@@ -15,6 +15,7 @@ from iris_pipeline.judging import store_at_hand
 from iris_pipeline.nnunet_export import export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option, add_root_option
 from preprocessing.parallel import default_workers
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
@@ -53,8 +54,8 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=at_least_one, default=default_workers(), help="processes (default: one a core)"
     )
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_root_option(parser)
+    add_raw_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _export_command(arguments))
 
@@ -70,7 +71,7 @@ def export_model_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-o", required=True, metavar="FOLDER", help="the new model's folder, for iris_predict -m"
     )
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    add_root_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _export_model_command(arguments))
 

@@ -13,21 +13,23 @@ from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings
 from iris_pipeline.cli._models import (
-    GivenReferences,
     add_device_options,
     add_model_options,
-    add_reference_options,
     autocast_of,
+    load_run,
+    results_folder,
+)
+from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wishes_of
+from iris_pipeline.cli._references import (
+    GivenReferences,
+    add_reference_options,
     check_fit,
     encoding_of,
     given_references,
-    load_run,
-    results_folder,
     summary,
     tell_better,
     tell_task,
 )
-from iris_pipeline.cli._outputs import add_output_options, tell_judgements, wishes_of
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.inputs import InputCase, find_inputs
@@ -36,21 +38,16 @@ from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.made_from import check_out
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import (
-    InferenceOptions,
-    Verdict,
-    digest,
-    predict_cases,
-    predict_folder,
-    raise_for_refused,
-)
+from iris_pipeline.predict import Verdict, digest, predict_cases, predict_folder, raise_for_refused
 from iris_pipeline.predict_split import predict_split
 from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
 from iris_pipeline.references import ReferenceFiles
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
@@ -99,7 +96,7 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--top", type=at_least_one, metavar="N", help="references a class is taken from in object-retrieval"
     )
     add_model_options(parser)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     add_reference_options(parser)
     add_device_options(parser)
     parser.add_argument(
@@ -196,7 +193,9 @@ def _predict_inputs(
             for task in tasks:
                 print(f"Task: {summary(task)}.")
             wishes = wishes_of(arguments, loaded, folder, options)
-            return predict_folder(loaded, tasks, inputs, out, options, **wishes), None
+            return predict_folder(
+                loaded, tasks, inputs, out, options, left_out=arguments.left_out, **wishes
+            ), None
         given = given_references(arguments)
         return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
@@ -215,7 +214,7 @@ def _predict_inputs(
             ),
             volumes=lambda calibration: judging.known_volumes(calibration.volumes_ml.get(dataset, {})),
         )
-        return predict_folder(loaded, task, inputs, out, options, **wishes), None
+        return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes), None
     return predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
 
 
@@ -247,14 +246,16 @@ def _predict_from_files(
         tell_task(task, arguments, files.classes)
         if known is not None:
             print(f"It was made before: {path}; --overwrite makes it anew.")
-            return predict_folder(loaded, task, inputs, out, options, **wishes)
+            return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes)
         tell_better(strategy, files)
 
         def keep() -> None:
             keep_task(path, task)
             print(f"Kept for further scans, also for -t: {path}.")
 
-        return predict_folder(loaded, task, inputs, out, options, begun=keep, **wishes)
+        return predict_folder(
+            loaded, task, inputs, out, options, begun=keep, left_out=arguments.left_out, **wishes
+        )
     task_of, pool = file_tasks(
         strategy,
         loaded,
@@ -283,6 +284,7 @@ def _predict_from_files(
         # Of before: by floats, which another precision makes others.
         formerly={"references": [digest(reference.task) for reference in pool]},
         remarks={"references": [reference.id for reference in pool]},
+        left_out=arguments.left_out,
         **wishes,
     )
 

@@ -13,7 +13,14 @@ from preprocessing.check import Checked, check_dataset, dataset_folder, summaris
 from preprocessing.choose import own_specs
 from preprocessing.errors import IrisError
 from preprocessing.files import json_text, refusal, save_json
-from preprocessing.options import DATASETS_HELP, add_plan_options, add_speed_options, add_store_options
+from preprocessing.options import (
+    DATASETS_HELP,
+    add_plan_options,
+    add_raw_option,
+    add_root_option,
+    add_speed_options,
+    add_store_options,
+)
 from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST
 from preprocessing.run import known_specs, run_stages
@@ -37,8 +44,8 @@ def check_main(argv: Sequence[str] | None = None) -> int:
 def datasets_main(argv: Sequence[str] | None = None) -> int:
     """List the datasets that have a specification, and whether they are under raw/ and in the store."""
     parser = argparse.ArgumentParser(prog="iris_datasets", description=datasets_main.__doc__)
-    parser.add_argument("--root", help="root folder (default: IRIS_ROOT, else the current folder)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: ROOT/raw)")
+    add_root_option(parser)
+    add_raw_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _datasets(Root.resolve(arguments.root, arguments.raw)))
 

@@ -11,15 +11,15 @@ from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.embedding_map import FILE as NEAREST_FILE
 from iris_pipeline.embedding_map import embedding_map, write_nearest
 from iris_pipeline.embeddings import CASES_PER_DATASET, FILE, run_embeddings
-from iris_pipeline.made_from import RECORD
+from iris_pipeline.inbox import RECORD
 from iris_pipeline.provenance import made_by
 from iris_pipeline.report import write_picture, write_report
 from iris_pipeline.tables import EVALUATION
 from preprocessing.errors import EvaluationError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option, add_root_option
 from preprocessing.paths import Root
 
-ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
 SCREENS = {"desktop": Screen(1280, 900), "phone": Screen(390, 844, scale=2.0, phone=True)}
 
 
@@ -53,8 +53,8 @@ def report_main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("-d", type=stored_name, metavar="DATASET", help="of --picture")
     parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
-    parser.add_argument("--root", help=ROOT_HELP)
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_root_option(parser)
+    add_raw_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _report_command(arguments, made_by("iris_report", argv)))
 
@@ -103,7 +103,7 @@ def embeddings_main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
     parser.add_argument("--overwrite", action="store_true", help="encode again what is there")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--root", help=ROOT_HELP)
+    add_root_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _embeddings_command(arguments, made_by("iris_embeddings", argv)))
 

@@ -20,11 +20,12 @@ from iris_pipeline.cli._showing import add_showing_options, check_showing, showi
 from iris_pipeline.cli._splits import experiment_name, raw_cases
 from iris_pipeline.kept_showings import kept_showings
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.predict_split import Experiment, most_references, predict_split
 from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
+from iris_pipeline.sliding_window import InferenceOptions
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_raw_option
 from preprocessing.paths import Root
 from preprocessing.progress import Bar, say
 from preprocessing.store import Store, open_stores
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
     parser.add_argument("--overwrite", action="store_true", help="make rows anew that are there already")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_raw_option(parser)
     add_showing_options(parser)
     add_model_options(parser)
     add_device_options(parser)

@@ -24,9 +24,8 @@ from iris_pipeline.provenance import command_line, made_by, revision
 from iris_pipeline.report_tables import all_tables
 from iris_pipeline.table_format import to_markdown, write_tables
 from preprocessing.files import save_json
+from preprocessing.options import add_root_option
 from preprocessing.paths import Root
-
-ROOT_HELP = "folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)"
 
 
 def tables_main(argv: list[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def tables_main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-o", metavar="OUT", help="folder of tables.md and tables/ (default: the one that holds the runs)"
     )
-    parser.add_argument("--root", help=ROOT_HELP)
+    add_root_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _tables_command(arguments, made_by("iris_tables", argv)))
 
@@ -94,7 +93,7 @@ def benchmark_main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="fp32", help="default: %(default)s")
-    parser.add_argument("--root", help=ROOT_HELP)
+    add_root_option(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: _benchmark_command(arguments, command_line("iris_benchmark", argv)))
 

@@ -10,23 +10,19 @@ from pathlib import Path
 
 from iris_pipeline.checkpoint import load_model
 from iris_pipeline.cli._common import choose_device, run
-from iris_pipeline.cli._models import (
-    add_device_options,
-    add_model_options,
+from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, find_run, load_run
+from iris_pipeline.cli._references import (
     add_reference_options,
-    autocast_of,
     check_fit,
     encoding_of,
-    find_run,
     given_references,
-    load_run,
     summary,
     tell_task,
     tuned_text,
 )
 from iris_pipeline.memory_bank import bank_key
-from iris_pipeline.predict import InferenceOptions
 from iris_pipeline.query_tasks import ONE_TASK, encode_files
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import merge
 from iris_pipeline.task_file import load_task, save_task
 from preprocessing.paths import Root

@@ -20,6 +20,7 @@ from iris_pipeline.train_settings import TrainSettings
 from preprocessing.errors import ModelError, StoreError
 from preprocessing.lock import only_run_in
 from preprocessing.nnunet import stored_name
+from preprocessing.options import add_root_option
 from preprocessing.paths import Root
 from preprocessing.store import Store, open_stores
 
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--name", help="name of the run under results/ (default: datasets_size_fold)")
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    add_root_option(parser)
     parser.add_argument(
         "--start-from",
         metavar="RUN",
@@ -254,9 +255,8 @@ def _command(arguments: argparse.Namespace, given: Collection[str]) -> int:
             if arguments.datasets is None:
                 stores = open_stores(root.preprocessed, list(before.plans))
             if arguments.start_from and start is None and before.state.trained is None:
-                find_start(
-                    root.results, arguments.start_from
-                )  # it is needed, and this says why it is not there
+                # it is needed, and this says why it is not there
+                find_start(root.results, arguments.start_from)
             _tell_end(settings, before.state, folder)
         return _train(arguments, device, settings, stores, folder, start)
 

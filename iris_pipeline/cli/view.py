@@ -8,7 +8,7 @@ from pathlib import Path
 from iris_pipeline.view import find_predictions, make_gallery
 from iris_pipeline.view_server import address_of, make_server, write_page
 from preprocessing.nnunet import stored_name
-from preprocessing.options import ending
+from preprocessing.options import add_raw_option, add_root_option, ending
 from preprocessing.paths import Root
 
 
@@ -29,8 +29,8 @@ def view_main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="instead of serving: one page that holds the viewer and --cases (default: worst, median, best)",
     )
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
-    parser.add_argument("--raw", help="folder of the raw datasets (default: raw/ under the root)")
+    add_root_option(parser)
+    add_raw_option(parser)
     arguments = parser.parse_args(argv)
     return ending(lambda: _view_command(arguments))
 

@@ -98,11 +98,3 @@ def unshuffle_mask(mask: Tensor, factor: int) -> Tensor:
     r = factor
     y = mask.view(b, k, depth // r, r, height // r, r, width // r, r)
     return y.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, k, r**3, depth // r, height // r, width // r)
-
-
-def pixel_shuffle_3d(x: Tensor, factor: int) -> Tensor:
-    """[B,C r^3,d,h,w] -> [B,C,D,H,W]; the inverse of an unshuffle with the order (z,y,x) inside r^3."""
-    b, channels, d, h, w = x.shape
-    r = factor
-    y = x.view(b, channels // r**3, r, r, r, d, h, w)
-    return y.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, channels // r**3, d * r, h * r, w * r)
