@@ -26,7 +26,7 @@ from iris_pipeline.confidence import (
     load_calibration,
     save_calibration,
 )
-from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, predict
+from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
 
 HASH = "0123456789abcdef"
@@ -131,6 +131,14 @@ def test_people_are_left_out_with_all_their_cases() -> None:
     found = fit(signs, dice, cases, subjects=people, model_hash=HASH, made_from={}).agreement
     assert found.mean_absolute_error == pytest.approx(0.7) and found.cases == 4
     assert (found.poor, found.poor_flagged, found.flagged) == (8, 0, 8)
+
+
+def test_of_up_to_ten_people_each_is_told_by_all_the_others() -> None:
+    """Without a sign that is known the mean Dice of the others is all that can be said."""
+    people = np.repeat(np.arange(6), [3, 1, 2, 4, 2, 3])
+    truth = np.random.default_rng(2).uniform(size=len(people))
+    said = left_out(np.full((len(people), len(SIGNS)), math.nan), truth, people)
+    assert said == pytest.approx([truth[people != person].mean() for person in people])
 
 
 def test_what_is_said_of_unseen_cases_is_honest() -> None:

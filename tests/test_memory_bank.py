@@ -55,6 +55,14 @@ def test_restore_is_the_inverse() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_class_name_may_hold_the_sign_between_key_and_level() -> None:
+    bank = MemoryBank(0.9)
+    bank.update(bank_key("ct", "left|right"), tokens(2.0))
+    again = MemoryBank.restore(bank.momentum, bank.tensors(), bank.counts())
+    for a, b in zip(bank.get(["ct/left|right"]), again.get(["ct/left|right"]), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_bank_holds_no_graph() -> None:
     bank = MemoryBank()
     source = torch.ones(3, 4, requires_grad=True)
