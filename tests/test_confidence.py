@@ -26,7 +26,7 @@ from iris_pipeline.confidence import (
     load_calibration,
     save_calibration,
 )
-from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, left_out, predict
+from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, _ridge, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
 
 HASH = "0123456789abcdef"
@@ -111,6 +111,18 @@ def test_the_fit_is_the_ridge_of_scikit_learn() -> None:
     strongest = sorted(zip(lines[0].weights, lines[0].signs, strict=True))[-2:]
     assert {name for _, name in strongest} == {"windows", "cycle"}
     assert lines[-1].intercept == pytest.approx(np.mean(dice))
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 50.0])
+def test_weights_solve_the_normal_equations_of_ridge_regression(penalty: float) -> None:
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(20, 3))
+    columns -= columns.mean(axis=0)
+    truth = 0.5 + columns @ [0.3, 0.2, 0.1] + 0.01 * rng.normal(size=20)
+    weights, intercept = _ridge(columns, truth, penalty)
+    expected = np.linalg.solve(columns.T @ columns + penalty * np.eye(3), columns.T @ truth)
+    assert expected.min() > 0, "else weights are not those of the plain ridge"
+    assert weights == pytest.approx(expected) and intercept == pytest.approx(truth.mean())
 
 
 def test_a_sign_that_too_few_masks_know_has_no_say() -> None:

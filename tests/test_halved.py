@@ -138,6 +138,19 @@ def test_small_scans_have_no_wide_view(tiny_store: Store) -> None:
     assert wide_view(with_patch(tiny_store, (16, 16, 32))) is not None
 
 
+@pytest.mark.parametrize(("large", "worth"), [(2, False), (3, True)])
+def test_the_median_scan_decides_about_the_wide_view(large: int, worth: bool, tiny_store: Store) -> None:
+    """Of five scans these hold just two patches, the others one voxel less; one is huge either way."""
+    store = with_patch(tiny_store, (16, 16, 32))
+    shapes = [(16, 16, 640), *[(32, 16, 32)] * (large - 1), *[(1, 16 * 64 - 1, 16)] * (5 - large)]
+    cases = tuple(
+        entry.model_copy(update={"shape": shape})
+        for entry, shape in zip(store.manifest.cases, shapes, strict=True)
+    )
+    several = Store(store.folder, store.manifest.model_copy(update={"cases": cases}))
+    assert (wide_view(several) is not None) == worth
+
+
 def test_wide_episodes_go_to_the_bank_under_a_key_of_their_own(tiny_store: Store) -> None:
     store = with_patch(tiny_store, (16, 16, 32))
     name = store.manifest.dataset
