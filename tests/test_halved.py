@@ -109,6 +109,16 @@ def test_a_halved_store_reads_what_halving_gives(tiny_store: Store) -> None:
                 assert low <= part.start and part.stop <= high <= low + (part.stop - part.start) + 2
 
 
+def test_a_class_of_a_few_voxels_is_still_there_in_the_halved_store(tiny_store: Store) -> None:
+    first, *others = tiny_store.manifest.cases
+    name, found = next(iter(first.classes.items()))
+    few = found.model_copy(update={"voxels": 7, "bbox": ((3, 6), (4, 5), (7, 9))})
+    cases = (first.model_copy(update={"classes": {name: few}}), *others)
+    view = HalvedStore(Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"cases": cases})))
+    half = view.entry(first.id).classes[name]
+    assert (half.voxels, half.bbox, half.ml) == (1, ((1, 3), (2, 3), (3, 5)), found.ml)
+
+
 def test_a_halved_store_keeps_the_latest_cases_only(tiny_store: Store) -> None:
     read: list[str] = []
 

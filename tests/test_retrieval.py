@@ -116,7 +116,7 @@ def test_the_query_is_encoded_under_its_own_rough_mask() -> None:
 
 
 def test_the_rough_segmentation_has_an_overlap_of_its_own() -> None:
-    """48 planes are 3 windows of 16 without overlap, 5 that overlap by half; one more image is encoded, none segmented."""
+    """48 planes are 3 windows of 16 without overlap, and 5 that overlap by half."""
     query = np.zeros((48, 16, 16), np.float32)
     query[2:46, 3:9, 1:15] = np.linspace(2.6, 3.4, 44)[:, None, None]  # no window is like another
     for overlap, windows in ((0.0, 3), (0.5, 5)):
