@@ -80,6 +80,14 @@ def test_draws_fill_their_ranges_and_never_leave_them(ranges: AugmentationRanges
     assert len({d.noise_seed for d in drawn}) == 3000
 
 
+def test_a_shift_is_a_share_of_its_own_axis() -> None:
+    ranges = AugmentationRanges(translation=0.1, p_spatial=1.0)
+    rng = np.random.default_rng(0)
+    drawn = np.abs([draw_augmentation(rng, (16, 32, 64), ranges).translation for _ in range(500)])
+    most = np.array([1.6, 3.2, 6.4])
+    assert (drawn.max(0) <= most).all() and (drawn.max(0) > 0.97 * most).all()
+
+
 def test_the_query_is_perturbed_further_than_the_reference() -> None:
     for name in ("scale", "brightness", "gamma", "contrast"):
         (low, high), (query_low, query_high) = getattr(REFERENCE_RANGES, name), getattr(QUERY_RANGES, name)
@@ -234,26 +242,29 @@ def test_the_source_box_of_the_identity_is_the_patch_clipped_to_the_volume() -> 
 # --- intensities ----------------------------------------------------------------------------------
 
 
-def test_brightness_multiplies_then_adds() -> None:
+@pytest.mark.parametrize(("factor", "shift"), [(1.1, -0.2), (0.9, 0.2), (0.9, 0.0), (1.0, -0.1)])
+def test_brightness_multiplies_then_adds(factor: float, shift: float) -> None:
     image = torch.from_numpy(noise_volume(PATCH))[None]
-    out = apply_intensity(Augmentation(brightness=1.1, brightness_shift=-0.2), image)
-    torch.testing.assert_close(out, image * 1.1 - 0.2)
+    out = apply_intensity(Augmentation(brightness=factor, brightness_shift=shift), image)
+    torch.testing.assert_close(out, image * factor + shift)
 
 
-def test_gamma_follows_its_formula_and_keeps_mean_and_deviation() -> None:
+@pytest.mark.parametrize("gamma", [0.8, 1.2])
+def test_gamma_follows_its_formula_and_keeps_mean_and_deviation(gamma: float) -> None:
     image = torch.from_numpy(noise_volume(PATCH))[None]
-    out = apply_intensity(Augmentation(gamma=0.8), image)
+    out = apply_intensity(Augmentation(gamma=gamma), image)
     low, high = image.min(), image.max()
-    raised = ((image - low) / (high - low)) ** 0.8 * (high - low) + low
+    raised = ((image - low) / (high - low)) ** gamma * (high - low) + low
     expected = (raised - raised.mean()) / raised.std() * image.std() + image.mean()
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
     assert (out - image).abs().max() > 0.1
 
 
-def test_contrast_stretches_about_the_mean_within_the_old_range() -> None:
+@pytest.mark.parametrize("contrast", [0.8, 1.2])
+def test_contrast_stretches_about_the_mean_within_the_old_range(contrast: float) -> None:
     image = torch.from_numpy(noise_volume(PATCH))[None]
-    out = apply_intensity(Augmentation(contrast=1.2), image)
-    expected = ((image - image.mean()) * 1.2 + image.mean()).clamp(image.min(), image.max())
+    out = apply_intensity(Augmentation(contrast=contrast), image)
+    expected = ((image - image.mean()) * contrast + image.mean()).clamp(image.min(), image.max())
     torch.testing.assert_close(out, expected)
 
 
@@ -272,6 +283,21 @@ def test_noise_has_the_drawn_deviation_and_its_own_seed() -> None:
     assert first.std().item() == pytest.approx(0.02, rel=0.02)
     assert torch.equal(first, apply_intensity(Augmentation(noise_sigma=0.02, noise_seed=1), image))
     assert not torch.equal(first, apply_intensity(Augmentation(noise_sigma=0.02, noise_seed=2), image))
+
+
+def test_one_step_follows_the_other_in_the_order_of_the_legend() -> None:
+    steps = (
+        {"brightness": 1.2, "brightness_shift": 0.3},
+        {"gamma": 0.7},
+        {"contrast": 1.3},
+        {"blur_sigma": 0.8},
+        {"noise_sigma": 0.1, "noise_seed": 5},
+    )
+    image = torch.from_numpy(noise_volume(PATCH))[None]
+    together = apply_intensity(Augmentation(**{name: v for step in steps for name, v in step.items()}), image)
+    for step in steps:
+        image = apply_intensity(Augmentation(**step), image)
+    torch.testing.assert_close(together, image)
 
 
 def test_the_input_image_is_left_alone() -> None:

@@ -26,7 +26,7 @@ from iris_pipeline.confidence import (
     load_calibration,
     save_calibration,
 )
-from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, predict
+from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, _ridge, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
 
 HASH = "0123456789abcdef"
@@ -113,6 +113,18 @@ def test_the_fit_is_the_ridge_of_scikit_learn() -> None:
     assert lines[-1].intercept == pytest.approx(np.mean(dice))
 
 
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 50.0])
+def test_weights_solve_the_normal_equations_of_ridge_regression(penalty: float) -> None:
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(20, 3))
+    columns -= columns.mean(axis=0)
+    truth = 0.5 + columns @ [0.3, 0.2, 0.1] + 0.01 * rng.normal(size=20)
+    weights, intercept = _ridge(columns, truth, penalty)
+    expected = np.linalg.solve(columns.T @ columns + penalty * np.eye(3), columns.T @ truth)
+    assert expected.min() > 0, "else weights are not those of the plain ridge"
+    assert weights == pytest.approx(expected) and intercept == pytest.approx(truth.mean())
+
+
 def test_a_sign_that_too_few_masks_know_has_no_say() -> None:
     signs, dice, cases = some_masks(10)
     for row in signs[7:]:
@@ -131,6 +143,14 @@ def test_people_are_left_out_with_all_their_cases() -> None:
     found = fit(signs, dice, cases, subjects=people, model_hash=HASH, made_from={}).agreement
     assert found.mean_absolute_error == pytest.approx(0.7) and found.cases == 4
     assert (found.poor, found.poor_flagged, found.flagged) == (8, 0, 8)
+
+
+def test_of_up_to_ten_people_each_is_told_by_all_the_others() -> None:
+    """Without a sign that is known the mean Dice of the others is all that can be said."""
+    people = np.repeat(np.arange(6), [3, 1, 2, 4, 2, 3])
+    truth = np.random.default_rng(2).uniform(size=len(people))
+    said = left_out(np.full((len(people), len(SIGNS)), math.nan), truth, people)
+    assert said == pytest.approx([truth[people != person].mean() for person in people])
 
 
 def test_what_is_said_of_unseen_cases_is_honest() -> None:

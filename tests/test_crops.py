@@ -18,7 +18,7 @@ from iris_pipeline.crops import (
     roaming_start,
     voxel_of_class,
 )
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
 from preprocessing.errors import EpisodeError
 
 PLAIN = EpisodeConfig(augment=False)
@@ -144,6 +144,14 @@ def test_a_volume_smaller_than_the_patch_is_padded_with_its_own_minimum() -> Non
         for name, mask in zip(e.class_names, s.masks, strict=True):
             assert np.array_equal(mask[15:49, 10:54, 14:50].numpy(), labels == CLASSES[name])
             assert int(mask.sum()) == np.count_nonzero(labels == CLASSES[name])
+
+
+def test_validation_looks_at_the_middle_of_the_class_in_turn() -> None:
+    """Of the query; every class fits the patch, and the volume is six times as long."""
+    store = make_store(8, shape=(90, 90, 90), patch=(16, 16, 16))
+    for e in validation_episodes({"a": store}, "paper", per_dataset=6, max_classes=1):
+        (name,) = e.class_names
+        assert int(e.query.masks.sum()) == store.entry(e.query.case_id).classes[name].voxels
 
 
 def test_only_boxes_near_the_patch_are_read() -> None:

@@ -20,6 +20,7 @@ from iris_pipeline.sliding_window import InferenceOptions, segment_slabs
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation, normalise
+from preprocessing.orientation import Pose
 
 BLOCKS = {1: np.s_[4:14, 6:18, 8:22], 2: np.s_[12:20, 24:36, 12:30]}
 SHAPE = (24, 40, 34)
@@ -60,6 +61,31 @@ def test_where_nothing_is_in_doubt_all_signs_are_good() -> None:
         assert signs[name]["certainty"] > 0.99
     assert signs["ball"]["volume"] == pytest.approx(1.0)
     assert signs["doll"]["volume"] == pytest.approx(0.5)
+
+
+def test_the_scan_is_prepared_as_the_task_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values 1000 too high, which would all be clipped to one, and axes in another order."""
+    array = 1000 + 200 * paint(SHAPE, BLOCKS)[1].astype(np.float32)
+    rule = Normalisation.for_modality("CT")
+    scores = normalise(array - 1000, rule)
+    means = [float(scores[BLOCKS[value]].mean()) for value in (1, 2)]
+    task = make_task(means, ("ball", "doll"), normalisation=rule, modality="CT", intensity_offset=-1000.0)
+    asked: list[tuple[int, ...]] = []
+
+    def noted(network: Any, scan: np.ndarray, given: TaskEmbedding, options: Any) -> np.ndarray:
+        asked.append(scan.shape)
+        return label_volume(network, scan, given, options)
+
+    monkeypatch.setattr(disagreement, "label_volume", noted)
+    image = volume(array, affine_of("RAS", (1.0, 1.0, 1.0)))
+    model = GreyModel(0.5 * abs(means[0] - means[1]))
+    for axes in ("SAR", "LSA"):
+        signs = signs_of(image, model, [replace(task, pose=Pose(axes))])
+        for name in ("ball", "doll"):
+            assert signs[name]["windows"] == signs[name]["cycle"] == 1.0
+            assert signs[name]["likeness"] == pytest.approx(1.0, abs=1e-5)
+    (z, y, x), turned = asked[0], asked[-1]
+    assert turned == (x, z, y) != (z, y, x), "D, H, W toward L, S, A"
 
 
 class HalfBlindModel(GreyModel):

@@ -86,6 +86,31 @@ def test_a_faint_class_is_looked_for_where_it_is_faint() -> None:
     )
 
 
+def test_a_class_that_is_sure_somewhere_is_not_looked_for_where_it_is_faint() -> None:
+    image = scene()
+    image[30:38, 40:46, 50:60] = 1.475  # 40 * (0.5 - 0.525): as faint as above
+    assert look_first(GreyModel(), image, both_views([2.0]), OPTIONS) == Focus(
+        (((2, 26), (22, 46), (16, 44)),)
+    )
+    alone = np.where(image == 2, 0, image).astype(np.float32)
+    assert look_first(GreyModel(), alone, both_views([2.0]), OPTIONS) == Focus(
+        (((22, 40), (32, 48), (42, 64)),)
+    )
+
+
+def test_pieces_that_touch_at_a_corner_are_one() -> None:
+    mask = np.zeros((9, 9, 9), dtype=bool)
+    mask[1:3, 1:3, 1:3], mask[3, 3, 3] = True, True
+    assert object_box(mask, one_piece=True) == ((1, 4), (1, 4), (1, 4))
+
+
+def test_a_probability_of_one_half_is_not_above_it() -> None:
+    image = np.full((16, 16, 16), 0.5, np.float32)  # 40 * (0.5 - 0.5)
+    image[:4] = 0.45
+    labels = label_volume(GreyModel(), image, make_task([0.0]), OPTIONS)
+    assert labels[:4].all() and not labels[4:].any()
+
+
 def test_the_wide_task_is_on_the_halved_grid() -> None:
     task = replace(make_task([1.0], patch_size=(32, 64, 64), spacing_mm=(1.0, 2.0, 3.0)))
     task = replace(task, wide_tokens=(torch.tensor([7.0]).reshape(1, 1, 1, 1),))
@@ -115,6 +140,34 @@ def test_inside_its_box_a_class_is_what_one_pass_finds_and_outside_nothing(seed:
         torch.testing.assert_close(found[k][part], expected[k][part], atol=1e-5, rtol=0)
         found[k][part] = 0
         assert not found[k].any()
+
+
+@pytest.mark.parametrize("depth", [10, 40])
+@pytest.mark.parametrize("rows", [slice(0, 9), slice(13, 31), slice(30, 48)])
+def test_boxes_stay_in_place_where_a_part_of_the_rows_is_made(depth: int, rows: slice) -> None:
+    """Ten planes are fewer than a window has: they lie in the middle of their padding."""
+    image = np.random.default_rng(depth).normal(size=(depth, 48, 40)).astype(np.float32)
+    task, box = make_task([0.0]), ((2, 9), (11, 33), (5, 30))
+    expected = whole(GreyModel(), image, task, None)
+    outside = torch.ones(image.shape, dtype=torch.bool)
+    outside[2:9, 11:33, 5:30] = False
+    expected[0][outside] = 0
+    reached = 0
+    for first, slab in segment_slabs(GreyModel(), image, task, OPTIONS, rows=rows, focus=Focus((box,))):
+        assert first == reached
+        reached += slab.shape[1]
+        torch.testing.assert_close(slab, expected[:, first:reached, rows], atol=1e-5, rtol=0)
+    assert reached == depth
+
+
+@pytest.mark.parametrize("last", range(1, 41))
+def test_every_plane_is_answered_wherever_the_focus_ends(last: int) -> None:
+    image = np.random.default_rng(0).normal(size=(40, 16, 16)).astype(np.float32)
+    focus = Focus((((last - 1, last), (0, 16), (0, 16)),))
+    planes = []
+    for first, slab in segment_slabs(GreyModel(), image, make_task([0.0]), OPTIONS, focus=focus):
+        planes += [(first + z, bool(plane.any())) for z, plane in enumerate(slab[0])]
+    assert planes == [(z, z == last - 1) for z in range(40)]
 
 
 def test_fewer_windows_are_run() -> None:

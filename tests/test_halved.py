@@ -110,6 +110,16 @@ def test_a_halved_store_reads_what_halving_gives(tiny_store: Store) -> None:
                 assert low <= part.start and part.stop <= high <= low + (part.stop - part.start) + 2
 
 
+def test_a_class_of_a_few_voxels_is_still_there_in_the_halved_store(tiny_store: Store) -> None:
+    first, *others = tiny_store.manifest.cases
+    name, found = next(iter(first.classes.items()))
+    few = found.model_copy(update={"voxels": 7, "bbox": ((3, 6), (4, 5), (7, 9))})
+    cases = (first.model_copy(update={"classes": {name: few}}), *others)
+    view = HalvedStore(Store(tiny_store.folder, tiny_store.manifest.model_copy(update={"cases": cases})))
+    half = view.entry(first.id).classes[name]
+    assert (half.voxels, half.bbox, half.ml) == (1, ((1, 3), (2, 3), (3, 5)), found.ml)
+
+
 def test_a_halved_store_keeps_the_latest_cases_only(tiny_store: Store) -> None:
     read: list[str] = []
 
@@ -137,6 +147,19 @@ def test_a_halved_store_keeps_the_latest_cases_only(tiny_store: Store) -> None:
 def test_small_scans_have_no_wide_view(tiny_store: Store) -> None:
     assert wide_view(with_patch(tiny_store, (64, 64, 64))) is None
     assert wide_view(with_patch(tiny_store, (16, 16, 32))) is not None
+
+
+@pytest.mark.parametrize(("large", "worth"), [(2, False), (3, True)])
+def test_the_median_scan_decides_about_the_wide_view(large: int, worth: bool, tiny_store: Store) -> None:
+    """Of five scans these hold just two patches, the others one voxel less; one is huge either way."""
+    store = with_patch(tiny_store, (16, 16, 32))
+    shapes = [(16, 16, 640), *[(32, 16, 32)] * (large - 1), *[(1, 16 * 64 - 1, 16)] * (5 - large)]
+    cases = tuple(
+        entry.model_copy(update={"shape": shape})
+        for entry, shape in zip(store.manifest.cases, shapes, strict=True)
+    )
+    several = Store(store.folder, store.manifest.model_copy(update={"cases": cases}))
+    assert (wide_view(several) is not None) == worth
 
 
 def test_wide_episodes_go_to_the_bank_under_a_key_of_their_own(tiny_store: Store) -> None:

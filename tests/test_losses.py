@@ -63,3 +63,45 @@ def test_an_empty_mask_is_smoothed_by_a_share_of_the_crop() -> None:
         1  # a mask of one voxel keeps the one voxel of smoothing: (2 * 0.5 + 1) / (500 + 1 + 1)
     )
     torch.testing.assert_close(soft_dice(torch.zeros_like(one), one), torch.tensor([[2 / 502]]))
+
+
+def test_the_share_is_of_one_crop_and_a_voxel_at_least() -> None:
+    # of a batch of two samples and two classes each crop of 1000 voxels has the s of one alone
+    s = 1000 * EMPTY_SMOOTH
+    many = soft_dice(torch.zeros(2, 2, 10, 10, 10), torch.zeros(2, 2, 10, 10, 10))
+    torch.testing.assert_close(many, torch.full((2, 2), s / (500 + s)))
+    # 8 voxels: their share is 0.016 of one, so it is one: 1 / (4 + 1)
+    few = soft_dice(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+    torch.testing.assert_close(few, torch.tensor([[1 / 5]]))
+
+
+def test_samples_and_classes_keep_their_own_losses() -> None:
+    """Each pair of a batch has what it has alone, in its own place."""
+    logits = torch.randn(2, 3, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    masks = (torch.rand(2, 3, 2, 3, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    each = class_losses(logits, masks)
+    assert each.shape == (2, 3)
+    for b in range(2):
+        for k in range(3):
+            p, y = torch.sigmoid(logits[b, k]), masks[b, k]
+            dice = (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+            entropy = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+            torch.testing.assert_close(each[b, k], 1 - dice + entropy)
+
+
+def test_logits_of_half_precision_are_summed_in_whole() -> None:
+    """Under autocast: 32,768 voxels of probability 0.5 sum to 16,384, which bfloat16 holds to 128 at best."""
+    logits = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    masks = torch.zeros(1, 1, 32, 32, 32)
+    masks[..., :16] = 1
+    half, whole = (episode_loss(each, masks) for each in (logits, logits.float()))
+    assert half.total.dtype == torch.float32
+    assert torch.equal(half.total, whole.total) and torch.equal(half.dice, whole.dice)
+
+
+def test_what_is_logged_holds_no_graph() -> None:
+    logits = torch.zeros(1, 1, 1, 1, 4, requires_grad=True)
+    parts = episode_loss(logits, torch.ones(1, 1, 1, 1, 4))
+    assert (
+        parts.total.requires_grad and not parts.dice.requires_grad and not parts.cross_entropy.requires_grad
+    )

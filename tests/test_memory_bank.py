@@ -51,8 +51,32 @@ def test_restore_is_the_inverse() -> None:
     bank.update("ct/liver", tokens(7.0))
     again = MemoryBank.restore(bank.momentum, bank.tensors(), bank.counts())
     assert again.keys() == ["ct/left kidney", "ct/liver"] and again.updates("ct/left kidney") == 2
+    counted = again.counts()
+    MemoryBank.restore(again.momentum, again.tensors(), counted).update("ct/liver", tokens(1.0))
+    again.update("ct/liver", tokens(7.0))
+    assert counted == bank.counts() == {"ct/left kidney": 2, "ct/liver": 1}, "of then, not of now"
+    again = MemoryBank.restore(bank.momentum, bank.tensors(), bank.counts())
     for a, b in zip(bank.get(bank.keys()), again.get(bank.keys()), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_class_name_may_hold_the_sign_between_key_and_level() -> None:
+    bank = MemoryBank(0.9)
+    bank.update(bank_key("ct", "left|right"), tokens(2.0))
+    again = MemoryBank.restore(bank.momentum, bank.tensors(), bank.counts())
+    for a, b in zip(bank.get(["ct/left|right"]), again.get(["ct/left|right"]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_half_precision_does_not_reach_the_mean() -> None:
+    """1 and 1 + 1/128 are bfloat16, and there is none between them."""
+    bank = MemoryBank(0.5)
+    for value in (1.0, 1.0078125, 1.0078125):
+        bank.update("a/b", tuple(level.bfloat16() for level in tokens(value)))
+    # (0.125 * 1 + 0.75 * 1.0078125) / 0.875
+    mean = bank.get(["a/b"])[0]
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean.unique(), torch.tensor([1 + 6 / 7 / 128]), rtol=0, atol=1e-6)
 
 
 def test_bank_holds_no_graph() -> None:

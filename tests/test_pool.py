@@ -50,6 +50,17 @@ def test_equal_content_is_encoded_once_and_other_content_anew() -> None:
     assert len(other.model.encoded) == 1, "another model's tokens are no use"
 
 
+def test_what_was_encoded_in_bfloat16_is_not_taken_for_float32() -> None:
+    loaded, cache, reference = tiny_model(), EmbeddingCache(), blob_reference(1)
+    whole = embed(loaded, reference, PLAN, cache, with_image=True)
+    half = embed(loaded, reference, PLAN, cache, with_image=True, autocast=True)
+    assert len(loaded.model.encoded) == 4 and not torch.equal(half.task.tokens[0], whole.task.tokens[0])
+    assert whole.image_vector is not None and half.image_vector is not None
+    assert not torch.equal(half.image_vector, whole.image_vector)
+    again = embed(loaded, reference, PLAN, cache, with_image=True)
+    assert len(loaded.model.encoded) == 4 and torch.equal(again.task.tokens[0], whole.task.tokens[0])
+
+
 def test_an_image_vector_is_made_once_whatever_the_labels() -> None:
     loaded, cache, reference = tiny_model(), EmbeddingCache(), blob_reference(1)
     first = embed(loaded, reference, PLAN, cache, with_image=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from blobs import CLASSES, PLAN, blob_reference, draw_blobs
-from scans import volume
+from scans import affine_of, volume
 from stub_model import make_task, tiny_model
 
 from iris_pipeline import query_tasks, rivals
-from iris_pipeline.pool import EmbeddingCache, embed
+from iris_pipeline.pool import Embedded, EmbeddingCache, embed
 from iris_pipeline.query_tasks import BEST, ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.rivals import RIVALS
@@ -23,6 +23,9 @@ from iris_pipeline.strategies import one_shot
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
+from preprocessing.geometry import Resampling
+from preprocessing.normalise import Normalisation, normalise
+from preprocessing.orientation import Pose
 
 OPTIONS = InferenceOptions(overlap=0.0)
 TUNING = TuningSettings(steps=2, check_every=2, judges=1)
@@ -206,3 +209,35 @@ def test_names_that_are_no_strategy_here() -> None:
         PredictionError, match="One task for all queries is made by .*; got 'image-retrieval'"
     ):
         pooled_task("image-retrieval", loaded, pool, list(CLASSES), OPTIONS, prepare=references.__getitem__)
+
+
+@pytest.mark.parametrize("strategy", ["image-retrieval", "object-retrieval"])
+def test_retrieval_looks_at_the_query_as_the_references_were_prepared(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spacing, offset and pose are the task's; the file's own axes are others."""
+    task = make_task(
+        [1.0],
+        tuple(CLASSES)[:1],
+        spacing_mm=(1.5, 1.0, 2.0),
+        normalisation=Normalisation.for_modality("CT"),
+        modality="CT",
+        intensity_offset=-700.0,
+        pose=Pose("LSA"),
+    )
+    asked: list[np.ndarray] = []
+
+    def noted(_loaded: Any, _pool: Any, query: np.ndarray, *_: Any) -> Any:
+        asked.append(query)
+        return task if strategy == "image-retrieval" else (task, {})
+
+    monkeypatch.setattr(query_tasks, strategy.replace("-", "_"), noted)
+    array = np.random.default_rng(0).normal(700, 200, (12, 20, 16)).astype(np.float32)
+    query = volume(array, affine_of("PSR", (1.0, 2.0, 1.5)))
+    task_for_query(strategy, None, [Embedded("r", "s", task)], list(CLASSES), OPTIONS, prepare=noted)(query)  # type: ignore[arg-type]
+    # (z,y,x) of the file run toward R, S, P: L is its z turned round, S its y, A its x turned round
+    turned = (array - 700)[::-1, :, ::-1]
+    expected = Resampling.to_spacing(turned.shape, (1.0, 2.0, 1.5), task.spacing_mm)
+    wanted = expected.apply_image(normalise(turned, task.normalisation))
+    assert wanted.shape == (8, 40, 12)
+    np.testing.assert_allclose(asked[0], wanted, atol=1e-5)

@@ -115,6 +115,24 @@ def test_the_query_is_encoded_under_its_own_rough_mask() -> None:
     assert float(loaded.model.masks[-1].sum()) == rough.sum()
 
 
+def test_the_rough_segmentation_has_an_overlap_of_its_own() -> None:
+    """48 planes are 3 windows of 16 without overlap, and 5 that overlap by half."""
+    query = np.zeros((48, 16, 16), np.float32)
+    query[2:46, 3:9, 1:15] = np.linspace(2.6, 3.4, 44)[:, None, None]  # no window is like another
+    for overlap, windows in ((0.0, 3), (0.5, 5)):
+        loaded = loaded_with(GreyModel(width=0.5))
+        settings = RetrievalSettings(rough_overlap=overlap)
+        object_retrieval(
+            loaded,
+            grey_pool([2.0]),
+            query,
+            make_task([3.0], ("a",)),
+            InferenceOptions(overlap=0.75),
+            settings,
+        )
+        assert len(loaded.model.images) == windows
+
+
 def test_an_empty_rough_mask_leaves_the_start_as_it_is() -> None:
     start = make_task([30.0], ("a",))
     task, choices = object_retrieval(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preprocessing.adapters import find_cases
@@ -38,6 +39,29 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert once["paper"]["test"] != other["paper"]["test"]
 
 
+def test_a_seed_draws_the_same_people_in_every_version() -> None:
+    """Or a model of yesterday would be tested on who trained it: people in the order of numpy's permutation, a fifth
+    of them test, the next twentieth validates; of those who do not test every fifth one is a fold's.
+    """
+    subjects = {f"c{number:02d}_{scan}": f"p{number:02d}" for number in range(27) for scan in "ab"}
+    splits = make_splits(spec_with(split={"seed": 4}), subjects)
+    order = [f"p{number:02d}" for number in np.random.default_rng(4).permutation(27)]
+
+    def cases(people: list[str]) -> list[str]:
+        return sorted(case for case, person in subjects.items() if person in people)
+
+    assert splits["paper"] == {
+        "train": cases(order[6:]),
+        "validation": cases(order[5:6]),
+        "test": cases(order[:5]),
+    }
+    for number in range(5):
+        fold = order[5:][number::5]
+        assert splits[str(number)]["validation"] == cases(fold)
+        assert splits[str(number)]["train"] == cases([person for person in order[5:] if person not in fold])
+    assert subjects_of_test(spec_with(split={"seed": 4}), subjects) == set(order[:5])
+
+
 def test_each_subject_outside_the_test_validates_in_exactly_one_fold() -> None:
     splits = make_splits(spec_with(), numbered(27))
     assert list(splits) == split_names() == ["paper", "0", "1", "2", "3", "4", "all"]
@@ -53,6 +77,8 @@ def test_each_subject_outside_the_test_validates_in_exactly_one_fold() -> None:
 def test_few_subjects_still_validate_in_every_fold() -> None:
     splits = make_splits(spec_with(), numbered(4))
     assert all(len(splits[fold]["validation"]) == 1 and splits[fold]["train"] for fold in "01234")
+    rest = set(numbered(4)) - set(splits["paper"]["test"])
+    assert {case for fold in "01234" for case in splits[fold]["validation"]} == rest, "they take turns"
 
 
 def test_cases_of_one_subject_stay_together() -> None:

@@ -108,6 +108,22 @@ def test_the_area_of_a_block_is_about_its_faces() -> None:
     assert areas.sum() < faces
 
 
+def test_the_mean_distance_is_weighted_by_area() -> None:
+    """One voxel, and the same with its neighbour along x: the far four corners lie 1.5 mm off, all others 0.
+
+    At the eight corners of the first, and at the ends of the second, a surface element is a triangle between the
+    middles of three edges; at the four corners between both voxels it is a rectangle along x.
+    """
+    z, y, x = SPACING_MM
+    triangle = math.sqrt((z * y) ** 2 + (y * x) ** 2 + (x * z) ** 2) / 8
+    rectangle = x * math.hypot(y / 2, z / 2)
+    pair = voxel(1, 2, 3) | voxel(1, 2, 4)
+    expected = 4 * triangle * x / (8 * triangle + 8 * triangle + 4 * rectangle)
+    assert scores(pair, voxel(1, 2, 3)).assd_mm == pytest.approx(expected)
+    assert scores(voxel(1, 2, 3), pair).assd_mm == pytest.approx(expected)
+    assert expected < 0.7 * 4 * x / 20, "of the mean over elements"
+
+
 def test_empty_masks() -> None:
     empty = np.zeros((9, 8, 10), bool)
     assert all(math.isnan(value) for value in vars(scores(empty, empty)).values())

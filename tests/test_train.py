@@ -138,11 +138,11 @@ def test_validation_is_the_mean_dice_of_the_dataset(tiny_store: Store) -> None:
     assert scores == {"tiny": pytest.approx(sum(expected) / len(expected))}
 
 
-@pytest.mark.parametrize("weight_momentum", [0.0, 0.5])
+@pytest.mark.parametrize(("weight_momentum", "groups"), [(0.0, 1), (0.5, 2)])
 def test_interrupted_and_resumed_equals_unbroken(
-    weight_momentum: float, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight_momentum: float, groups: int, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores, settings = {"tiny": tiny_store}, replace(SHORT, weight_momentum=weight_momentum)
+    stores, settings = {"tiny": tiny_store}, replace(SHORT, weight_momentum=weight_momentum, groups=groups)
     train(settings, stores, tmp_path / "whole", device=CPU, show_progress=False)
     original = RunLog.step
 

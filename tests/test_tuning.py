@@ -12,7 +12,7 @@ from blobs import CLASSES, PATCH, PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
 from iris_pipeline import tuning
-from iris_pipeline.examples import crop_start
+from iris_pipeline.examples import crop_start, draw_example
 from iris_pipeline.focus import wide_task
 from iris_pipeline.grey_weights import grey_evidence
 from iris_pipeline.losses import episode_loss
@@ -365,6 +365,14 @@ def test_crops_roam_over_a_class_and_sometimes_over_the_volume() -> None:
     assert (starts >= 0).all() and (ends <= (100, 90, 80)).all()
     assert starts[~whole].std(0).min() > 10
     assert crop_start(rng, {}, (10, 90, 80), (32, 16, 16))[0] == -11, "a smaller volume lies in the middle"
+
+
+def test_examples_of_a_small_reference_are_padded_with_its_minimum() -> None:
+    image, labels = draw_blobs(1, (20, 32, 32))
+    reference = blob_reference(1, image=image + 5, labels=labels)
+    example = draw_example(reference, list(CLASSES), PATCH, np.random.default_rng(0), augmented=False)
+    assert np.array_equal(example.image[0, 0, 6:26].numpy(), reference.image)
+    assert (example.image[0, 0, :6] == float(reference.image.min())).all()
 
 
 def test_settings_and_references_that_cannot_be() -> None:
