@@ -63,11 +63,12 @@ def predict_main(argv: list[str] | None = None) -> int:
         description="Segment scans: with a task file, with references, or with what a model remembers.",
         epilog="Exit status: 0 all scans are done, now or before; 1 a scan, a reference or the call was refused, or "
         "something went wrong, and a sentence says what; 2 options that do not exist or go together; 130 and 143 "
-        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv. Run again: finished "
-        "masks are skipped. A mask is made again if its file is damaged, or if another scan or channel now has its name; "
-        "OUT/scans.json records which scan each mask is of (without that file, a mask on its scan's grid is assumed "
-        "to match). If a scan cannot be read or has two files, or the disk is full, the case is refused and its old "
-        "mask stays; the mask of a former scan is removed only when the new scan has been read.",
+        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv. Run again: finished"
+        " masks are skipped. A mask is made again if its file is damaged, or if another scan or channel now has "
+        "its name; OUT/scans.json records which scan each mask is of (without that file, a mask on its scan's "
+        "grid is assumed to match). If a scan cannot be read or has two files, or the disk is full, the case is "
+        "refused and its old mask stays; the mask of a former scan is removed only when the new scan has been "
+        "read.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
