@@ -38,7 +38,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=["paper", "fit"],
         default="paper",
-        help="paper: 1.5 mm, finer for small objects; fit: objects fit the crop (default: paper)",
+        help="target spacing. paper: 1.5 mm, finer for small objects; fit: such that objects fit the patch "
+        "(default: paper)",
     )
     parser.add_argument(
         "--crop",
@@ -49,7 +50,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="largest patch in voxels, multiples of 16 (default: 64 64 64)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a store that was made by another plan"
+        "--overwrite", action="store_true", help="replace preprocessed data that were made with another plan"
     )
 
 
