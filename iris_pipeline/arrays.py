@@ -33,7 +33,14 @@ ROUNDING = 1e-6
 @dataclass(frozen=True, eq=False)
 class Scan:
     """A 3D image [D,H,W] and where it lies: spacing_mm (z,y,x) of an array in RAS+, or affine, 4x4, which maps
-    (x,y,z,1) to RAS+ mm as nibabel's does.
+    (x,y,z,1) to RAS+ mm as nibabel's does. A nibabel image is Scan(file.get_fdata().T, affine=file.affine). A
+    SimpleITK image is its array and its geometry, with the signs of x and y changed:
+
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+        affine[:2] *= -1
+        scan = Scan(sitk.GetArrayFromImage(image), affine=affine)
     """
 
     image: np.ndarray

@@ -20,7 +20,10 @@ DATASETS_HELP = "names, YAML files, or: all, upstream, held-out, phantom (those 
 
 def add_root_option(parser: argparse.ArgumentParser) -> None:
     """--root: where all lies, see `paths.Root`."""
-    parser.add_argument("--root", help="folder of raw/, preprocessed/, results/ (else IRIS_ROOT, else here)")
+    parser.add_argument(
+        "--root",
+        help="folder with raw/, preprocessed/ and results/ (default: IRIS_ROOT, or the current folder)",
+    )
 
 
 def add_raw_option(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=["paper", "fit"],
         default="paper",
-        help="paper: 1.5 mm, finer for small objects; fit: objects fit the crop (default: paper)",
+        help="target spacing. paper: 1.5 mm, finer for small objects; fit: such that objects fit the patch "
+        "(default: paper)",
     )
     parser.add_argument(
         "--crop",
@@ -59,7 +63,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="largest patch in voxels, multiples of 16 (default: 64 64 64)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a store that was made by another plan"
+        "--overwrite", action="store_true", help="replace preprocessed data that were made with another plan"
     )
 
 

@@ -100,7 +100,7 @@ def test_an_affine_of_simpleitks_geometry_places_voxels_where_simpleitk_does() -
     image.SetSpacing((1.5, 1.0, 2.0))
     image.SetOrigin((10.0, -20.0, 30.0))
     image.SetDirection((0.0, -1.0, 0.0, 0.6, 0.0, -0.8, 0.8, 0.0, 0.6))
-    # as in README
+    # as in the docstring of Scan
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

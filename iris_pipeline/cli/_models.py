@@ -86,7 +86,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        help="a run under results/ or its path (default: the newest finished run, else the package's own model)",
+        help="a run under results/, its path, or the name of the bundled model (default: the newest finished run, or "
+        "the bundled model if there is none)",
     )
     add_root_option(parser)
 
@@ -97,7 +98,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", "bf16", "fp32"],
         default="auto",
-        help="auto: bf16 where it is faster, which is measured on a CPU that has it",
+        help="auto: bf16 if that is faster here (measured, on a CPU that has it)",
     )
 
 

@@ -29,21 +29,25 @@ from preprocessing.files import save_json
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--per-class", action="store_true", help="a mask of each class too; unlike labels, masks may overlap"
+        "--per-class",
+        action="store_true",
+        help="also write one mask per class; these may overlap, unlike in the label map",
     )
     parser.add_argument(
-        "--probabilities", action="store_true", help="probabilities of each class too, 8 bits a voxel"
+        "--probabilities",
+        action="store_true",
+        help="also write the probability of each class, with 8 bits per voxel",
     )
     parser.add_argument(
         "--confidence",
         action="store_true",
-        help=f"the Dice to expect of each mask, in {TABLE} (needs iris_calibrate; about twice the time)",
+        help=f"write the expected Dice of each mask to {TABLE} (needs iris_calibrate; about twice the time)",
     )
     parser.add_argument(
         "--review-below",
         type=float,
         metavar="DICE",
-        help=f"--confidence marks masks of a lower expected Dice (default: {REVIEW_BELOW:g})",
+        help=f"--confidence marks masks with a lower expected Dice (default: {REVIEW_BELOW:g})",
     )
 
 

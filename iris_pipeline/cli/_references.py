@@ -30,7 +30,7 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         "--references",
         type=at_least_one,
         metavar="N",
-        help="draw N of the references (default: all of -r, 5 of -d)",
+        help="draw N of the references (default: all of -r; 5 with -d)",
     )
     parser.add_argument(
         "--draw",
@@ -38,22 +38,22 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
         dest="seed",
         type=not_negative,
         metavar="SEED",
-        help="of the draw of references, and of tuning (default: 0)",
+        help="seed for drawing references and for tuning (default: 0)",
     )
     parser.add_argument(
         "--steps",
         type=at_least_one,
         metavar="N",
-        help="of tuning and refining, at most (default: 60, refining 120)",
+        help="most steps of tuning and refining (default: 60; refining 120)",
     )
     parser.add_argument(
         "--learning-rate",
         type=float,
         metavar="X",
-        help="of the tokens, in tuning and refining (default: 0.03)",
+        help="learning rate of the tokens in tuning and refining (default: 0.03)",
     )
     parser.add_argument(
-        "--modality", choices=["CT", "MR", "PET"], help="of the references of -r (default: guessed)"
+        "--modality", choices=["CT", "MR", "PET"], help="modality of the references of -r (default: guessed)"
     )
     add_channel_option(parser)
     add_showing_options(parser)
@@ -63,13 +63,13 @@ def add_channel_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-channel",
         metavar="C",
-        help="of the references of -r, where they have several: a number from 0 on, or its name",
+        help="channel of the references of -r, if they have several: its number (from 0) or its name",
     )
     parser.add_argument(
         "--subject-pattern",
         metavar="REGEX",
-        help="finds the person in the name of each reference of -r, by a group (?P<subject>...); '': each is one "
-        "person (default: guessed, and told)",
+        help="regular expression that finds the person in the name of each reference of -r, by a group "
+        "(?P<subject>...); '' means that each is one person (default: guessed, and printed)",
     )
 
 

@@ -19,45 +19,46 @@ def add_showing_options(parser: argparse.ArgumentParser) -> None:
         type=_worded(pose_named, "--pose"),
         default=SEARCH,
         metavar="POSE",
-        help="of references of -r and of datasets the model was not trained on: auto tries the 48 ways in which a cube "
-        "can lie and takes the one in which the model reads the references best (one to several minutes on a "
-        "CPU, once a task, and twice that where other tones are tried); upright, or three letters such as LSA, take "
-        "that one (default: auto)",
+        help="how references of -r and of held-out datasets, and the queries, are oriented. auto tries all 48 "
+        "axis-aligned poses (rotations and mirror images) on the references and takes the one the model "
+        "segments them best in (one to several minutes on a CPU, once per task; twice that if other tones "
+        "are tried). upright, or three letters such as LSA, sets one (default: auto)",
     )
     parser.add_argument(
         "--scale",
         type=_worded(scale_named, "--scale"),
         default=SEARCH,
         metavar="X",
-        help="of the same references: X times the spacing at which their objects fill a window; auto tries three "
-        "(default: auto)",
+        help="for the same references: X times the spacing at which their objects fill a window; auto tries "
+        "three values (default: auto)",
     )
     parser.add_argument(
         "--grey",
         type=_worded(grey_named, "--grey"),
         default=SEARCH,
         metavar="W",
-        help="of the same references: how much it counts, beside what the network says, whether a voxel's grey value "
-        "is met inside a class or outside of it: 0 nothing, 1 as Bayes' rule says; auto tries five for each class on "
-        "the references (default: auto)",
+        help="for the same references: how much grey values count beside the network's logits. Added is the log "
+        "ratio of how often a grey value occurs inside and outside a class, times W: 0 is off, 1 is Bayes' "
+        "rule; auto tries five weights per class on the references (default: auto)",
     )
     parser.add_argument(
         "--looks",
         type=int,
         choices=(1, 2),
         default=SEARCHED.looks,
-        help="of the same references: 2 looks at a scan roughly, matches its grey values to the references' round what "
-        "was found, looks again, and takes what the model is surer of, so that what else is in the scan, or was "
-        "cropped away, says little; of the memory bank (-d): only where the scan is unlike most that trained the "
-        "model; 1 leaves these rough passes out (default: 2)",
+        help="for the same references: with 2, a scan is segmented roughly, its grey values around what was "
+        "found are matched to the references, it is segmented roughly again, and the version the model is "
+        "surer of is kept. This helps with cropped scans and other fields of view. With the memory bank "
+        "(-d), only for scans unlike most training scans. 1 leaves these rough passes out (default: 2)",
     )
     parser.add_argument(
         "--tones",
         choices=TONINGS,
         default=SEARCH,
-        help="of the same references: show scans through a curve that makes bright what is as grey as the references' "
-        "structures; auto does where the model reads the references badly and that mends it, as of soft tissue in CT, "
-        "and not where both --pose and --scale are given (default: auto)",
+        help="for the same references: show scans through a grey-value curve that makes the references' "
+        "structures bright. auto does so if the model segments the references badly and the curve clearly "
+        "helps, as for soft tissue in CT; it does not try if --pose and --scale are both given (default: "
+        "auto)",
     )
 
 

@@ -25,14 +25,14 @@ MODALITIES = get_args(Modality)
 
 
 def add_main(argv: Sequence[str] | None = None) -> int:
-    """Turn a folder of images and masks into a dataset: its specification is guessed, shown, asked for and written.
+    """Turn a folder of images and masks into a dataset: its specification is guessed, confirmed and written.
 
     Nothing in the folder is changed or moved.
     """
     parser = argparse.ArgumentParser(prog="iris_add", description=add_main.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="images and masks, in any common arrangement")
-    parser.add_argument("--name", help="of the dataset (default: the folder's)")
-    parser.add_argument("--modality", choices=MODALITIES, help="of the images (default: guessed)")
+    parser.add_argument("--name", help="name of the dataset (default: the folder's)")
+    parser.add_argument("--modality", choices=MODALITIES, help="modality of the images (default: guessed)")
     parser.add_argument(
         "--classes",
         nargs="+",
@@ -42,7 +42,8 @@ def add_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--subject-pattern",
         metavar="REGEX",
-        help="finds the person in a case's name, by a group (?P<subject>...); '': each case is one person",
+        help="regular expression that finds the person in a case's name, by a group (?P<subject>...); '' means "
+        "that each case is one person",
     )
     parser.add_argument(
         "--images", metavar="PATTERN", help="where the images are, such as 'scans/{case}.nii.gz'"
@@ -50,12 +51,12 @@ def add_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--labels",
         metavar="PATTERN",
-        help="where the masks are, such as 'masks/{case}_seg.nii.gz' or with {class}",
+        help="where the masks are, such as 'masks/{case}_seg.nii.gz'; with {class} for one mask per class",
     )
     parser.add_argument(
         "--role", choices=("upstream", "held-out"), default="upstream", help="default: upstream"
     )
-    parser.add_argument("--yes", action="store_true", help="take the guesses without asking")
+    parser.add_argument("--yes", action="store_true", help="accept all guesses without asking")
     parser.add_argument("--overwrite", action="store_true", help="replace a specification of that name")
     add_root_option(parser)
     add_raw_option(parser)

@@ -29,36 +29,40 @@ def advise_main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="iris_advise",
-        description="Segment each labelled reference from the others: which help, which hurt, how many are enough.",
+        description="Segment each labelled reference from the others, to see which help, which hurt, and how many are "
+        "enough.",
     )
     parser.add_argument("-r", required=True, metavar="REFS", help="folder with images/ and labels/")
     parser.add_argument(
-        "-o", default="advice", metavar="FOLDER", help="of advice.csv, .md, .png (default: advice)"
+        "-o", default="advice", metavar="FOLDER", help="folder for advice.csv, .md and .png (default: advice)"
     )
     parser.add_argument(
         "--draws",
         type=at_least_one,
         default=3,
         metavar="N",
-        help="ensembles of each middle size (default: 3)",
+        help="ensembles drawn for each number of references (default: 3)",
     )
     parser.add_argument(
         "--compare-strategies",
         action="store_true",
-        help="also ensemble, tuning and refining on references left out in turn, minutes each",
+        help="also compare ensemble, tuning and refining on references left out in turn; takes minutes for each",
     )
     parser.add_argument(
         "--steps",
         type=at_least_one,
         metavar="N",
-        help="at most, of the compared tuning (60) and refining (120)",
+        help="most steps of the compared tuning (60) and refining (120)",
     )
-    parser.add_argument("--seed", type=not_negative, default=0, help="of these draws")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed for these draws")
     parser.add_argument(
-        "--overlap", type=float, default=0.25, help="of windows (default: 0.25, faster than prediction's)"
+        "--overlap",
+        type=float,
+        default=0.25,
+        help="overlap of windows (default: 0.25, faster than in prediction)",
     )
     parser.add_argument(
-        "--modality", choices=["CT", "MR", "PET"], help="of the references (default: guessed)"
+        "--modality", choices=["CT", "MR", "PET"], help="modality of the references (default: guessed)"
     )
     add_channel_option(parser)
     add_showing_options(parser)

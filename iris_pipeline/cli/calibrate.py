@@ -25,7 +25,8 @@ def calibrate_main(argv: list[str] | None = None) -> int:
     """`iris_calibrate -m RUN`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="iris_calibrate",
-        description="Fit what iris_predict --confidence says to the validation cases of a run; kept with the model.",
+        description="Fit the expected Dice of iris_predict --confidence to the validation cases of a run, and store it "
+        "with the model.",
     )
     add_model_options(parser)
     parser.add_argument(
@@ -33,33 +34,41 @@ def calibrate_main(argv: list[str] | None = None) -> int:
     )
     add_raw_option(parser)
     parser.add_argument(
-        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all three"
+        "--strategies",
+        nargs="+",
+        choices=STRATEGIES,
+        default=list(STRATEGIES),
+        help="strategies to calibrate (default: all three)",
     )
     parser.add_argument(
-        "--draws", type=at_least_one, default=2, metavar="N", help="of one-shot's reference (default: 2)"
+        "--draws",
+        type=at_least_one,
+        default=2,
+        metavar="N",
+        help="number of draws of the one-shot reference (default: 2)",
     )
     parser.add_argument(
-        "--cases", type=at_least_one, default=6, metavar="N", help="at most, of each dataset (default: 6)"
+        "--cases", type=at_least_one, default=6, metavar="N", help="most cases per dataset (default: 6)"
     )
     parser.add_argument(
         "--unfamiliar",
         type=not_negative,
         default=UNFAMILIAR,
         metavar="N",
-        help="poses and scales in which each case is shown besides its own, so that masks that fail are among those "
-        f"the numbers are fitted to (default: {UNFAMILIAR})",
+        help="how many further poses and scales each case is also shown in, so that the fit sees bad masks, too "
+        f"(default: {UNFAMILIAR})",
     )
     parser.add_argument(
         "--review-below",
         type=float,
         default=REVIEW_BELOW,
         metavar="DICE",
-        help="for the report (default: 0.7)",
+        help="Dice below which the report counts a mask for review (default: 0.7)",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="make all rows anew (default: those whose scans and labels have changed, and those that are missing)",
+        help="make all rows again (default: only rows that are missing or whose scans or labels have changed)",
     )
     add_device_options(parser)
     arguments = parser.parse_args(argv)

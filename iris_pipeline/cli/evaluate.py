@@ -40,8 +40,8 @@ from preprocessing.store import open_stores
 def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="iris_evaluate",
-        description="Predicted label maps against the truth: Dice, IoU, NSD, HD95, ASSD, volume error and lesions, per "
-        "case and class.",
+        description="Compare predicted label maps with the truth: Dice, IoU, NSD, HD95, ASSD, volume error and "
+        "lesions, per case and class.",
     )
     parser.add_argument(
         "-p", required=True, metavar="PRED", help="folder of predictions, or a run with predictions/"
@@ -49,49 +49,49 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-g",
         metavar="TRUTH",
-        help="folder of label maps; classes.json or dataset.json in it or above it names their values, else the "
-        "dataset does (default: the raw labels of the dataset)",
+        help="folder of label maps (default: the raw labels of the dataset). Class names come from classes.json "
+        "or dataset.json in it or above it, or else from the dataset",
     )
     parser.add_argument("-d", type=stored_name, metavar="NAME", help="the dataset (default: what PRED says)")
     parser.add_argument(
         "--split", metavar="SPLIT", help="only the cases of this split (default: what PRED says)"
     )
     parser.add_argument(
-        "--part", choices=["test", "validation"], default="test", help="of --split (default: test)"
+        "--part", choices=["test", "validation"], default="test", help="part of --split (default: test)"
     )
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="PRED is another tool's: its rows stand under this name in the tables, on the test part of -d's split",
+        help="PRED comes from another tool: the name of its rows in the tables (test part of -d's split)",
     )
     parser.add_argument(
-        "--strategy", metavar="NAME", help="of --method: how it came to them (default: other-tool)"
+        "--strategy", metavar="NAME", help="with --method: what the tool did (default: other-tool)"
     )
     parser.add_argument(
         "--references",
         type=at_least_one,
         metavar="K",
-        help="of --method: labelled cases it was given",
+        help="with --method: number of labelled cases it was given",
     )
     parser.add_argument(
         "--draw",
         type=not_negative,
         metavar="N",
-        help="of --method: the seed by which iris_predict --draw draws them too",
+        help="with --method: the seed, as in iris_predict --draw",
     )
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="JSON that names the values in PRED (default: classes.json or dataset.json inside PRED)",
+        help="JSON file that names the label values in PRED (default: classes.json or dataset.json inside PRED)",
     )
     parser.add_argument("--cases", nargs="+", metavar="ID", help="only these cases")
     parser.add_argument(
         "-o",
         metavar="FILE",
-        help="CSV to write (default: in the run's evaluation/, else PRED/evaluation.csv)",
+        help="CSV file to write (default: in the run's evaluation/, or PRED/evaluation.csv)",
     )
     parser.add_argument(
-        "--workers", type=int, default=default_workers(), help="processes (default: one a core)"
+        "--workers", type=int, default=default_workers(), help="processes (default: one per core)"
     )
     add_root_option(parser)
     add_raw_option(parser)

@@ -28,31 +28,29 @@ def export_nnunet_main(argv: list[str] | None = None) -> int:
         prog="iris_export_nnunet",
         description="Write a preprocessed dataset's raw cases and its split as an nnU-Net (v2) dataset.",
     )
-    parser.add_argument(
-        "-d", type=stored_name, required=True, metavar="NAME", help="a dataset with a finished store"
-    )
+    parser.add_argument("-d", type=stored_name, required=True, metavar="NAME", help="a preprocessed dataset")
     parser.add_argument(
         "-o",
         metavar="OUT",
-        help="gets nnUNet_raw/ and nnUNet_preprocessed/ (default: nnunet/ under the root)",
+        help="folder for nnUNet_raw/ and nnUNet_preprocessed/ (default: nnunet/ under the root)",
     )
     parser.add_argument(
         "--references",
         nargs="+",
         metavar="CASE",
         default=[],
-        help="train on these labelled cases alone, as an in-context model has to; the test cases of other subjects are "
-        "the test part (a held-out dataset has to be exported so)",
+        help="train on these labelled cases only, as an in-context model does; the test part is the test cases "
+        "of other people (a held-out dataset must be exported this way)",
     )
     parser.add_argument(
         "--number",
         type=at_least_one,
         metavar="N",
-        help="of nnU-Net's dataset (default: a free one from 501 on)",
+        help="number of nnU-Net's dataset (default: a free one from 501 on)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="make files again that are already there")
     parser.add_argument(
-        "--workers", type=at_least_one, default=default_workers(), help="processes (default: one a core)"
+        "--workers", type=at_least_one, default=default_workers(), help="processes (default: one per core)"
     )
     add_root_option(parser)
     add_raw_option(parser)
@@ -64,8 +62,8 @@ def export_model_main(argv: list[str] | None = None) -> int:
     """`iris_export_model RUN... -o FOLDER`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="iris_export_model",
-        description="A run's model as float16 weights with its memory bank: half as large; it cannot be resumed. Of "
-        "several runs that started from the same weights, their mean.",
+        description="Export a run's model as float16 weights with its memory bank: half as large, but training cannot "
+        "be resumed. From several runs that started from the same weights, export their mean.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs under results/, or their folders")
     parser.add_argument(

@@ -57,43 +57,64 @@ def predict_main(argv: list[str] | None = None) -> int:
     """`iris_predict -i IN -o OUT`; returns the exit status, 1 if a case could not be segmented."""
     parser = argparse.ArgumentParser(
         prog="iris_predict",
-        description="Segment scans: with a task file, with references, or with what a model remembers.",
+        description="Segment scans: with a task file (-t), with labelled references (-r), or with what a model "
+        "remembers (-d).",
         epilog="Exit status: 0 all scans are done, now or before; 1 a scan, a reference or the call was refused, or "
         "something went wrong, and a sentence says what; 2 options that do not exist or go together; 130 and 143 "
-        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv.",
+        "interrupted by Ctrl-C or SIGTERM. What became of each scan stands in OUT/report.csv. Run again: finished"
+        " masks are skipped. A mask is made again if its file is damaged, or if another scan or channel now has "
+        "its name; OUT/scans.json records which scan each mask is of (without that file, a mask on its scan's "
+        "grid is assumed to match). If a scan cannot be read or has two files, or the disk is full, the case is "
+        "refused and its old mask stays; the mask of a former scan is removed only when the new scan has been "
+        "read.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "-i",
         metavar="IN",
-        help="a scan, a folder of scans (nnU-Net names too), a DICOM series, a folder of these",
+        help="a scan, a folder of scans (also with nnU-Net's names), a DICOM series, or a folder with DICOM "
+        "series",
     )
     parser.add_argument(
-        "--channel", metavar="C", help="of -i, where scans have several: a number from 0 on, or its name"
+        "--channel",
+        metavar="C",
+        help="channel of the scans of -i, if they have several: its number (from 0) or its name",
     )
-    what.add_argument("--split", metavar="SPLIT", help="instead: this split's part of -d, from the raw files")
-    parser.add_argument("--part", choices=["test", "validation"], help="of --split (default: test)")
+    what.add_argument(
+        "--split", metavar="SPLIT", help="instead of -i: this split of dataset -d, from the raw files"
+    )
+    parser.add_argument("--part", choices=["test", "validation"], help="part of --split (default: test)")
     parser.add_argument(
-        "-o", metavar="OUT", help="folder of the results (--split: default results/<run>/predictions/...)"
+        "-o",
+        metavar="OUT",
+        help="folder for the results (with --split, default: results/<run>/predictions/...)",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "-t", nargs="+", metavar="FILE", help="task files of iris_encode, one or several at once"
-    )
+    how.add_argument("-t", nargs="+", metavar="FILE", help="one or several task files made by iris_encode")
     how.add_argument(
         "-r",
         nargs="+",
         metavar="REFS",
-        help="folder with images/ and labels/, or IMAGE and LABEL or a folder of its masks",
+        help="folder with images/ and labels/; or IMAGE and LABEL; or IMAGE and a folder of its masks",
     )
-    how.add_argument("-d", type=stored_name, metavar="DATASET", help="default: the only one the model knows")
+    how.add_argument(
+        "-d",
+        type=stored_name,
+        metavar="DATASET",
+        help="dataset from the model's memory bank, or whose references are used (default: the only one the "
+        "model knows)",
+    )
     parser.add_argument(
         "--strategy",
         choices=STRATEGIES,
-        help="default: bank for -d; for -r one-shot, or ensemble if there are several",
+        help="how the references become a task (default: bank with -d; one-shot with one reference, ensemble "
+        "with several)",
     )
     parser.add_argument(
-        "--top", type=at_least_one, metavar="N", help="references a class is taken from in object-retrieval"
+        "--top",
+        type=at_least_one,
+        metavar="N",
+        help="object-retrieval: number of references from which each class is taken",
     )
     add_model_options(parser)
     add_raw_option(parser)
@@ -103,24 +124,31 @@ def predict_main(argv: list[str] | None = None) -> int:
         "--weights",
         choices=["gaussian", "uniform"],
         default="gaussian",
-        help="of window voxels: a window's middle counts more than its edges, or all alike, as in the paper",
+        help="weights of the voxels of a window: gaussian, where a window's middle counts more than its edges, "
+        "or all alike, as in the paper (uniform)",
     )
     parser.add_argument(
-        "--overlap", type=float, default=0.5, help="share of a window that its neighbour covers too"
+        "--overlap",
+        type=float,
+        default=0.5,
+        help="share of a window that its neighbour also covers (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="windows run together")
+    parser.add_argument("--batch-size", type=int, default=1, help="windows per batch (default: %(default)s)")
     parser.add_argument(
-        "--skip-air", action="store_true", help="windows of nothing but air are background, unasked"
+        "--skip-air",
+        action="store_true",
+        help="windows of air are background, without running the model on them",
     )
     parser.add_argument(
         "--all-pieces",
         action="store_true",
-        help="keep crumbs of classes that are one piece in every reference (default: their largest piece only)",
+        help="keep all pieces. By default, a class that is one piece in every reference keeps only its largest "
+        "piece",
     )
     parser.add_argument(
         "--one-pass",
         action="store_true",
-        help="whole resolution everywhere (default: models that know the wide view look at half of it first)",
+        help="full resolution everywhere. By default, a model trained with --wide looks at half resolution first",
     )
     add_output_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there")

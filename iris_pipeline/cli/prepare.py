@@ -29,7 +29,7 @@ from preprocessing.store import Store
 
 
 def check_main(argv: Sequence[str] | None = None) -> int:
-    """Read every raw file and change nothing: one verdict a case (ok, repaired, refused) and why."""
+    """Read every raw file and change nothing: one verdict per case (ok, repaired, refused) and the reason."""
     parser = argparse.ArgumentParser(prog="iris_check", description=check_main.__doc__)
     parser.add_argument("raw", metavar="RAW", help="folder of the raw datasets, or of the one dataset")
     parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="NAME", help=DATASETS_HELP)
@@ -51,7 +51,7 @@ def datasets_main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan_and_preprocess_main(argv: Sequence[str] | None = None) -> int:
-    """Fingerprint, plan and unified store of datasets. Resumes; status 1 where a case was refused."""
+    """Plan and preprocess datasets. Continues where it was stopped; exit status 1 if a case was refused."""
     parser = argparse.ArgumentParser(
         prog="iris_plan_and_preprocess", description=plan_and_preprocess_main.__doc__
     )

@@ -28,31 +28,35 @@ def report_main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="iris_report",
-        description="One HTML page about a run: tables, figures, pictures of its cases, the map of its tasks.",
+        description="Make one HTML page about a run: tables, figures, pictures of its cases and the map of its tasks.",
     )
     parser.add_argument("run", metavar="RUN", help="a run under results/, or its folder")
     parser.add_argument(
         "-o", metavar="FILE", help="the page to write (default: report.html in the run's folder)"
     )
     parser.add_argument(
-        "--strategy", metavar="NAME", help="the one that is pictured (default: one-shot if it is there)"
+        "--strategy", metavar="NAME", help="strategy whose masks are shown (default: one-shot if it is there)"
     )
     parser.add_argument(
-        "--screenshot", metavar="FILE", help="a picture of the page too (.png); needs Chromium or Chrome"
+        "--screenshot",
+        metavar="FILE",
+        help="also make a picture of the page (.png); needs Chromium or Chrome",
     )
-    parser.add_argument("--screen", choices=list(SCREENS), default="desktop", help="of --screenshot")
-    parser.add_argument("--dark", action="store_true", help="--screenshot as readers of dark pages see it")
+    parser.add_argument(
+        "--screen", choices=list(SCREENS), default="desktop", help="with --screenshot: screen size"
+    )
+    parser.add_argument("--dark", action="store_true", help="with --screenshot: dark colours")
     parser.add_argument(
         "--at",
         metavar="ID",
         default="",
-        help="of --screenshot: begin at this part, e.g. a dataset, embeddings",
+        help="with --screenshot: start at this part, e.g. a dataset, or embeddings",
     )
     parser.add_argument(
-        "--picture", metavar="FILE", help="instead of a page: one case of -d as a picture (.png, .pdf)"
+        "--picture", metavar="FILE", help="instead of the page, make a picture of one case of -d (.png, .pdf)"
     )
-    parser.add_argument("-d", type=stored_name, metavar="DATASET", help="of --picture")
-    parser.add_argument("--case", metavar="ID", help="of --picture (default: the median case)")
+    parser.add_argument("-d", type=stored_name, metavar="DATASET", help="with --picture: the dataset")
+    parser.add_argument("--case", metavar="ID", help="with --picture: the case (default: the median case)")
     add_root_option(parser)
     add_raw_option(parser)
     arguments = parser.parse_args(argv)
@@ -90,7 +94,7 @@ def embeddings_main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="iris_embeddings",
-        description="What a model makes of every class: does the same organ of two datasets lie together?",
+        description="Compare how a model encodes each class: does the same organ in two datasets get similar vectors?",
     )
     parser.add_argument("run", metavar="RUN", help="a trained run under results/, or its folder")
     parser.add_argument(
@@ -98,10 +102,10 @@ def embeddings_main(argv: list[str] | None = None) -> int:
         type=at_least_one,
         default=CASES_PER_DATASET,
         metavar="N",
-        help="references of each dataset (default: %(default)s)",
+        help="number of references per dataset (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of references")
-    parser.add_argument("--overwrite", action="store_true", help="encode again what is there")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing references")
+    parser.add_argument("--overwrite", action="store_true", help="encode again what is already there")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_root_option(parser)
     arguments = parser.parse_args(argv)

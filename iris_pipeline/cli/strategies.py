@@ -1,4 +1,4 @@
-"""iris_strategies: every strategy, numbers of references and draws of them, over the splits of datasets, in one go."""
+"""iris_strategies: predict test cases with every strategy, several numbers of references and several draws of them."""
 
 from __future__ import annotations
 
@@ -69,14 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="iris_strategies",
         description=__doc__,
-        epilog="What is there is skipped, so that a stopped run goes on. Then: iris_evaluate -p RUN; iris_tables.",
+        epilog="Rows that are already there are skipped, so a stopped run continues. Afterwards: iris_evaluate -p "
+        "RUN, then iris_tables.",
     )
     parser.add_argument(
         "-d",
         type=stored_name,
         nargs="+",
         metavar="NAME",
-        help="datasets of the store (default: all of them, held-out ones too)",
+        help="preprocessed datasets (default: all, including held-out ones)",
     )
     parser.add_argument(
         "--strategies",
@@ -84,19 +85,29 @@ def _parser() -> argparse.ArgumentParser:
         choices=STRATEGIES,
         default=[strategy for strategy in STRATEGIES if strategy != BEST],
         metavar="STRATEGY",
-        help=f"default: all but '{BEST}', which tries three of them on references left out in turn first",
+        help=f"default: all but '{BEST}', which first compares three of them on references left out in turn",
     )
     parser.add_argument(
-        "-k", nargs="+", type=at_least_one, default=[1, 3, 5], metavar="N", help="numbers of references"
+        "-k",
+        nargs="+",
+        type=at_least_one,
+        default=[1, 3, 5],
+        metavar="N",
+        help="numbers of references (default: 1 3 5)",
     )
     parser.add_argument(
-        "--draws", nargs="+", type=not_negative, default=[0, 1, 2], metavar="SEED", help="of the references"
+        "--draws",
+        nargs="+",
+        type=not_negative,
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="seeds for drawing the references (default: 0 1 2)",
     )
     parser.add_argument("--split", default="paper", metavar="SPLIT")
     parser.add_argument("--part", choices=["test", "validation"], default="test")
     parser.add_argument("--skip-air", action="store_true", help="as in iris_predict")
     parser.add_argument("--overlap", type=float, default=InferenceOptions.overlap, help="as in iris_predict")
-    parser.add_argument("--overwrite", action="store_true", help="make rows anew that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="make rows again that are already there")
     parser.add_argument("--one-pass", action="store_true", help="as in iris_predict")
     add_raw_option(parser)
     add_showing_options(parser)

@@ -44,13 +44,13 @@ def tables_main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar=("A", "B"),
-        help="test two rows, each RUN or RUN/STRATEGY, subject by subject; may be given again",
+        help="paired test of two rows, each RUN or RUN/STRATEGY, subject by subject; can be repeated",
     )
     parser.add_argument(
         "--results", metavar="FOLDER", help="folder that holds the runs (default: results/ under the root)"
     )
     parser.add_argument(
-        "-o", metavar="OUT", help="folder of tables.md and tables/ (default: the one that holds the runs)"
+        "-o", metavar="OUT", help="folder for tables.md and tables/ (default: the folder of the runs)"
     )
     add_root_option(parser)
     arguments = parser.parse_args(argv)
@@ -81,7 +81,9 @@ def benchmark_main(argv: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-m", "--model", metavar="RUN", help="a run under results/ or its path")
     which.add_argument(
-        "--size", choices=list(SIZES), help="an untrained network of this size: it costs the same"
+        "--size",
+        choices=list(SIZES),
+        help="instead of a run, an untrained network of this size (it takes the same time)",
     )
     parser.add_argument("--queries", type=at_least_one, default=QUERIES, help="default: %(default)s")
     parser.add_argument("--classes", type=at_least_one, default=CLASSES, help="default: %(default)s")

@@ -31,26 +31,28 @@ from preprocessing.paths import Root
 def encode_main(argv: list[str] | None = None) -> int:
     """`iris_encode -r REFS -o liver.task`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="iris_encode", description="Labelled references -> a small task file."
+        prog="iris_encode", description="Make a small task file from labelled references."
     )
     parser.add_argument(
         "-r",
         nargs="+",
         required=True,
         metavar="REFS",
-        help="folder with images/ and labels/, or IMAGE and LABEL or a folder of its masks",
+        help="folder with images/ and labels/; or IMAGE and LABEL; or IMAGE and a folder of its masks",
     )
     parser.add_argument("-o", required=True, metavar="FILE", help="the task file to write, e.g. liver.task")
     parser.add_argument(
-        "--strategy", choices=ONE_TASK, help="default: one-shot, or ensemble if there are several"
+        "--strategy",
+        choices=ONE_TASK,
+        help="how the references become a task (default: one-shot with one reference, ensemble with several)",
     )
     parser.add_argument(
-        "--like", metavar="TASK", help="a task file whose grid is taken, so that the two can be merged"
+        "--like", metavar="TASK", help="use the grid of this task file, so that the two can be merged"
     )
     parser.add_argument(
         "--dated",
         action="store_true",
-        help="write the time into the file (else equal references, equal bytes)",
+        help="write the time into the file (otherwise the same references give the same bytes)",
     )
     add_model_options(parser)
     add_reference_options(parser)

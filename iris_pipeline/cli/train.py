@@ -1,4 +1,4 @@
-"""`iris_train FOLD`: train one model over one or several datasets of the unified store."""
+"""`iris_train FOLD`: train one model on one or several preprocessed datasets."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ DEFAULT_ITERATIONS = {"tiny": 3_000, "small": 20_000, "paper": 80_000}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="iris_train", description=__doc__)
-    parser.add_argument("fold", choices=["paper", "all", "0", "1", "2", "3", "4"], help="which split trains")
+    parser.add_argument(
+        "fold",
+        choices=["paper", "all", "0", "1", "2", "3", "4"],
+        help="which split to train on: paper (75/5/20), all, or a cross-validation fold",
+    )
     parser.add_argument(
         "-d",
         "--datasets",
         type=stored_name,
         nargs="+",
         metavar="NAME",
-        help="default: every upstream store there is",
+        help="datasets to train on (default: all preprocessed upstream ones)",
     )
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument(
@@ -46,32 +50,37 @@ def _parser() -> argparse.ArgumentParser:
         help="optimiser steps; 0: the untrained baseline (default by size, unless --minutes)",
     )
     parser.add_argument(
-        "--minutes", type=float, help="stop after this much training time; the schedule follows it"
+        "--minutes",
+        type=float,
+        help="stop after this much training time; the learning rate schedule is fitted to it",
     )
+    parser.add_argument("--groups", type=int, default=1, help="groups of episodes per optimiser step")
     parser.add_argument(
-        "--groups", type=int, default=1, help="groups of episodes whose gradients make one step"
-    )
-    parser.add_argument(
-        "--group-size", type=int, default=1, help="episodes of one dataset run together (GPU)"
+        "--group-size", type=int, default=1, help="episodes of one dataset that run as a batch (GPU)"
     )
     parser.add_argument("--learning-rate", type=float, default=TrainSettings.learning_rate)
     parser.add_argument(
         "--weights",
         nargs="+",
         metavar="NAME=W",
-        help="draw these datasets W times as often (default: all alike)",
+        help="draw these datasets W times as often (default: all equally often)",
     )
     parser.add_argument(
-        "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="auto: what is faster here"
+        "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="auto: whichever is faster here"
     )
     parser.add_argument(
-        "--one-way", action="store_true", help="references segment queries only, as in the paper"
+        "--one-way",
+        action="store_true",
+        help="only references segment queries, not the other way round; as in the paper",
     )
     parser.add_argument(
-        "--task-levels", type=int, nargs="+", help="log2 of the strides at which tasks are encoded"
+        "--task-levels",
+        type=int,
+        nargs="+",
+        help="levels at which tasks are encoded, as log2 of their stride",
     )
     parser.add_argument(
-        "--context-tokens", type=int, metavar="M", help="of a task at each level (default: 10)"
+        "--context-tokens", type=int, metavar="M", help="context tokens of a task at each level (default: 10)"
     )
     parser.add_argument(
         "--no-foreground-token", action="store_true", help="ablation: no token is pooled under the mask"
@@ -84,60 +93,62 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         nargs=4,
         metavar="N",
-        help="residual blocks of the decoder at strides 1, 2, 4, 8 (default by size); 0 at stride 1 saves a third "
-        "of a step on a CPU",
+        help="residual blocks of the decoder at strides 1, 2, 4, 8 (default by size); 0 at stride 1 saves a "
+        "third of a step's time on a CPU",
     )
     parser.add_argument(
         "--rectified-stem",
         action=argparse.BooleanOptionalAction,
-        help="ReLU behind the first convolution: its channels become windows of grey values (default by size: where "
-        "the encoder has no other at full resolution)",
+        help="ReLU after the first convolution, so that its channels act as grey-value windows (default by size: "
+        "if the encoder has no other at full resolution)",
     )
     parser.add_argument(
         "--curriculum",
         nargs="+",
         metavar="RUN:EDGE",
-        help="begin coarse: 0.2:0.5 shows the first fifth of the run its crops at half their edge (default: never)",
+        help="start with coarse crops: with 0.2:0.5, the first fifth of the run sees its crops at half their "
+        "edge (default: never)",
     )
     parser.add_argument(
         "--synthetic",
         nargs="+",
         metavar="KIND=P",
-        help="probability of made tasks: recolour, tones, turn, unite, split, cells, bands, shapes, such as "
-        "recolour=0.3 cells=0.1 (default: none)",
+        help="probability of each kind of made-up task: recolour, tones, turn, unite, split, cells, bands, "
+        "shapes, such as recolour=0.3 cells=0.1 (default: none)",
     )
     parser.add_argument(
         "--wide",
         type=float,
         default=TrainSettings.wide,
         metavar="P",
-        help="probability of crops at half the resolution, of scans larger than a crop; prediction can then look "
-        "there first (default: 0)",
+        help="probability of showing a scan larger than a crop at half the resolution; prediction can then look "
+        "at half resolution first (default: 0)",
     )
     parser.add_argument(
         "--bank-momentum",
         type=float,
         default=TrainSettings.bank_momentum,
         metavar="A",
-        help="of the memory bank's running mean; runs far shorter than the paper's 80,000 steps want less",
+        help="momentum of the memory bank's running mean; use less for runs far shorter than the paper's 80,000 "
+        "steps",
     )
     parser.add_argument(
         "--weight-momentum",
         type=float,
         default=TrainSettings.weight_momentum,
         metavar="A",
-        help="keep a running mean of the weights, such as 0.999, and predict with it: steadier than the last step "
-        "(default: 0, none)",
+        help="keep a running mean of the weights, such as 0.999, and predict with it; steadier than the last "
+        "step (default: 0, off)",
     )
     parser.add_argument(
         "--validate-every",
         type=int,
         default=TrainSettings.validate_every,
         metavar="N",
-        help="steps from one validation, and one checkpoint, to the next (default: %(default)s)",
+        help="steps between validations (and checkpoints) (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, help="processes that prepare episodes (default 0 on CPU, 8 on GPU)"
+        "--workers", type=int, help="processes that prepare episodes (default: 0 on a CPU, 8 on a GPU)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -146,14 +157,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-from",
         metavar="RUN",
-        help="begin with the weights of a run under results/, of a run's or an exported model's folder, or of the "
-        "package's model; its network, too, where no option says another",
+        help="start with the weights and the network of a run under results/, of the folder of a run or exported "
+        "model, or of the bundled model; options given here change the network",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with a run that was stopped, as it was set"
-        " (but for --workers, --device, --precision and --validate-every, where given)",
+        help="continue a stopped run with its own settings (only --workers, --device, --precision and "
+        "--validate-every can be changed)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""iris_view: scroll through scans with truth and prediction in the browser, on this machine alone."""
+"""iris_view: Scroll through scans with truth and prediction in the browser; only this computer can open the pages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ def view_main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="iris_view", description=__doc__.partition(": ")[2])
     parser.add_argument("out", metavar="OUT", help="a folder of iris_predict, or a run under results/")
     parser.add_argument(
-        "-d", type=stored_name, metavar="DATASET", help="of a run; else the one the predictions are of"
+        "-d",
+        type=stored_name,
+        metavar="DATASET",
+        help="with a run: its dataset (default: the one the predictions are of)",
     )
-    parser.add_argument("--strategy", metavar="NAME", help="of a run: one-shot, bank, ...")
+    parser.add_argument("--strategy", metavar="NAME", help="with a run: the strategy (one-shot, bank, ...)")
     parser.add_argument("-i", metavar="IN", help="the scans (default: the raw files of the dataset)")
     parser.add_argument("-g", metavar="TRUTH", help="label maps (default: the raw files of the dataset)")
-    parser.add_argument("--cases", nargs="+", metavar="ID", help="only these")
-    parser.add_argument("--port", type=_port, default=0, help="default: a free one")
+    parser.add_argument("--cases", nargs="+", metavar="ID", help="only these cases")
+    parser.add_argument(
+        "--port", type=_port, default=0, help="port of the local server (default: a free one)"
+    )
     parser.add_argument(
         "--html",
         metavar="FILE",
-        help="instead of serving: one page that holds the viewer and --cases (default: worst, median, best)",
+        help="instead of serving, write one page with the viewer and the --cases (default: worst, median, best)",
     )
     add_root_option(parser)
     add_raw_option(parser)
