@@ -12,6 +12,7 @@ from blobs import PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
 from iris_pipeline.pool import EmbeddingCache, embed, image_vector, restrict
+from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import one_shot
 
 
@@ -53,7 +54,7 @@ def test_equal_content_is_encoded_once_and_other_content_anew() -> None:
 def test_what_was_encoded_in_bfloat16_is_not_taken_for_float32() -> None:
     loaded, cache, reference = tiny_model(), EmbeddingCache(), blob_reference(1)
     whole = embed(loaded, reference, PLAN, cache, with_image=True)
-    half = embed(loaded, reference, PLAN, cache, with_image=True, autocast=True)
+    half = embed(loaded, reference, PLAN, cache, with_image=True, options=InferenceOptions(autocast=True))
     assert len(loaded.model.encoded) == 4 and not torch.equal(half.task.tokens[0], whole.task.tokens[0])
     assert whole.image_vector is not None and half.image_vector is not None
     assert not torch.equal(half.image_vector, whole.image_vector)
