@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=TrainSettings.bank_momentum,
         metavar="A",
-        help="momentum of the memory bank's running mean; use less for runs far shorter than the paper's 80,000 "
-        "steps",
+        help="momentum of the memory bank's running mean, which is corrected for its start (default: %(default)s, as "
+        "in the paper; in short runs less makes no difference)",
     )
     parser.add_argument(
         "--weight-momentum",
