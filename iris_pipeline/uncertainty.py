@@ -49,7 +49,8 @@ class PairedTest:
 
 def subject_of(rows: pd.DataFrame) -> pd.Series:
     """The subject of each row, its case where no subject is known."""
-    return rows["subject"].where(rows["subject"] != "", rows["case"])
+    named, cases = (rows[column].to_numpy(dtype=object) for column in ("subject", "case"))
+    return pd.Series(np.where(named != "", named, cases), index=rows.index)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class _Scores:
     def of(rows: pd.DataFrame, measure: str) -> _Scores:
         values = rows[measure].to_numpy(dtype=float)
         scored = ~np.isnan(values)
-        named, cases = (rows[column].to_numpy(dtype=object)[scored] for column in ("subject", "case"))
-        subjects, of_subject = np.unique(np.where(named != "", named, cases), return_inverse=True)
+        subjects, of_subject = np.unique(subject_of(rows).to_numpy(dtype=object)[scored], return_inverse=True)
         classes, of_class = np.unique(rows["class"].to_numpy(dtype=object)[scored], return_inverse=True)
         sums, counts = np.zeros((2, len(subjects), len(classes)))
         np.add.at(sums, (of_subject, of_class), values[scored])
