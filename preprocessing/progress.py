@@ -39,14 +39,26 @@ class Bar(tqdm):
 
     def _tell(self) -> None:
         self._told = time.monotonic()
+        passed = self._told - self._since
         behind = f", {self.postfix}" if self.postfix else ""
-        passed = f"{self._told - self._since:.0f} s"
-        say(f"{self.desc or 'Working'}: {self._far()} after {passed}{behind}", sys.stderr)
+        say(
+            f"{self.desc or 'Working'}: {self._far()} after {passed:.0f} s{self._left(passed)}{behind}",
+            sys.stderr,
+        )
 
     def _far(self) -> str:
         if self.unit == "%":
             return f"{self.n:.1f} %"
-        return f"{self.n} of {self.total} {self.unit}" if self.total is not None else f"{self.n} {self.unit}"
+        total = f" of {self.total}" if self.total is not None else ""
+        alone = (self.n if self.total is None else self.total) == 1
+        return f"{self.n}{total} {self.unit if alone else _plural(self.unit)}"
+
+    def _left(self, passed: float) -> str:
+        """The estimate of what is left, by the mean pace so far; nothing where there is none, or at the end."""
+        done = self.n - self.initial
+        if self.total is None or done <= 0 or self.n >= self.total:
+            return ""
+        return f", about {self.format_interval(passed * (self.total - self.n) / done)} left"
 
 
 def say(text: str, stream: Any = None) -> None:
@@ -59,6 +71,10 @@ def say(text: str, stream: Any = None) -> None:
         raise
     except (OSError, ValueError, AttributeError):
         return
+
+
+def _plural(unit: str) -> str:
+    return f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -189,7 +189,7 @@ def test_the_modules_are_commands(tiny_raw: TinyRaw, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "preprocessing.fingerprint", *options, "--workers", "2"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert (done.returncode, done.stdout) == (0, "tiny: 5 ok, 0 repaired, 0 refused\n")
-    assert "tiny: reading: 5 of 5 case after " in done.stderr and "\r" not in done.stderr
+    assert "tiny: reading: 5 of 5 cases after " in done.stderr and "\r" not in done.stderr
 
 
 def test_the_root_is_option_then_variable_then_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
             bar.update()
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue() and len(lines) == 4, "200 seconds are three minutes"
-    assert lines[0] == "Going: 15 of 50 case after 60 s, p15"
-    assert lines[-1] == "Going: 50 of 50 case after 200 s, p49"
+    assert lines[0] == "Going: 15 of 50 cases after 60 s, about 02:20 left, p15", "35 cases of 4 s"
+    assert lines[-1] == "Going: 50 of 50 cases after 200 s, p49"
     stream.truncate(0)
     Bar(range(3), leave=False).close()
     list(Bar(range(3), leave=False))
@@ -65,7 +65,7 @@ def test_per_cent_are_told_with_one_decimal(monkeypatch: pytest.MonkeyPatch) -> 
         bar.refresh()
         bar.update(100.0 - bar.n)
     assert stream.getvalue() == (
-        "Training: 12.3 % after 60 s, iteration 512, loss 0.713\n"
+        "Training: 12.3 % after 60 s, about 9:44:43 left, iteration 512, loss 0.713\n"
         "Training: 100.0 % after 60 s, iteration 512, loss 0.713\n"
     )
 
@@ -119,7 +119,7 @@ def test_remarks_come_through_where_they_can() -> None:
     assert (
         done.returncode == 0
         and "A remark.\n" in done.stderr
-        and "Going: 2 of 3 case after 0 s" in done.stderr
+        and "Going: 2 of 3 cases after 0 s" in done.stderr
     )
 
 
