@@ -59,11 +59,15 @@ class ReferenceFiles:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A labelled case a reference may be drawn from: who it is and which classes it shows."""
+    """A labelled case a reference may be drawn from: who it is and which classes it shows.
+
+    content: hash of its image (`findings.image_hash`), "" where it is not at hand.
+    """
 
     id: str
     subject: str
     classes: frozenset[str]
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,8 @@ def embed_files(
     by_id = {case.id: case for case in files.cases}
     if check is not None:
         people = join_people([p.subject for p in used], [p.content for p in used])
-        check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
+        shown = zip(used, people, strict=True)
+        check([Candidate(p.id, who, frozenset(p.classes), p.content) for p, who in shown])
 
     def prepare_at(plan: Plan) -> Prepare:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)
