@@ -22,7 +22,7 @@ from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_be
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScans
-from iris_pipeline.made_from import asked_of, make_way, note_precision, own_folder, write_record
+from iris_pipeline.made_from import ALONE, asked_of, make_way, note_precision, own_folder, write_record
 from iris_pipeline.mask_tables import MaskTables
 from iris_pipeline.outputs import Outputs, is_complete, remove_result, sweep_results, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
@@ -82,6 +82,7 @@ def predict_folder(
     out: Path,
     options: InferenceOptions | None = None,
     *,
+    remarks: Mapping[str, Any] | None = None,
     outputs: Outputs | None = None,
     judge: Judge | None = None,
     overwrite: bool = False,
@@ -106,7 +107,7 @@ def predict_folder(
         options or InferenceOptions(),
         classes={name: value for each in tasks for name, value in each.classes.items()},
         made_from={"task": digests[0] if len(tasks) == 1 else digests},
-        remarks={"task": described[0] if len(tasks) == 1 else described},
+        remarks={"task": described[0] if len(tasks) == 1 else described, **(remarks or {})},
         outputs=outputs,
         judge=judge,
         overwrite=overwrite,
@@ -152,7 +153,7 @@ def predict_cases(
         raise PredictionError("There is no case to segment; give at least one.")
     out = own_folder(out, inputs)
     identity = asked_of(loaded, options) | {"classes": dict(classes)} | dict(made_from)
-    with only_run_in(out, "wait until it has ended, or give another -o") as check_place:
+    with only_run_in(out, ALONE) as check_place:
         make_way(out, identity, inputs, overwrite, formerly)
         out.mkdir(parents=True, exist_ok=True)
         sweep_results(out)

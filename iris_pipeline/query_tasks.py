@@ -202,7 +202,8 @@ def file_tasks(
     """References on disk -> what turns a query into its task, and the embedded references.
 
     "one-shot" takes one of several, `count` that many, drawn by `seed`; see `references.embed_files`. start: of
-    object-retrieval (default: the references' ensemble); the references are brought to its grid. check: see `CheckDrawn`.
+    object-retrieval (default: the references' ensemble); the references are brought to its grid. check: see
+    `CheckDrawn`.
     """
     embedded = embed_files(
         loaded,
@@ -249,7 +250,7 @@ def encode_files(
     check: CheckDrawn | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References on disk -> one task. strategy None: see `default_strategy`. like, showing: see `embed_files`. check: see
+    """References on disk -> one task. strategy None: see `default_strategy`. like, showing: see `embed_files`; check:
     `CheckDrawn`.
     """
     options = options or InferenceOptions()
