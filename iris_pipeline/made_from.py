@@ -92,24 +92,31 @@ def _contradicts(key: str, former: Any, now: Any) -> bool:
     return bool(former.items() - now.items()) if key == "classes" else bool(former != now)
 
 
-def make_way(
+def makes_way(
     out: Path,
     identity: Mapping[str, Any],
     inputs: Sequence[InputCase],
     overwrite: bool,
     formerly: Mapping[str, Any] | None = None,
-) -> None:
-    """Refuse results that were made otherwise, or, with `overwrite`, take those of the inputs away.
-
-    All of them before the first is made anew: else, after an interruption, the rest would pass for results of
-    this call. formerly: facts of the identity as records of before said them.
+) -> bool:
+    """Whether there are results that were made otherwise, which `clear_way` is to take away; PredictionError where they
+    cannot go. formerly: facts of the identity as records of before said them.
     """
     if not _results(out):
-        return
+        return False
     former = _made_from(out)
     if former is not None and _is_same(former, identity, formerly or {}):
-        return
+        return False
     _check_way(out, former, inputs, overwrite)
+    return True
+
+
+def clear_way(out: Path, inputs: Sequence[InputCase]) -> None:
+    """Take the results of the inputs away.
+
+    All of them before the first is made anew: else, after an interruption, the rest would pass for results of this
+    call.
+    """
     for table in (TABLE, VOLUMES):  # before the masks that they speak of
         (out / table).unlink(missing_ok=True)
     for case in inputs:
