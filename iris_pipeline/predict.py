@@ -217,14 +217,14 @@ def _check_start(inputs: Sequence[InputCase], task_of: TasksOf) -> None:
         except UNUSABLE as error:
             whys.append(f"'{case.id}': {refusal(error, f'Case {case.id}')}")
     raise PredictionError(
-        "Results that were made otherwise go once a scan can be segmented anew, and none of "
-        f"{len(inputs)} can, so they stay: {'; '.join(whys[:3])}"
+        "--overwrite replaces results that were made otherwise, but no scan that is given can be segmented, so they "
+        f"stay: {'; '.join(whys[:3])}"
     )
 
 
 def _image_of(case: InputCase) -> Volume:
     if case.image is None:
-        raise RawDataError(f"The raw file of case '{case.id}' is not there.")
+        raise RawDataError(f"The raw file of case '{case.id}' is not there: put it back.")
     return case.image.read_image()
 
 
@@ -319,8 +319,8 @@ def _make(run: _Run, case: InputCase, former: FormerMask) -> list[str]:
     image = _image_of(case)
     if former.scan is None:
         raise RawDataError(
-            f"All files of a scan are read, and of {case.image} not every one can be: mend their permissions, or take "
-            "away what is no part of it."
+            f"A scan is all of its files, and not every file of {case.image} can be read: mend their permissions, or "
+            "take away what is no part of it."
         )
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing

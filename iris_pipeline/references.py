@@ -256,7 +256,8 @@ def draw_references(
     order = [c for c in shuffled if c.subject not in excluded and c.classes & set(classes)]
     if not order:
         raise ReferenceCaseError(
-            "No labelled case of another subject than the query's is there to be the reference."
+            "A reference is a labelled case of another subject than the query's, and there is none: give references of "
+            "more people."
         )
     most = max(len(c.classes & set(classes)) for c in order)
     order.sort(key=lambda c: len(c.classes & set(classes)) < most)  # stable: both halves stay in random order
