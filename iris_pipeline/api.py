@@ -193,7 +193,7 @@ def strategy_of(
     """References -> what makes the task of each query, by any strategy; hand it to `segment` in a task's place.
 
     start: makes the rough segmentation of "object-retrieval" (default: the references' ensemble), and its grid is
-    the references'. The rest as in `encode`.
+    the references'. The rest as in `encode`. The result can be sent to another process; of retrieval, with the model.
     """
     options = _check(loaded, options, seed, tuning, cache)
     check_kind("start", start, TaskEmbedding)

@@ -281,7 +281,10 @@ def _row(
     store = job.data.store
     raw = job.data.raw.get(job.case)
     if raw is None or raw.labels is None:
-        raise RawDataError(f"The raw files of case '{job.case}' are needed for its true Dice and not there.")
+        raise RawDataError(
+            f"The true Dice of case '{job.case}' needs its raw files, and they are not there: put them back, or name "
+            "the folder of the raw datasets with --raw."
+        )
     image, truth = raw.image.read_image(), raw.labels.read_labels()
     case = InputCase(job.case, raw.image, store.entry(job.case).subject)
     task = task_of(case, image)

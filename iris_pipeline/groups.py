@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from iris_pipeline.episode import Episode
@@ -59,6 +60,8 @@ def group_stream(
         num_workers=settings.workers,
         multiprocessing_context="spawn" if settings.workers else None,
         worker_init_fn=_start_worker,
+        # It seeds the workers, whose episodes have seeds of their own; without it the caller loses a random number.
+        generator=torch.Generator(),
     )
     with _signals_held() if settings.workers else nullcontext():
         groups = iter(loader)

@@ -80,7 +80,7 @@ def look(folder: Path) -> Looked:
                 found.broken[path] = why
             else:
                 found.notes.append(f"{path} left out: it {why}.")
-    if strange := [path for path in strange if not _belongs(path, found)]:
+    if strange := _no_parts(strange, found):
         found.notes.append(
             f"{len(strange)} file{'s' * (len(strange) != 1)} in {folder} left out, of no format that is read: "
             f"{_few(strange)}; convert or unpack what is a scan."
@@ -88,16 +88,20 @@ def look(folder: Path) -> Looked:
     return found
 
 
-def _belongs(path: Path, looked: Looked) -> bool:
-    """Whether a file that is no image is part of one: a slice beside slices, or voxels of an mhd or nhdr header."""
-    if looked.is_series and may_be_slice(path):
-        return True
+def _no_parts(strange: list[Path], looked: Looked) -> list[Path]:
+    """Files that are part of no image: neither a slice beside slices, nor voxels of an mhd or nhdr header."""
     headers = [image for image in looked.images if image.suffix.lower() in HEADERS]
-    if headers and path.suffix.lower() in (".raw", ".zraw"):  # headers may name them by a pattern
-        return True
-    with suppress(OSError):  # reading the scan says it
-        return any(path in data_files(header) for header in headers)
-    return False
+    rest = [
+        path
+        for path in strange
+        if not (looked.is_series and may_be_slice(path))
+        and not (headers and path.suffix.lower() in (".raw", ".zraw"))  # headers may name them by a pattern
+    ]
+    voxels: set[Path] = set()
+    for header in headers if rest else []:
+        with suppress(OSError):  # reading the scan says it
+            voxels.update(data_files(header))
+    return [path for path in rest if path not in voxels]
 
 
 def refused(path: Path, why: str) -> RefusedSource:

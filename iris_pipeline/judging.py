@@ -163,7 +163,10 @@ def stored_witnesses(
             if store.manifest.role != "held-out" and (stored or raw is None):
                 return stored_reference(store, name)
             if raw is None or name not in raw:
-                raise RawDataError(f"The raw files of the reference {name} are needed and not there.")
+                raise RawDataError(
+                    f"The raw files of the reference {name} are needed, and they are not there: put them back, or name "
+                    "the folder of the raw datasets with --raw."
+                )
             return prepare_reference(raw[name], plan_like(task), store.manifest.classes)
 
         # A scan that bears a stored case's name may be that case: nobody whom it shows is asked.

@@ -40,6 +40,11 @@ def references_digest(files: ReferenceFiles) -> str:
     return text_digest(repr(_content_of(files)))
 
 
+def contents_digest(files: ReferenceFiles) -> str:
+    """Over the content of the references alone: neither their names nor their order, people and classes count."""
+    return text_digest(" ".join(sorted(case_digest(case) for case in files.cases)))
+
+
 def _content_of(files: ReferenceFiles) -> list[object]:
     return [list(files.classes.items()), *((c.id, c.subject, case_digest(c)) for c in files.cases)]
 

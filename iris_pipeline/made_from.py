@@ -21,10 +21,14 @@ from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.volumes import TABLE as VOLUMES
 from preprocessing.errors import PredictionError
 from preprocessing.files import write_json
+from preprocessing.lock import only_run_in
 
 _ASKED = ("model", "overlap", "weighting", "skip", "all_pieces", "one_pass")
 _LATER = ("stored", "encoding", "search_rules")
 """what records of before do not say, and is then not compared"""
+REFERENCE_FILES = "reference_files"
+"""noted beside the identity: the content of the references that made the one task, which tells sooner than the task"""
+ALONE = "wait until it has ended, or give another -o"
 
 
 def asked_of(loaded: LoadedModel, options: InferenceOptions) -> dict[str, Any]:
@@ -57,34 +61,74 @@ def check_out(
     out: Path,
     options: InferenceOptions,
     overwrite: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """PredictionError, as `predict_cases` would raise it, where results in OUT cannot be those of a task that is yet to
-    be made: before minutes are spent on making it. Its classes are not known yet: references may lack some.
+    be made: before minutes are spent on making it. LockError where OUT cannot be written, or is another run's.
+
+    facts: what is known of the identity beside model and options, None for what is not known yet; `REFERENCE_FILES` is
+    compared with what is noted. Of the classes some may be lacking in the end, as references may lack some.
     """
     out = own_folder(out, inputs)
-    asked = json.loads(json.dumps(asked_of(loaded, options)))
-    former = _made_from(out) or {}
-    if not overwrite and {key: former[key] for key in _ASKED if key in former} != asked:
-        make_way(out, asked, inputs, overwrite)
+    with only_run_in(out, ALONE):
+        record, former = _record(out), _made_from(out)
+        asked = json.loads(json.dumps(asked_of(loaded, options)))
+        differs = {key: (former or {})[key] for key in _ASKED if key in (former or {})} != asked
+        if facts is not None and former is not None:
+            differs |= bool(former.keys() - asked.keys() - facts.keys())
+            said = {REFERENCE_FILES: record.get(REFERENCE_FILES)} | former
+            differs |= any(_contradicts(key, said.get(key), value) for key, value in facts.items())
+        if differs:
+            _check_way(out, former, inputs, overwrite)
 
 
-def make_way(
+def _contradicts(key: str, former: Any, now: Any) -> bool:
+    """Whether a fact of a record cannot be what is known now; of another type it is another version's, and tells
+    nothing.
+    """
+    now = json.loads(json.dumps(now))
+    if now is None or type(former) is not type(now):
+        return False
+    return bool(former.items() - now.items()) if key == "classes" else bool(former != now)
+
+
+def makes_way(
     out: Path,
     identity: Mapping[str, Any],
     inputs: Sequence[InputCase],
     overwrite: bool,
     formerly: Mapping[str, Any] | None = None,
-) -> None:
-    """Refuse results that were made otherwise, or, with `overwrite`, take those of the inputs away.
-
-    All of them before the first is made anew: else, after an interruption, the rest would pass for results of
-    this call. formerly: facts of the identity as records of before said them.
+) -> bool:
+    """Whether there are results that were made otherwise, which `clear_way` is to take away; PredictionError where they
+    cannot go. formerly: facts of the identity as records of before said them.
     """
-    results = sorted(path.name.removesuffix(ENDING) for path in out.glob(f"[!.]*{ENDING}"))
-    if not results:
-        return
+    if not _results(out):
+        return False
     former = _made_from(out)
     if former is not None and _is_same(former, identity, formerly or {}):
+        return False
+    _check_way(out, former, inputs, overwrite)
+    return True
+
+
+def clear_way(out: Path, inputs: Sequence[InputCase]) -> None:
+    """Take the results of the inputs away.
+
+    All of them before the first is made anew: else, after an interruption, the rest would pass for results of this
+    call.
+    """
+    for table in (TABLE, VOLUMES):  # before the masks that they speak of
+        (out / table).unlink(missing_ok=True)
+    for case in inputs:
+        remove_result(out, case.id)
+
+
+def _check_way(
+    out: Path, former: Mapping[str, Any] | None, inputs: Sequence[InputCase], overwrite: bool
+) -> None:
+    """PredictionError where results that were made otherwise cannot make way."""
+    results = _results(out)
+    if not results:
         return
     made = (
         f"were made otherwise (see {RECORD} there)"
@@ -103,10 +147,11 @@ def make_way(
             f"--overwrite replaces results of the scans that are given, and those of others in {out} ({shown}) {made}: "
             "give another -o, or take them away."
         )
-    for table in (TABLE, VOLUMES):  # before the masks that they speak of
-        (out / table).unlink(missing_ok=True)
-    for case in inputs:
-        remove_result(out, case.id)
+
+
+def _results(out: Path) -> list[str]:
+    """The names of the cases that have a mask."""
+    return sorted(path.name.removesuffix(ENDING) for path in out.glob(f"[!.]*{ENDING}"))
 
 
 def write_record(out: Path, identity: Mapping[str, Any], remarks: Mapping[str, Any]) -> None:

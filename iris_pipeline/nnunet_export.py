@@ -167,7 +167,7 @@ def _splits_of_references(store: Store, references: Sequence[str]) -> dict[str, 
     unknown = [case for case in references if case not in subjects]
     if unknown:
         raise ExportError(
-            f"References are cases of dataset {manifest.dataset}, and {', '.join(unknown)} is none: it has "
+            f"References are cases of dataset {manifest.dataset}, and {', '.join(unknown)} is none: name some of "
             f"{', '.join(sorted(subjects)[:5])}{', ...' if len(subjects) > 5 else ''}."
         )
     paper = manifest.splits["paper"]

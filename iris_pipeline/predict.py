@@ -22,15 +22,23 @@ from iris_pipeline.former_masks import DAMAGED, FormerMask, former_mask, left_be
 from iris_pipeline.grey import weights_of
 from iris_pipeline.inputs import InputCase
 from iris_pipeline.kept_scans import KeptScans
-from iris_pipeline.made_from import asked_of, make_way, note_precision, own_folder, write_record
+from iris_pipeline.made_from import (
+    ALONE,
+    asked_of,
+    clear_way,
+    makes_way,
+    note_precision,
+    own_folder,
+    write_record,
+)
 from iris_pipeline.mask_tables import MaskTables
 from iris_pipeline.outputs import Outputs, is_complete, remove_result, sweep_results, write_result
 from iris_pipeline.references import CT_MINIMUM_HU
-from iris_pipeline.scan import ScanResult, segment_scan, unite
+from iris_pipeline.scan import ScanResult, refuse_own_reference, segment_scan, unite
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import TaskEmbedding
 from preprocessing.errors import IrisError, LockError, PredictionError, RawDataError
-from preprocessing.files import append_log, refusal, write_json
+from preprocessing.files import UNUSABLE, append_log, refusal, write_json
 from preprocessing.findings import check_field, check_grey_values, no_place, one_slice
 from preprocessing.lock import only_run_in
 from preprocessing.progress import Bar, say
@@ -82,6 +90,7 @@ def predict_folder(
     out: Path,
     options: InferenceOptions | None = None,
     *,
+    remarks: Mapping[str, Any] | None = None,
     outputs: Outputs | None = None,
     judge: Judge | None = None,
     overwrite: bool = False,
@@ -106,7 +115,7 @@ def predict_folder(
         options or InferenceOptions(),
         classes={name: value for each in tasks for name, value in each.classes.items()},
         made_from={"task": digests[0] if len(tasks) == 1 else digests},
-        remarks={"task": described[0] if len(tasks) == 1 else described},
+        remarks={"task": described[0] if len(tasks) == 1 else described, **(remarks or {})},
         outputs=outputs,
         judge=judge,
         overwrite=overwrite,
@@ -143,24 +152,29 @@ def predict_cases(
     each class of each case. Both tables lose the lines of masks that are not there. Existing whole results of the same
     scans are skipped unless `overwrite`, and left, but refused, where the scan cannot be told; PredictionError if they
     were made from something else than model, options and `made_from` of this call (with `overwrite`: if they are of
-    other cases than the inputs), or if OUT is the folder of an input. LockError while another run writes there, or once
-    OUT was moved away or removed. formerly: what records of before say in the place of parts of `made_from`. begun:
-    is called once OUT is this call's, before the first case. left_out: notes on inputs that make no case; with them,
-    none or more, OUT/report.csv says what became of each case in this call.
+    other cases than the inputs, or no input can be segmented now), or if OUT is the folder of an input. LockError while
+    another run writes there, or once OUT was moved away or removed. formerly: what records of before say for
+    parts of `made_from`. begun: is called once OUT is this call's, before results make way and before the first case.
+    left_out: notes on inputs that make no case; with them, none or more, OUT/report.csv says what became of each case
+    in this call.
     """
     if not inputs:
         raise PredictionError("There is no case to segment; give at least one.")
     out = own_folder(out, inputs)
     identity = asked_of(loaded, options) | {"classes": dict(classes)} | dict(made_from)
-    with only_run_in(out, "wait until it has ended, or give another -o") as check_place:
-        make_way(out, identity, inputs, overwrite, formerly)
+    with only_run_in(out, ALONE) as check_place:
+        others_go = makes_way(out, identity, inputs, overwrite, formerly)
+        if others_go:
+            _check_start(inputs, task_of)
         out.mkdir(parents=True, exist_ok=True)
         sweep_results(out)
+        if begun is not None:
+            begun()
+        if others_go:
+            clear_way(out, inputs)
         if left_out is not None:
             begin_report(out)
         tables = MaskTables(out, classes, judges=judge is not None)
-        if begun is not None:
-            begun()
         write_json(out / CLASSES, dict(classes))
         write_record(out, identity, remarks or {})
         if judge is not None and tables.judged:
@@ -187,6 +201,36 @@ def predict_cases(
                 told = [(v.id, v.status, v.why, v.seconds) for v in verdicts]
                 write_report(out, told, [case.id for case in inputs], left_out)
         return verdicts
+
+
+def _check_start(inputs: Sequence[InputCase], task_of: TasksOf) -> None:
+    """PredictionError where no input can be read and given its task: former results would be lost for nothing."""
+    whys = []
+    for case in inputs:
+        try:
+            image = _image_of(case)
+            check_grey_values(image.array, str(case.image))
+            refuse_own_reference(_tasks_of(task_of, case, image), image)
+            return
+        except LockError:
+            raise
+        except UNUSABLE as error:
+            whys.append(f"'{case.id}': {refusal(error, f'Case {case.id}')}")
+    raise PredictionError(
+        "--overwrite replaces results that were made otherwise, but no scan that is given can be segmented, so they "
+        f"stay: {'; '.join(whys[:3])}"
+    )
+
+
+def _image_of(case: InputCase) -> Volume:
+    if case.image is None:
+        raise RawDataError(f"The raw file of case '{case.id}' is not there: put it back.")
+    return case.image.read_image()
+
+
+def _tasks_of(task_of: TasksOf, case: InputCase, image: Volume) -> tuple[TaskEmbedding, ...]:
+    given = task_of(case, image)
+    return (given,) if isinstance(given, TaskEmbedding) else tuple(given)
 
 
 @dataclass(frozen=True)
@@ -272,13 +316,11 @@ def _predict_one(run: _Run, case: InputCase) -> Verdict:
 
 def _make(run: _Run, case: InputCase, former: FormerMask) -> list[str]:
     """The result of one case, written; warnings."""
-    if case.image is None:
-        raise RawDataError(f"The raw file of case '{case.id}' is not there.")
-    image = case.image.read_image()
+    image = _image_of(case)
     if former.scan is None:
         raise RawDataError(
-            f"All files of a scan are read, and of {case.image} not every one can be: mend their permissions, or take "
-            "away what is no part of it."
+            f"A scan is all of its files, and not every file of {case.image} can be read: mend their permissions, or "
+            "take away what is no part of it."
         )
     check_grey_values(image.array, str(case.image))
     check_field(image.array.shape, image.spacing_mm, str(case.image))  # a header in metres finds nothing
@@ -286,8 +328,7 @@ def _make(run: _Run, case: InputCase, former: FormerMask) -> list[str]:
         run.check_place()
         run.tables.forget(case.id)
         remove_result(run.out, case.id)
-    given = run.task_of(case, image)
-    tasks = (given,) if isinstance(given, TaskEmbedding) else tuple(given)
+    tasks = _tasks_of(run.task_of, case, image)
     warnings = dict.fromkeys(modality_warning(task, image) for task in tasks)
     if lost := no_place(image.header):
         warnings[f"{lost}: look whether left and right are right."] = None

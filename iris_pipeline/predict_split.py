@@ -202,7 +202,7 @@ def split_cases(loaded: LoadedModel, store: Store, split: str, part: str) -> lis
     if split not in manifest.splits or part not in ("validation", "test"):
         raise StoreError(
             f"Dataset {manifest.dataset} has the splits {', '.join(manifest.splits)}, whose validation or "
-            f"test part is segmented; got split {split!r}, part {part!r}."
+            f"test part is segmented; got split {split!r}, part {part!r}: choose one of them."
         )
     wanted = manifest.splits[split][part]
     if not wanted:
@@ -308,7 +308,8 @@ def held_out_tasks(
         missing = [draw.id for draw in draws if draw.id not in raw]
         if missing:
             raise RawDataError(
-                f"The raw files of the references {', '.join(missing)} are needed and not there."
+                f"The raw files of the references {', '.join(missing)} are needed, and they are not there: put them "
+                "back."
             )
         prints = measure_references([raw[draw.id] for draw in draws], spec)
         names = [draw.id for draw in draws]
@@ -384,7 +385,10 @@ def _drawn_tasks(
             )
         )
         if any(draw.id == case.id or (case.subject and subjects[draw.id] == case.subject) for draw in draws):
-            raise ReferenceCaseError(f"A reference is never its own query; '{case.id}' was drawn for itself.")
+            raise ReferenceCaseError(
+                f"A reference is never its own query; '{case.id}' was drawn for itself: this is a defect, please "
+                "report it."
+            )
         if draws not in made:
             made[draws] = make(draws)
         task = made[draws](image)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.pool import Embedded, EmbeddingCache
-from iris_pipeline.references import ReferenceFiles, embed_files
+from iris_pipeline.references import Candidate, ReferenceFiles, embed_files
 from iris_pipeline.retrieval import RetrievalSettings, image_retrieval, object_retrieval
 from iris_pipeline.rivals import Attempt, best_strategy, check_rivals, compare_strategies, comparison_text
+from iris_pipeline.scan import refuse_own_reference
 from iris_pipeline.showing import SEARCHED, Showing
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import Prepare, ensemble, taken_from
@@ -36,6 +37,54 @@ TUNABLE = (*DESCENDING, BEST)
 """take `TuningSettings`"""
 STRATEGIES = (*REFERENCE_STRATEGIES, "bank")
 TaskForQuery = Callable[[Volume], TaskEmbedding]
+CheckDrawn = Callable[[Sequence[Candidate]], None]
+"""Is shown the drawn references and may raise, before anything is searched for or encoded."""
+
+
+# What turns a query into its task is data alone, so that a process can hand it to another.
+
+
+@dataclass(frozen=True, eq=False)
+class OneTask:
+    """The same task for every query."""
+
+    task: TaskEmbedding
+
+    def __call__(self, image: Volume) -> TaskEmbedding:
+        return self.task
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRetrieval:
+    """See `retrieval.image_retrieval`. mean: the pool's ensemble, whose grid and classes the task has."""
+
+    loaded: LoadedModel
+    pool: tuple[Embedded, ...]
+    mean: TaskEmbedding
+    options: InferenceOptions
+
+    def __call__(self, image: Volume) -> TaskEmbedding:
+        """ReferenceCaseError if the query is one of the pool."""
+        refuse_own_reference([reference.task for reference in self.pool], image)
+        query = self.mean.prepare(image).image
+        return image_retrieval(self.loaded, self.pool, query, self.options).select(self.mean.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectRetrieval:
+    """See `retrieval.object_retrieval`. start: makes the rough segmentation."""
+
+    loaded: LoadedModel
+    pool: tuple[Embedded, ...]
+    start: TaskEmbedding
+    options: InferenceOptions
+    settings: RetrievalSettings | None
+
+    def __call__(self, image: Volume) -> TaskEmbedding:
+        """ReferenceCaseError if the query is one of the pool."""
+        refuse_own_reference([reference.task for reference in self.pool], image)
+        query = self.start.prepare(image).image
+        return object_retrieval(self.loaded, self.pool, query, self.start, self.options, self.settings)[0]
 
 
 def pooled_task(
@@ -115,7 +164,8 @@ def task_for_query(
     """What turns a query into its task. pool: embedded by `pool.embed`, with image vectors for image-retrieval.
 
     start: the rough segmentation of object-retrieval (default: the pool's ensemble; classes that `start` lacks
-    come from there too). The rest as in `pooled_task`. PredictionError for a strategy that takes no references.
+    come from there too). The rest as in `pooled_task`. The result can be pickled, as the model can. PredictionError for
+    a strategy that takes no references.
     """
     if strategy not in REFERENCE_STRATEGIES:
         raise PredictionError(
@@ -125,15 +175,11 @@ def task_for_query(
     one = strategy if strategy in ONE_TASK else "ensemble"
     mean = pooled_task(one, loaded, pool, classes, options, prepare=prepare, tuning=tuning, progress=progress)
     if strategy == "image-retrieval":
-        return lambda image: image_retrieval(loaded, pool, mean.prepare(image).image, options).select(
-            mean.class_names
-        )
+        return ImageRetrieval(loaded, tuple(pool), mean, options)
     if strategy == "object-retrieval":
         begin = mean if start is None else fill(start, mean)
-        return lambda image: object_retrieval(
-            loaded, pool, begin.prepare(image).image, begin, options, retrieval
-        )[0]
-    return lambda _: mean
+        return ObjectRetrieval(loaded, tuple(pool), begin, options, retrieval)
+    return OneTask(mean)
 
 
 def file_tasks(
@@ -150,12 +196,14 @@ def file_tasks(
     showing: Showing = SEARCHED,
     retrieval: RetrievalSettings | None = None,
     tuning: TuningSettings | None = None,
+    check: CheckDrawn | None = None,
     progress: bool = False,
 ) -> tuple[TaskForQuery, list[Embedded]]:
     """References on disk -> what turns a query into its task, and the embedded references.
 
     "one-shot" takes one of several, `count` that many, drawn by `seed`; see `references.embed_files`. start: of
-    object-retrieval (default: the references' ensemble); the references are brought to its grid.
+    object-retrieval (default: the references' ensemble); the references are brought to its grid. check: see
+    `CheckDrawn`.
     """
     embedded = embed_files(
         loaded,
@@ -168,7 +216,7 @@ def file_tasks(
         cache=cache,
         with_images=strategy == "image-retrieval",
         showing=showing,
-        check=check_rivals if strategy == BEST else None,
+        check=_checks_of(strategy, check),
         progress=progress,
     )
     task_of = task_for_query(
@@ -199,9 +247,12 @@ def encode_files(
     cache: EmbeddingCache | None = None,
     showing: Showing = SEARCHED,
     tuning: TuningSettings | None = None,
+    check: CheckDrawn | None = None,
     progress: bool = False,
 ) -> TaskEmbedding:
-    """References on disk -> one task. strategy None: see `default_strategy`. like, showing: see `embed_files`."""
+    """References on disk -> one task. strategy None: see `default_strategy`. like, showing: see `embed_files`; check:
+    `CheckDrawn`.
+    """
     options = options or InferenceOptions()
     strategy = strategy or default_strategy(files, count)
     embedded = embed_files(
@@ -214,7 +265,7 @@ def encode_files(
         like=like,
         cache=cache,
         showing=showing,
-        check=check_rivals if strategy == BEST else None,
+        check=_checks_of(strategy, check),
         progress=progress,
     )
     return pooled_task(
@@ -227,6 +278,18 @@ def encode_files(
         tuning=tuning,
         progress=progress,
     )
+
+
+def _checks_of(strategy: str, check: CheckDrawn | None) -> CheckDrawn:
+    """What the strategy itself asks of the drawn references, and what the caller does."""
+
+    def both(drawn: Sequence[Candidate]) -> None:
+        if strategy == BEST:
+            check_rivals(drawn)
+        if check is not None:
+            check(drawn)
+
+    return both
 
 
 def default_strategy(files: ReferenceFiles, count: int | None = None) -> str:

@@ -59,11 +59,15 @@ class ReferenceFiles:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A labelled case a reference may be drawn from: who it is and which classes it shows."""
+    """A labelled case a reference may be drawn from: who it is and which classes it shows.
+
+    content: hash of its image (`findings.image_hash`), "" where it is not at hand.
+    """
 
     id: str
     subject: str
     classes: frozenset[str]
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,8 @@ def draw_references(
     order = [c for c in shuffled if c.subject not in excluded and c.classes & set(classes)]
     if not order:
         raise ReferenceCaseError(
-            "No labelled case of another subject than the query's is there to be the reference."
+            "A reference is a labelled case of another subject than the query's, and there is none: give references of "
+            "more people."
         )
     most = max(len(c.classes & set(classes)) for c in order)
     order.sort(key=lambda c: len(c.classes & set(classes)) < most)  # stable: both halves stay in random order
@@ -335,7 +340,8 @@ def embed_files(
     by_id = {case.id: case for case in files.cases}
     if check is not None:
         people = join_people([p.subject for p in used], [p.content for p in used])
-        check([Candidate(p.id, who, frozenset(p.classes)) for p, who in zip(used, people, strict=True)])
+        shown = zip(used, people, strict=True)
+        check([Candidate(p.id, who, frozenset(p.classes), p.content) for p, who in shown])
 
     def prepare_at(plan: Plan) -> Prepare:
         return lambda case_id: prepare_reference(by_id[case_id], plan, files.classes)

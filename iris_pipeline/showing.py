@@ -70,7 +70,7 @@ class Showing:
     ) -> Showing:
         """From what a user says; PredictionError for what is neither."""
         if looks not in (1, 2):
-            raise PredictionError(f"A scan is given 1 look or 2; got {looks!r}.")
+            raise PredictionError(f"`looks`, how often a scan is looked at, is 1 or 2; got {looks!r}.")
         return cls(pose_named(pose), scale_named(scale), grey_named(grey), looks, toning_named(tones))
 
     def describe(self) -> dict[str, Any]:

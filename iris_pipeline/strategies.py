@@ -227,7 +227,8 @@ def ensemble(tasks: Sequence[TaskEmbedding]) -> TaskEmbedding:
         for name, value in task.classes.items():
             if classes.setdefault(name, value) != value:
                 raise TaskError(
-                    f"Class '{name}' has the value {classes[name]} in one task and {value} in another."
+                    f"A class has one value in all tasks of an ensemble, but '{name}' has the value {classes[name]} in "
+                    f"one task and {value} in another: encode them with the same class values."
                 )
 
     def mean(view: Callable[[TaskEmbedding], TaskTokens]) -> TaskTokens:

@@ -15,7 +15,7 @@ from iris_pipeline.grey import GreyEvidence
 from iris_pipeline.task import Deviation, Surroundings, TaskEmbedding, Tuned
 from iris_pipeline.voxel_head import VoxelHead
 from preprocessing.errors import TaskError
-from preprocessing.files import write_bytes
+from preprocessing.files import hindrance, write_bytes
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose
 from preprocessing.spec import Modality
@@ -62,6 +62,16 @@ _COUNTED = ("schema_version", "levels", "wide_levels", "has_head", "has_grey")
 
 _HEAD = ("head.inner", "head.inner_bias", "head.outer", "head.outer_bias")
 _GREY = ("grey.ratios", "grey.weights")
+
+
+def check_task_path(path: Path | str) -> None:
+    """TaskError where no task file can be written to `path`, as far as folders tell, before minutes are spent."""
+    path = Path(path)
+    why = "it is a folder" if path.is_dir() else hindrance(path.parent)
+    if why:
+        raise TaskError(
+            f"A task is written to a file, such as liver.task; {path} cannot be one ({why}): choose another -o."
+        )
 
 
 def save_task(path: Path | str, task: TaskEmbedding) -> None:

@@ -30,7 +30,7 @@ RANGE = (-4.0, 8.0)
 def toning_named(value: str) -> str:
     """What --tones says; PredictionError for something else."""
     if value not in TONINGS:
-        raise PredictionError(f"Tones are given {', '.join(TONINGS)}; got {value!r}.")
+        raise PredictionError(f"Tones are one of {', '.join(TONINGS)}; got {value!r}.")
     return value
 
 

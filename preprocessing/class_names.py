@@ -107,7 +107,7 @@ def name_values(labels: Sequence[Source]) -> dict[str, int]:
         raise problems[0]
     if not values - {0}:
         raise ReferenceCaseError(
-            "A reference must show at least one class; all the given label files are empty."
+            "A reference must show at least one class, but all the given label files are empty: give others."
         )
     return {f"label_{value}": value for value in sorted(values - {0})}
 

@@ -38,6 +38,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def hindrance(folder: Path) -> str:
+    """Why nothing can be written into a folder, which need not be there yet: a phrase; "" where nothing tells of it."""
+    folder = folder.absolute()
+    place = next(each for each in (folder, *folder.parents) if each.exists())
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+
+
 @contextmanager
 def replaced(path: Path, ending: str = ".tmp") -> Iterator[Path]:
     """A hidden name beside `path` to write to, of this process alone; it is renamed to `path` at the end, and removed

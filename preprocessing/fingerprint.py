@@ -274,7 +274,7 @@ def check_volumes(classes: Mapping[str, ClassPrint], case_id: str, spec: Dataset
         if name in classes and not least <= classes[name].ml <= most:
             raise LabelValueError(
                 f"'{name}' of dataset {spec.name} has {least:g} to {most:g} ml, but {classes[name].ml:g} ml in case "
-                f"{case_id}: its label values mean something else than the specification says."
+                f"{case_id}: its label values mean something else than the specification says: correct one of the two."
             )
 
 

@@ -131,9 +131,9 @@ def settle_plan(folder: Path, plan: Plan, overwrite: bool = False) -> Plan:
                 f"{path} is of another plan ({_in_short(old)}) than the one asked for ({_in_short(plan)}): "
                 "give the same options, another --root, or --overwrite to make the store anew."
             )
-    if overwrite:
-        (folder / MANIFEST).unlink(missing_ok=True)
     save_json(path, plan)
+    if overwrite:  # last: where the plan cannot be written the former store stays
+        (folder / MANIFEST).unlink(missing_ok=True)
     append_log(folder / LOG, "plan: " + " ".join(plan.reasons))
     return plan
 

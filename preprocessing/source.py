@@ -134,7 +134,7 @@ class FrameSource(Source):
         if self.labelled and not np.any(volume.array):
             raise RawDataError(
                 f"Frame {self.frame} (from 0) of {self.path} should be labelled and is empty: the table of frames "
-                "and the label file do not belong together."
+                "and the label file do not belong together; copy both again."
             )
         return volume
 

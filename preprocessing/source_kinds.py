@@ -50,7 +50,10 @@ class PngStackSource(Source):
         GridMismatchError for a mask of another size.
         """
         if not self.series.is_dir():
-            raise RawDataError(f"{self.masks} belongs to the DICOM series {self.series}, which is not there.")
+            raise RawDataError(
+                f"{self.masks} belongs to the DICOM series {self.series}, which is not there: copy the series there, "
+                "or take the masks away."
+            )
         grid, slices = read_raw(self.series), [Path(file) for file in dicom_files(self.series)]
         masks = sorted(
             (path for path in self.masks.iterdir() if _is_png(path)), key=lambda path: natural(path.name)

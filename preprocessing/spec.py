@@ -278,7 +278,9 @@ def load_spec(name_or_path: str | Path) -> DatasetSpec:
 
 def named(spec: DatasetSpec, path: Path) -> DatasetSpec:
     if spec.name != path.stem:
-        raise SpecError(f"{path} names itself '{spec.name}': file and name must agree.")
+        raise SpecError(
+            f"A specification has the name of its file, but {path} names itself '{spec.name}': rename one of them."
+        )
     return spec
 
 

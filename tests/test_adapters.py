@@ -188,6 +188,6 @@ def test_missing_folders_and_unknown_layouts(tmp_path: Path, tiny_raw: TinyRaw) 
     with pytest.raises(RawDataError, match="imagesTr holds no image: the layout 'msd' of dataset tiny needs"):
         find_cases(tmp_path, tiny_raw.spec)
     with pytest.raises(
-        SpecError, match="has the layout 'dicom_zip': known are dicom_png, files, frames, msd"
+        SpecError, match="has the layout 'dicom_zip', which is none of dicom_png, files, frames, msd"
     ):
         find_cases(tmp_path, tiny_raw.spec.model_copy(update={"layout": "dicom_zip"}))

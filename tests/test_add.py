@@ -270,7 +270,7 @@ def test_the_guesses_can_be_corrected_by_answers(
     spec = load_spec(root / "raw" / "hearts.yaml")
     assert (spec.modality, spec.classes) == ("PET", {"left atrium": 1, "wall": 2})
     assert spec.subject_pattern is None
-    assert "'left' is none of that" in capsys.readouterr().out
+    assert "such as liver=1 tumour=2; got 'left'." in capsys.readouterr().out
 
 
 def test_enter_keeps_the_guesses_and_no_writes_nothing(

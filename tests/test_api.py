@@ -231,7 +231,7 @@ def test_the_memory_of_a_model_is_a_task() -> None:
     loaded = loaded_with(GreyModel(width=0.05), bank=memory, plans={"blobs": PLAN}, specs=specs)
     found = segment(loaded, bank(loaded, "blobs"), scan, OPTIONS)
     assert np.array_equal(found, np.array([0, 1, 4])[labels])
-    with pytest.raises(PredictionError, match="A scan is given 1 look or 2; got 3"):
+    with pytest.raises(PredictionError, match="how often a scan is looked at, is 1 or 2; got 3"):
         bank(loaded, "blobs", looks=3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -112,3 +113,21 @@ def test_training_goes_on_where_gradients_are_switched_off_and_takes_texts(
     learned = load_model(str(made))
     assert made == tmp_path / "run" / "checkpoint" and learned.state.iteration == 1
     assert learned.model_hash != hash_weights(build_iris("tiny", seed=short.seed))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_draws_nothing_from_the_callers_random_numbers_and_gives_the_same(
+    tiny_store: Store, tmp_path: Path, workers: int
+) -> None:
+    short = TrainSettings(size="tiny", iterations=1, validation_episodes=1, precision="fp32", workers=workers)
+    hashes = set()
+    for seed in (5, 6) if workers == 0 else (5,):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        made = train(short, {"tiny": tiny_store}, tmp_path / str(seed), device="cpu", show_progress=False)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+        hashes.add(load_model(made).model_hash)
+    assert len(hashes) == 1

@@ -133,7 +133,7 @@ def test_missing_and_shifted_predictions_fail_the_command_but_not_the_others(
     lines = said.err.splitlines()
     assert any(line.startswith(f"{gone}: There is no prediction for this case") for line in lines)
     assert any(line.startswith(f"{moved}: Prediction and truth must lie on one grid") for line in lines)
-    assert lines[-1] == "Error: 2 could not be scored (named above); what could be is written."
+    assert lines[-1] == "Error: 2 could not be scored, as told above; the scores of the others are written."
     frame = read_rows(place.folder / "results" / "evening" / "evaluation" / "tiny__one-shot.csv")
     assert set(frame.loc[frame["predicted_voxels"].isna(), "case"]) == {gone, moved}
     assert frame.loc[~frame["case"].isin([gone, moved]), "dice"].dropna().eq(1.0).all()

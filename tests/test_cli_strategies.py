@@ -113,7 +113,7 @@ def test_the_number_of_looks_is_the_banks_too(root: Path, tiny_raw: Any, capsys:
     both = [*place, "--strategies", "bank", "one-shot", "--looks", "1", "--grey", "0"]
     assert strategies_main(both) == 1
     assert (
-        "Error: --grey: of files (-r) and of held-out datasets only; references of tiny"
+        "Error: References of tiny are taken as they are in the store, so --grey would change nothing"
         in capsys.readouterr().err
     )
 
@@ -124,8 +124,8 @@ def test_what_no_reference_would_be_shown_in_is_refused(
 ) -> None:
     place = ["--root", str(root), "--raw", str(tiny_raw.dataset.parent), *useless]
     says = (
-        f"{useless[0]}: of files (-r) and of held-out datasets only; references of tiny are taken as they are "
-        "in the store: leave it out."
+        f"References of tiny are taken as they are in the store, so {useless[0]} would change nothing (for references "
+        "of -r and of held-out datasets only): leave it out."
     )
     assert strategies_main([*place, "--strategies", "one-shot"]) == 1
     assert says in capsys.readouterr().err

@@ -6,14 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from preprocessing.errors import StoreError
 
-START = """
+WATCH = """
 import os, signal, sys, threading, time
+def end_with_the_tests(parent=os.getppid()):
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+threading.Thread(target=end_with_the_tests, daemon=True).start()
+"""
+START = """
 from multiprocessing import active_children
 sys.path.insert(0, 'tests')
 from memory_store import make_store
@@ -31,7 +39,7 @@ def signal_everybody_as_soon_as_there_is_a_worker():
     os.killpg(0, signal.SIGTERM)
 
 with StopAtStepEnd() as stop:
-    thread = threading.Thread(target=signal_everybody_as_soon_as_there_is_a_worker)
+    thread = threading.Thread(target=signal_everybody_as_soon_as_there_is_a_worker, daemon=True)
     thread.start()
     first = next(groups)
     thread.join()
@@ -44,9 +52,12 @@ with StopAtStepEnd() as stop:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own group; returns when it and its workers, which hold the same stdout, have ended."""
+    """A process of its own group; returns when it and its workers, which hold the same stdout, have ended.
+
+    As nothing that is sent to the tests reaches it, it ends by itself where they are killed.
+    """
     return subprocess.run(
-        [sys.executable, "-c", START + code],
+        [sys.executable, "-c", WATCH + START + code],
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[1],
@@ -61,6 +72,20 @@ def test_signals_to_everybody_leave_the_workers_at_work_and_they_end_with_the_ma
     done = run(SIGNALLED + "os.kill(os.getpid(), signal.SIGKILL)")
     assert done.stdout.splitlines() == ["SIGTERM True 5", "SIGINT True [6, 7, 8, 9, 10]"], done.stderr
     assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
+def test_where_the_tests_are_killed_their_process_ends_too() -> None:
+    inner = WATCH + "print('begun', flush=True); time.sleep(60)"
+    outer = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
+    )
+    tests = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    assert tests.stdout is not None and tests.stdout.readline() == "begun\n"
+    started = time.monotonic()
+    tests.kill()
+    assert tests.stdout.read() == "", "whoever holds it has ended"
+    assert tests.wait() == -signal.SIGKILL and time.monotonic() - started < 40
 
 
 def test_a_stream_that_broke_off_has_no_workers_left_though_its_error_is_kept() -> None:

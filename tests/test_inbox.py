@@ -14,8 +14,10 @@ import SimpleITK as sitk
 from scans import save
 from test_inputs import dicom_of_kind, touch, write_dicom
 
+from iris_pipeline.inbox import look
 from iris_pipeline.inputs import InputCase, find_inputs
 from preprocessing.errors import RawDataError
+from preprocessing.itk_files import data_files
 from preprocessing.source import FileSource
 from preprocessing.volume import read_volume
 
@@ -310,3 +312,27 @@ def test_a_place_of_its_own_is_a_grid_of_its_own(tmp_path: Path) -> None:
     moved[0, 3] = 0.4  # less than half a voxel, as after a registration
     save(tmp_path / "scan_0001.nii.gz", np.zeros((4, 5, 6), np.float32), moved)
     assert [case.id for case in find_inputs(tmp_path)[0]] == ["scan"]
+
+
+def test_each_header_is_read_once_however_many_files_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.mhd").write_text(f"ElementDataFile = {name}.bin\n")
+    touch(tmp_path, "a.bin", "b.bin", "c.bin", "d.bin", "e.bin")
+    read: list[str] = []
+
+    def noted(header: Path) -> list[Path]:
+        read.append(header.name)
+        if header.name == "b.mhd":
+            raise PermissionError("not for you")
+        return data_files(header)
+
+    monkeypatch.setattr("iris_pipeline.inbox.data_files", noted)
+    (note,) = look(tmp_path).notes
+    assert note.startswith(f"3 files in {tmp_path} left out, of no format that is read: b.bin, d.bin, e.bin;")
+    assert read == ["a.mhd", "b.mhd", "c.mhd"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.mhd").write_text("ElementDataFile = a.raw\n")
+    touch(tmp_path / "more", "a.raw")
+    assert not look(tmp_path / "more").notes and len(read) == 3, "where nothing is strange no header is read"

@@ -64,6 +64,28 @@ def test_a_scheduler_ends_it_as_ctrl_c_does() -> None:
     assert error == "Interrupted; what was finished is kept, run the same command again to go on.\n"
 
 
+LOADS = """
+import os, signal, sys
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            WHAT
+sys.meta_path.insert(0, Slow())
+from iris_pipeline.cli.predict import predict_main
+"""
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_a_sentence_and_a_defect_stays_one() -> None:
+    for what, status, told in (
+        ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "Interrupted before anything was begun.\n"),
+        ("raise RuntimeError('a defect')", 1, "RuntimeError: a defect\n"),
+    ):
+        code = LOADS.replace("WHAT", what)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr.splitlines(True)[-1]) == (status, told)
+        assert ("Traceback" in done.stderr) == (status == 1)
+
+
 def test_the_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict_main(["--help"])

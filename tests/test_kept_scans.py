@@ -217,7 +217,7 @@ def test_a_mask_does_not_count_where_its_scan_cannot_be_told(folder: Path, read:
     verdicts = [*predict(folder, [InputCase("b", two), InputCase("a", None)]), predict(folder)[0]]
     assert [v.status for v in verdicts] == ["refused"] * 3
     assert verdicts[0].why == f"Each case has one file.{STAYS}"
-    assert verdicts[1].why == f"The raw file of case 'a' is not there.{STAYS}"
+    assert verdicts[1].why == f"The raw file of case 'a' is not there: put it back.{STAYS}"
     assert "a.nii.gz does not exist" in verdicts[2].why and verdicts[2].why.endswith(STAYS)
     assert [(folder / "out" / f"{name}.nii.gz").read_bytes() for name in "ab"] == masks and not read
 

@@ -15,7 +15,7 @@ from stub_model import make_task
 from test_cli_predict import write_run
 from test_cli_tasks import COARSE, references
 
-import iris_pipeline.cli.predict as command
+import iris_pipeline.cli._from_files as command
 from iris_pipeline.case_report import LOG, REPORT
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from iris_pipeline.outputs import Outputs
 from iris_pipeline.predict import predict_cases, predict_folder
 from iris_pipeline.showing import SEARCH_RULES, Showing
 from iris_pipeline.sliding_window import InferenceOptions
-from preprocessing.errors import PredictionError
+from preprocessing.errors import PredictionError, TaskError
+from preprocessing.findings import image_hash
+from preprocessing.source import FileSource
 
 
 @pytest.fixture
@@ -130,6 +134,63 @@ def test_results_of_another_task_make_way_before_the_first_is_made_anew(
     for case in "ab":
         names = sorted(path.name for path in (out / "per_class" / case).iterdir())
         assert names == ["ball.nii.gz", "doll.nii.gz"]
+
+
+@pytest.mark.parametrize("lack", ["torn", "gone", "own", "no task", "full disk"])
+def test_results_of_another_task_stay_where_the_new_run_cannot_start(
+    folder: Path, tmp_path: Path, lack: str
+) -> None:
+    image, labels = paint((12, 40, 34), BLOCKS)
+    model, task = grey_task(image, labels)
+    (case,) = (case for case in cases_of(folder) if case.id == "a")
+    out = folder / "out"
+    predict_folder(loaded_with(model), task, [case], out, progress=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert case.image is not None
+    other = grey_task(image, labels, names=("ball", "doll"))[1]
+    hashes = (image_hash(case.image.read_image()),)
+    (tmp_path / "torn.nii.gz").write_bytes(b"no scan")
+    now = {
+        "torn": replace(case, image=FileSource(tmp_path / "torn.nii.gz")),
+        "gone": replace(case, image=None),
+    }
+
+    def no_task(*_: Any) -> Any:
+        raise TaskError("There is no reference of another subject.")
+
+    def full_disk() -> None:
+        if lack == "full disk":
+            raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    def predict() -> None:
+        predict_cases(
+            loaded_with(model),
+            no_task if lack == "no task" else lambda _case, _image: replace(other, reference_hashes=own),
+            [now.get(lack, case)],
+            out,
+            InferenceOptions(),
+            classes=other.classes,
+            made_from={"task": "other"},
+            overwrite=True,
+            begun=full_disk,
+            progress=False,
+        )
+
+    own = hashes if lack == "own" else ()
+    sentence = {
+        "torn": r"^--overwrite replaces .* no scan that is given can be segmented, so they stay: 'a': .*torn",
+        "gone": "so they stay: 'a': The raw file of case 'a' is not there",
+        "own": "so they stay: 'a': A reference is never its own query",
+        "no task": "so they stay: 'a': There is no reference of another subject",
+        "full disk": "No space left",
+    }[lack]
+    with pytest.raises(OSError if lack == "full disk" else PredictionError, match=sentence):
+        predict()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    if lack == "full disk":
+        lack = "nothing"
+        predict()
+        assert (out / "classes.json").read_bytes() != before["classes.json"]
 
 
 def test_a_file_that_happens_to_lie_there_is_no_result(folder: Path) -> None:

@@ -257,7 +257,7 @@ def test_references_alone_train(place: Path, tiny_store: Store) -> None:
 
 
 def test_references_that_cannot_be(place: Path, tiny_store: Store) -> None:
-    with pytest.raises(ExportError, match="nobody is none: it has "):
+    with pytest.raises(ExportError, match="nobody is none: name some of "):
         export(place, tiny_store, references=["nobody"])
     tested = tiny_store.manifest.splits["paper"]["test"][0]
     with pytest.raises(ExportError, match=f"{tested} is of the test part.*train part"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -209,6 +210,23 @@ def test_another_plan_needs_overwrite_and_makes_the_store_unfinished(tmp_path: P
     settle_plan(tmp_path, fit, overwrite=True)
     assert load_plan(tmp_path) == fit
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_plan_that_cannot_be_written_costs_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fingerprint_of(case(0, {"a": BIG}))
+    paper, fit = make_plan(made, spec_with()), make_plan(made, spec_with(), "fit")
+    settle_plan(tmp_path, paper)
+    (tmp_path / "manifest.json").write_text("{}")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("preprocessing.plan.save_json", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        settle_plan(tmp_path, fit, overwrite=True)
+    assert (tmp_path / "manifest.json").exists() and load_plan(tmp_path) == paper
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ def test_held_out_references_are_of_another_subject_and_alone_make_the_plan(
             held_out_tasks(loaded, held_out, raw, sorted(raw), replace(UPRIGHT_ONE, seed=seed), OPTIONS)(
                 *new("s1_a")
             )
-    with pytest.raises(RawDataError, match=r"raw files of the references s[23]_. are needed and not there"):
+    with pytest.raises(
+        RawDataError, match=r"raw files of the references s[23]_. are needed, and they are not there"
+    ):
         held_out_tasks(loaded, held_out, {}, ["s2_a", "s3_a"], UPRIGHT_ONE, OPTIONS)(*new("s1_a", "s1"))
 
 
@@ -350,7 +352,9 @@ def test_a_case_without_its_raw_file_is_a_verdict(
     test = tiny_store.manifest.splits["paper"]["test"]
     gone = [case for case in cases if case.id not in test]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, gone, out=tmp_path / "out", progress=False)
-    assert [v.why for v in verdicts] == [f"The raw file of case '{i}' is not there." for i in test]
+    assert [v.why for v in verdicts] == [
+        f"The raw file of case '{i}' is not there: put it back." for i in test
+    ]
     nowhere = FileSource(tmp_path / "nowhere.nii.gz")
     moved = [replace(case, image=nowhere) if case.id in test else case for case in cases]
     verdicts = predict_split(loaded_on(tiny_store), tiny_store, moved, out=tmp_path / "out", progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,19 @@ from scans import affine_of, volume
 from stub_model import make_task, tiny_model
 
 from iris_pipeline import query_tasks, rivals
+from iris_pipeline.checkpoint import LoadedModel, RunState, hash_weights
+from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.model import build_iris
 from iris_pipeline.pool import Embedded, EmbeddingCache, embed
-from iris_pipeline.query_tasks import BEST, ONE_TASK, REFERENCE_STRATEGIES, fill, pooled_task, task_for_query
+from iris_pipeline.query_tasks import (
+    BEST,
+    ONE_TASK,
+    PER_QUERY,
+    REFERENCE_STRATEGIES,
+    fill,
+    pooled_task,
+    task_for_query,
+)
 from iris_pipeline.retrieval import RetrievalSettings
 from iris_pipeline.rivals import RIVALS
 from iris_pipeline.scan import segment_scan
@@ -90,6 +102,34 @@ def test_every_strategy_makes_a_task_for_a_query() -> None:
         if strategy != "one-shot":  # whoever was in the pool had a say, chosen or not
             with pytest.raises(ReferenceCaseError, match="never its own query"):
                 segment_scan(loaded, [task], query_of(3), OPTIONS)
+
+
+@pytest.mark.parametrize("strategy", PER_QUERY)
+def test_a_query_of_the_pool_is_refused_before_it_is_looked_at(strategy: str) -> None:
+    loaded = tiny_model()
+    pool, references = pool_of(loaded, [1, 2])
+    task_of = make(strategy, loaded, pool, references)
+    before = len(loaded.model.encoded)
+    for seed in (1, 2):
+        with pytest.raises(
+            ReferenceCaseError, match="never its own query; this scan is one of the references"
+        ):
+            task_of(query_of(seed))
+    assert len(loaded.model.encoded) == before
+    task_of(query_of(3))
+    assert len(loaded.model.encoded) > before
+
+
+@pytest.mark.parametrize("strategy", ["ensemble", *PER_QUERY])
+def test_what_makes_the_task_of_a_query_can_be_sent_to_another_process(strategy: str) -> None:
+    model = build_iris("tiny", seed=0).eval()
+    loaded = LoadedModel(model, MemoryBank(), {"b": PLAN}, {}, RunState(0, 0.0, 0), hash_weights(model), "0")
+    pool, references = pool_of(loaded, [1, 2])
+    task_of = make(strategy, loaded, pool, references)
+    sent = pickle.loads(pickle.dumps(task_of))
+    here, there = task_of(query_of(5)), sent(query_of(5))
+    assert there.classes == here.classes == CLASSES and there.made_by == strategy
+    assert all(torch.equal(a, b) for a, b in zip(here.tokens, there.tokens, strict=True))
 
 
 @pytest.mark.parametrize(

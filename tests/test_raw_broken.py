@@ -143,13 +143,13 @@ def test_frames_that_nobody_names(tmp_path: Path) -> None:
         return refused(next(case for case in cases if case.id.startswith(code)), mnms)
 
     assert first("") == (
-        f"{code} has no row in the table *M&Ms_Dataset_information_diagnosis_opendataset.csv: the labelled frames "
-        "are not known."
+        f"{code} has no row in the table *M&Ms_Dataset_information_diagnosis_opendataset.csv, which says "
+        "which frames are labelled: add one."
     )
     assert first(f"0,{code},Siemens,A,1,,0,40,NOR,M") == (
-        f"The frame number ED of {code} is '': a whole number from 0 on is needed."
+        f"A frame number is a whole number from 0 on, but ED of {code} is '': correct it."
     )
-    assert "is 'nan': a whole number" in first(f"0,{code},Siemens,A,1,nan,0,40,NOR,M")
+    assert "is 'nan': correct it" in first(f"0,{code},Siemens,A,1,nan,0,40,NOR,M")
     assert "Frame 2 (from 0) of" in first(f"0,{code},Siemens,A,1,2,0,40,NOR,M")
     assert "should be labelled and is empty" in first(f"0,{code},Siemens,A,1,2,0,40,NOR,M")
     assert "Frame 7 (from 0) is wanted of" in first(f"0,{code},Siemens,A,1,7,0,40,NOR,M")

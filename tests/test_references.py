@@ -222,7 +222,9 @@ def test_label_values_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(LabelValueError, match=r"0 \(background\) to 255; .*labels\.nii\.gz holds \[700\]"):
         reference_pair(image, labels)
     save(labels, np.zeros_like(LABELS), AFFINE)
-    with pytest.raises(ReferenceCaseError, match="at least one class; all the given label files are empty"):
+    with pytest.raises(
+        ReferenceCaseError, match="at least one class, but all the given label files are empty: give others"
+    ):
         reference_pair(image, labels)
 
 
@@ -344,7 +346,9 @@ def test_references_are_of_other_subjects() -> None:
     for seed in range(20):
         ids = {d.id for d in draw_references(CANDIDATES, ["x", "y", "z"], 2, seed, not_subjects=["a"])}
         assert ids == {"b", "c", "d"} or ids == {"b", "d"}
-    with pytest.raises(ReferenceCaseError, match="No labelled case of another subject than the query's"):
+    with pytest.raises(
+        ReferenceCaseError, match="A reference is a labelled case of another subject than the query's"
+    ):
         draw_references(CANDIDATES, ["y"], 1, 0, not_subjects=["a", "b"])
     with pytest.raises(ReferenceCaseError, match="must be 1 or more; got 0"):
         draw_references(CANDIDATES, ["y"], 0, 0)

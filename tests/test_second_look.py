@@ -334,7 +334,9 @@ def test_a_left_out_reference_is_judged_as_prediction_would_segment_it() -> None
 
 @pytest.mark.parametrize("looks", [0, 3, "auto"])
 def test_a_scan_is_looked_at_once_or_twice(looks: Any) -> None:
-    with pytest.raises(PredictionError, match=rf"A scan is given 1 look or 2; got {looks!r}\."):
+    with pytest.raises(
+        PredictionError, match=rf"`looks`, how often a scan is looked at, is 1 or 2; got {looks!r}\."
+    ):
         Showing.of("auto", "auto", "auto", looks)
     assert Showing.of("auto", "auto", "auto", 1).looks == 1 and Showing().looks == 2
     assert Showing(looks=1).describe() == {"grey": "auto", "looks": 1, "search_rules": SEARCH_RULES}

@@ -251,7 +251,7 @@ def test_empty_and_damaged_files_have_no_say_in_the_names(tmp_path: Path) -> Non
     for name in ("one", "two"):
         (tmp_path / "labels" / f"{name}.seg.nrrd").unlink()
     (tmp_path / "labels" / "broken.seg.nrrd").unlink()
-    with pytest.raises(ReferenceCaseError, match="all the given label files are empty"):
+    with pytest.raises(ReferenceCaseError, match="all the given label files are empty: give others"):
         find_references(tmp_path)
 
 

@@ -174,7 +174,7 @@ def test_specifications_beside_the_raw_datasets_go_by_name(tmp_path: Path) -> No
     (tmp_path / "mine").mkdir()
     assert [spec.name for spec in choose_specs(["all"], tmp_path)] == ["mine"]
     (tmp_path / "other.yaml").write_text(spec_of(name="mine"), encoding="utf-8")
-    with pytest.raises(SpecError, match=r"other\.yaml names itself 'mine': file and name must agree"):
+    with pytest.raises(SpecError, match=r"other\.yaml names itself 'mine': rename one of them"):
         choose_specs(["other"], tmp_path)
 
 

@@ -234,7 +234,7 @@ def test_the_command_names_its_kinds() -> None:
     assert _synthetic(["split=0.1", "cells=0.2"]) == (("cells", 0.2), ("split", 0.1))
     with pytest.raises(
         ModelError,
-        match=r"--synthetic knows recolour, tones, turn, unite, split, cells, bands, shapes; got supervoxels\.",
+        match=r"--synthetic takes the kinds recolour, tones, turn, unite, split, cells, bands, shapes; got supervox",
     ):
         _synthetic(["supervoxels=0.1"])
 

@@ -169,6 +169,6 @@ def test_what_is_wanted_is_done_and_kept(tones: str, toned: bool) -> None:
 
 
 def test_another_word_is_refused_in_a_sentence() -> None:
-    with pytest.raises(PredictionError, match="Tones are given auto, always, never; got 'yes'."):
+    with pytest.raises(PredictionError, match="Tones are one of auto, always, never; got 'yes'."):
         Showing.of("auto", "auto", tones="yes")
     assert "tones" not in Showing().describe() and Showing(tones="never").describe()["tones"] == "never"

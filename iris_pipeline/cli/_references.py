@@ -85,7 +85,8 @@ class GivenReferences:
         if self.refused:
             raise ReferenceCaseError(
                 f"{len(self.refused)} of {len(self.refused) + len(self.files.cases)} references could not be used "
-                f"({', '.join(self.refused)}), said why above; the results are made from the others."
+                f"({', '.join(self.refused)}), as told above; the results are made from the others: mend "
+                "or remove them."
             )
 
 

@@ -92,6 +92,7 @@ def check_showing(showing: Showing, stores: Iterable[Store], strategies: Iterabl
     found = {store.manifest.dataset: store.manifest.role for store in stores}
     if useless and "held-out" not in found.values():
         raise PredictionError(
-            f"{', '.join(useless)}: of files (-r) and of held-out datasets only; references of {', '.join(found)} are "
-            f"taken as they are in the store: leave {'it' if len(useless) == 1 else 'them'} out."
+            f"References of {', '.join(found)} are taken as they are in the store, so {', '.join(useless)} would "
+            "change nothing (for references of -r and of held-out datasets only): leave "
+            f"{'it' if len(useless) == 1 else 'them'} out."
         )

@@ -179,7 +179,7 @@ def _classes(texts: Sequence[str]) -> dict[str, int]:
         name, _, value = text.rpartition("=")
         if not name or not value.isdecimal() or name in classes:
             raise SpecError(
-                f"Classes are given as NAME=VALUE, each name once, such as liver=1 tumour=2; '{text}' is none of that."
+                f"Classes are given as NAME=VALUE, each name once, such as liver=1 tumour=2; got '{text}'."
             )
         classes[name] = int(value)
     return classes

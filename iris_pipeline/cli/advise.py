@@ -21,6 +21,7 @@ from iris_pipeline.rivals import check_rivals, comparison_text
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.tuning import TuningSettings
 from preprocessing.errors import PredictionError
+from preprocessing.files import hindrance
 from preprocessing.paths import Root
 
 
@@ -75,6 +76,10 @@ def advise_main(argv: list[str] | None = None) -> int:
 def _advise_command(arguments: argparse.Namespace, line: str) -> int:
     if arguments.steps and not arguments.compare_strategies:
         raise PredictionError("--steps goes with --compare-strategies: add it, or leave --steps out.")
+    if why := hindrance(Path(arguments.o)):
+        raise PredictionError(
+            f"-o is a folder for the advice; {arguments.o} cannot be one ({why}): give another -o."
+        )
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
     given = reference_files(

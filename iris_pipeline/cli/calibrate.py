@@ -92,7 +92,7 @@ def _calibrate_command(arguments: argparse.Namespace) -> int:
     if unknown or not names:
         raise TaskError(
             f"Confidence is calibrated on datasets that the model was trained on ({', '.join(loaded.plans)}); got "
-            f"{', '.join(unknown) or 'none'}."
+            f"{', '.join(unknown) or 'none'}: name some of them with -d."
         )
     datasets = []
     for store in open_stores(root.preprocessed, names).values():

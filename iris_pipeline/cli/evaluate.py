@@ -128,7 +128,9 @@ def _evaluate_command(arguments: argparse.Namespace, line: str) -> int:
         tell_agreement(folder, evaluation.rows, out)
         failed += len(evaluation.failures)
     if failed:
-        raise EvaluationError(f"{failed} could not be scored (named above); what could be is written.")
+        raise EvaluationError(
+            f"{failed} could not be scored, as told above; the scores of the others are written."
+        )
     return 0
 
 

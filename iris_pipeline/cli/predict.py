@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from iris_pipeline import judging
@@ -11,7 +10,8 @@ from iris_pipeline.bank_tasks import bank_task
 from iris_pipeline.case_report import failure_told
 from iris_pipeline.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
-from iris_pipeline.cli._from_store import experiment_of, predict_from_store, retrieval_settings
+from iris_pipeline.cli._from_files import predict_from_files
+from iris_pipeline.cli._from_store import experiment_of, predict_from_store
 from iris_pipeline.cli._models import (
     add_device_options,
     add_model_options,
@@ -24,26 +24,20 @@ from iris_pipeline.cli._references import (
     GivenReferences,
     add_reference_options,
     check_fit,
-    encoding_of,
     given_references,
     summary,
-    tell_better,
-    tell_task,
 )
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
-from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.inputs import find_inputs
 from iris_pipeline.interrupt import TerminatedAsInterrupted
 from iris_pipeline.kept_showings import kept_showings
-from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
 from iris_pipeline.made_from import check_out
 from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import Verdict, digest, predict_cases, predict_folder, raise_for_refused
+from iris_pipeline.predict import Verdict, predict_folder, raise_for_refused
 from iris_pipeline.predict_split import predict_split
-from iris_pipeline.query_tasks import ONE_TASK, STRATEGIES, default_strategy, encode_files, file_tasks
-from iris_pipeline.references import ReferenceFiles
+from iris_pipeline.query_tasks import STRATEGIES
 from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import ensemble
 from iris_pipeline.task_file import load_task
 from preprocessing.errors import TaskError
 from preprocessing.nnunet import stored_name
@@ -224,8 +218,9 @@ def _predict_inputs(
             return predict_folder(
                 loaded, tasks, inputs, out, options, left_out=arguments.left_out, **wishes
             ), None
+        check_out(loaded, inputs, out, options, arguments.overwrite)
         given = given_references(arguments)
-        return _predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
+        return predict_from_files(arguments, given.files, loaded, folder, inputs, out, options), given
     dataset = _dataset(arguments, loaded)
     if arguments.strategy in (None, "bank"):
         task = bank_task(
@@ -244,77 +239,6 @@ def _predict_inputs(
         )
         return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes), None
     return predict_from_store(arguments, root, loaded, folder, dataset, inputs, out, options), None
-
-
-def _predict_from_files(
-    arguments: argparse.Namespace,
-    files: ReferenceFiles,
-    loaded: LoadedModel,
-    folder: Path,
-    inputs: list[InputCase],
-    out: Path,
-    options: InferenceOptions,
-) -> list[Verdict]:
-    """-r with any strategy: one task for all scans, or one for each."""
-    check_out(loaded, inputs, out, options, arguments.overwrite)
-    strategy = arguments.strategy or default_strategy(files, arguments.references)
-    asked = encoding_of(arguments)
-    wishes = wishes_of(
-        arguments,
-        loaded,
-        folder,
-        options,
-        witnesses=lambda: judging.file_witnesses(loaded, files, options, asked["seed"]),
-        volumes=lambda _: judging.file_volumes(files),
-    )
-    if strategy in ONE_TASK:
-        path = out / request_name(loaded.model_hash, files, options, strategy=strategy, **asked)
-        known = None if arguments.overwrite else kept_task(path)
-        task = known or encode_files(loaded, files, options, strategy=strategy, progress=True, **asked)
-        tell_task(task, arguments, files.classes)
-        if known is not None:
-            print(f"It was made before: {path}; --overwrite makes it anew.")
-            return predict_folder(loaded, task, inputs, out, options, left_out=arguments.left_out, **wishes)
-        tell_better(strategy, files)
-
-        def keep() -> None:
-            keep_task(path, task)
-            print(f"Kept for further scans, also for -t: {path}.")
-
-        return predict_folder(
-            loaded, task, inputs, out, options, begun=keep, left_out=arguments.left_out, **wishes
-        )
-    task_of, pool = file_tasks(
-        strategy,
-        loaded,
-        files,
-        options,
-        retrieval=retrieval_settings(arguments),
-        progress=True,
-        **asked,
-    )
-    tell_task(replace(ensemble([r.task for r in pool]), made_by=strategy), arguments, files.classes)
-    return predict_cases(
-        loaded,
-        lambda _, image: task_of(image),
-        inputs,
-        out,
-        options,
-        classes=files.classes,
-        made_from={
-            "strategy": strategy,
-            "references": references_digest(files),
-            "encoding": {"count": asked["count"], "seed": asked["seed"], "modality": asked["modality"]}
-            | asdict(asked["showing"]),
-            "settings": asdict(retrieval_settings(arguments)),
-        }
-        | asked["showing"].rules,
-        # Of before: by floats, which another precision makes others.
-        formerly={"references": [digest(reference.task) for reference in pool]},
-        remarks={"references": [reference.id for reference in pool]},
-        left_out=arguments.left_out,
-        **wishes,
-    )
 
 
 def _dataset(arguments: argparse.Namespace, loaded: LoadedModel) -> str:

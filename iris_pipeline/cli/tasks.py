@@ -24,8 +24,9 @@ from iris_pipeline.memory_bank import bank_key
 from iris_pipeline.query_tasks import ONE_TASK, encode_files
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.task import merge
-from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.task_file import check_task_path, load_task, save_task
 from preprocessing.paths import Root
+from preprocessing.volume import is_image_path
 
 
 def encode_main(argv: list[str] | None = None) -> int:
@@ -58,11 +59,14 @@ def encode_main(argv: list[str] | None = None) -> int:
     add_reference_options(parser)
     add_device_options(parser)
     arguments = parser.parse_args(argv)
+    if is_image_path(Path(arguments.o)):
+        parser.error(f"-o is the task file to write, such as liver.task, not a scan; got {arguments.o}")
     return run(lambda: _encode_command(arguments))
 
 
 def _encode_command(arguments: argparse.Namespace) -> int:
     check_fit(arguments, arguments.strategy)
+    check_task_path(arguments.o)
     device = choose_device(arguments.device)
     loaded, _ = load_run(arguments, Root.resolve(arguments.root), device)
     given = given_references(arguments)

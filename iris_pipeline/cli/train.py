@@ -187,7 +187,9 @@ def _synthetic(entries: list[str] | None) -> tuple[tuple[str, float], ...]:
     kinds = [field.name for field in fields(SyntheticTasks)]
     unknown = sorted(set(chosen) - set(kinds))
     if unknown:
-        raise ModelError(f"--synthetic knows {', '.join(kinds)}; got {', '.join(unknown)}.")
+        raise ModelError(
+            f"--synthetic takes the kinds {', '.join(kinds)}; got {', '.join(unknown)}: name one of these."
+        )
     return tuple(sorted(chosen.items()))
 
 

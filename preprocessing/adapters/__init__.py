@@ -32,8 +32,8 @@ def find_cases(raw: Path, spec: DatasetSpec) -> list[Case]:
     """
     if spec.layout not in LAYOUTS:
         raise SpecError(
-            f"Dataset {spec.name} has the layout '{spec.layout}': known are {', '.join(sorted(LAYOUTS))}; "
-            "correct the specification or add an adapter."
+            f"Dataset {spec.name} has the layout '{spec.layout}', which is none of "
+            f"{', '.join(sorted(LAYOUTS))}: correct the specification or add an adapter."
         )
     if not raw.is_dir():
         raise RawDataError(

@@ -95,7 +95,7 @@ def _row(
     if form.table:
         if names["case"] not in rows:
             raise RawDataError(
-                f"{who} has no row in the table {form.table[0]}: the labelled frames are not known."
+                f"{who} has no row in the table {form.table[0]}, which says which frames are labelled: add one."
             )
         return rows[names["case"]]
     if info is None:
@@ -116,7 +116,7 @@ def _number(row: Mapping[str, str], phase: str, who: str) -> int:
     number = text.removesuffix(".0")  # what a spreadsheet makes of it
     if not number.isdecimal():
         raise RawDataError(
-            f"The frame number {phase} of {who} is '{text}': a whole number from 0 on is needed."
+            f"A frame number is a whole number from 0 on, but {phase} of {who} is '{text}': correct it."
         )
     return int(number)
 
