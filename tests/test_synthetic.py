@@ -13,10 +13,13 @@ import torch
 from memory_store import CLASSES, make_store
 
 from iris_pipeline import synthetic
+from iris_pipeline.augment import IDENTITY, AugmentationRanges, draw_augmentation
 from iris_pipeline.cli.train import _synthetic
+from iris_pipeline.crops import CasePool, inside
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.reference_crops import relabelled
 from iris_pipeline.synthetic import (
     CURVE_RANGE,
     KNOTS,
@@ -91,6 +94,30 @@ def test_a_cut_lies_where_the_whole_class_says_whatever_box_was_read() -> None:
     assert np.array_equal(cut.apply(labels[12:18], (12, 0, 0), entry, "liver"), expected[12:18])
     assert np.array_equal(cut.apply(labels[17:], (17, 0, 0), entry, "liver"), expected[17:])
     assert labels.max() == 2, "the store's own labels were changed"
+
+
+@pytest.mark.parametrize(
+    "patch", [(16, 16, 16), (64, 64, 64)]
+)  # of a part of the scan; larger than all of it
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_crop_of_a_class_that_is_cut_is_the_crop_of_the_whole_scan_cut(
+    axis: int, patch: tuple[int, int, int]
+) -> None:
+    store = make_store(patch=patch)
+    pool = CasePool("a", store, "paper", "train")
+    entry = pool.cases[1]
+    cut = Cut(value=1, second=6, axis=axis, share=0.4)
+    whole = make_store(patch=patch)
+    subject, image, labels = whole.volumes["case1"]
+    whole.volumes["case1"] = subject, image, cut.apply(labels, (0, 0, 0), entry, "liver")
+    expected = CasePool("a", whole, "paper", "train")
+    turned = draw_augmentation(np.random.default_rng(0), patch, AugmentationRanges(p_spatial=1.0))
+    for params in (IDENTITY, turned):
+        start = inside(np.array([8, 9, 7]), np.array(patch), np.array(entry.shape))
+        found = pool.crop(entry, start, params, relabelled((cut, "liver"), entry)).labels
+        assert torch.equal(found, expected.crop(entry, start, params).labels)
+        assert (found == 1).any() and (found == 6).any()
+    assert relabelled((cut, "tumour"), entry) is None, "this case has none that could be cut"
 
 
 def test_a_free_value_is_found_up_to_the_last_one() -> None:

@@ -1,0 +1,44 @@
+"""One step of tuning against the naive formula: which crops it takes, and where their gradients lead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from blobs import PATCH, PLAN, blob_reference
+from stub_model import tiny_model
+
+from iris_pipeline.examples import draw_example, tokens_loss
+from iris_pipeline.pool import embed
+from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.strategies import ensemble
+from iris_pipeline.tuning import TRAIN_STREAM, TuningSettings, _Tutor
+
+
+def test_a_step_follows_the_mean_over_its_crops_which_are_drawn_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With two crops step s has the crops 2s and 2s + 1, of the references in turn."""
+    monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)  # Adam's steps tell no sum from a mean
+    loaded, options = tiny_model(), InferenceOptions()
+    references = [blob_reference(seed) for seed in (1, 2, 3)]
+    task = ensemble([embed(loaded, reference, PLAN).task for reference in references])
+    settings = TuningSettings(steps=2, crops=2, learning_rate=0.5, seed=4)
+    tutor = _Tutor(loaded, task, options, settings)
+    (found, _), steps, _, _ = tutor.descend((task.tokens, None), task, references, [], 2, False)
+
+    tokens = [level.clone() for level in task.tokens]
+    for numbers in ((0, 1), (2, 3)):
+        leaves = [level.requires_grad_() for level in tokens]
+        losses = []
+        for number in numbers:
+            rng = np.random.default_rng((4, TRAIN_STREAM, number))
+            reference = references[number % 3]
+            example = draw_example(reference, task.class_names, PATCH, rng, augmented=True)
+            losses.append(tokens_loss(loaded.model, leaves, example, options))
+        slopes = torch.autograd.grad((losses[0] + losses[1]) / 2, leaves)
+        tokens = [(level - 0.5 * slope).detach() for level, slope in zip(tokens, slopes, strict=True)]
+    assert steps == 2
+    for level, expected, begun in zip(found, tokens, task.tokens, strict=True):
+        assert torch.allclose(level, expected, atol=1e-6)
+        assert not torch.allclose(level, begun, atol=1e-4)
