@@ -41,12 +41,21 @@ def test_validation_takes_references_from_training_and_queries_from_validation()
 
 def test_validation_asks_for_all_classes_in_view_up_to_the_limit() -> None:
     stores = {"a": make_store(8, patch=(48, 48, 48))}  # everything is in view
-    every = validation_episodes(stores, "paper", per_dataset=4)
+    every = validation_episodes(stores, "paper", per_dataset=12)
     for e in every:
         both_even = all(int(s.case_id[4:]) % 2 == 0 for s in (e.reference, e.query))
         assert e.class_names == (tuple(CLASSES) if both_even else ("liver", "spleen"))
     limited = validation_episodes(stores, "paper", per_dataset=4, max_classes=2)
     assert [len(e.class_names) for e in limited] == [2, 2, 2, 2]
+
+
+def test_validation_asks_for_what_the_references_crop_shows_well() -> None:
+    """Crops hold one organ of three, and slivers of others; a fifth of a class has to be in view."""
+    store = make_store(8, patch=(16, 16, 16))
+    for e in validation_episodes({"a": store}, "paper", per_dataset=12):
+        classes = store.entry(e.reference.case_id).classes
+        for name, mask in zip(e.class_names, e.reference.masks, strict=True):
+            assert int(mask.sum()) >= classes[name].voxels / 5
 
 
 def test_validation_is_fixed_and_does_not_depend_on_the_other_datasets() -> None:
