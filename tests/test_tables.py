@@ -46,8 +46,8 @@ def rows(
     ]
 
 
-def baseline(dataset: str) -> list[Row]:
-    where = Origin("baseline", dataset, "paper/test", "everything-foreground")
+def baseline(dataset: str, split: str = "paper/test") -> list[Row]:
+    where = Origin("baseline", dataset, split, "everything-foreground")
     return [Row(where, case, "s", "liver", 0.1, 50, 950) for case in "ab"]
 
 
@@ -276,6 +276,9 @@ def test_rows_of_all_runs_with_one_baseline(tmp_path: Path) -> None:
         collect_rows(tmp_path, ["night", "morning"])
     with pytest.raises(EvaluationError, match=r"holds no .*run iris_evaluate first"):
         collect_rows(tmp_path / "night", ["night"])
+    write_run(tmp_path, "day", rows("toy", run="day", split="0/test"), baseline("toy", "0/test"))
+    of_splits = collect_rows(tmp_path).query("run == 'baseline'")["split"].value_counts()
+    assert of_splits.to_dict() == {"paper/test": 2, "0/test": 2}, "one a split"
 
 
 def test_written_tables(tmp_path: Path) -> None:

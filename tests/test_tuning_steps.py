@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from blobs import PATCH, PLAN, blob_reference
+from blobs import PLAN, blob_reference
 from stub_model import tiny_model
 
 from iris_pipeline.examples import draw_example, tokens_loss
@@ -13,6 +13,8 @@ from iris_pipeline.pool import embed
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import ensemble
 from iris_pipeline.tuning import TRAIN_STREAM, TuningSettings, _Tutor
+
+PATCH = (16, 16, 32)  # as small as the network takes
 
 
 def test_a_step_follows_the_mean_over_its_crops_which_are_drawn_one_after_the_other(
@@ -22,7 +24,8 @@ def test_a_step_follows_the_mean_over_its_crops_which_are_drawn_one_after_the_ot
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)  # Adam's steps tell no sum from a mean
     loaded, options = tiny_model(), InferenceOptions()
     references = [blob_reference(seed) for seed in (1, 2, 3)]
-    task = ensemble([embed(loaded, reference, PLAN).task for reference in references])
+    plan = PLAN.model_copy(update={"patch_size": PATCH})
+    task = ensemble([embed(loaded, reference, plan).task for reference in references])
     settings = TuningSettings(steps=2, crops=2, learning_rate=0.5, seed=4)
     tutor = _Tutor(loaded, task, options, settings)
     (found, _), steps, _, _ = tutor.descend((task.tokens, None), task, references, [], 2, False)
