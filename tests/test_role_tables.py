@@ -176,6 +176,16 @@ def test_what_is_new_about_a_dataset() -> None:
     assert novelty(SPECS["lung"], trained) == "new classes"
     assert novelty(spec("other", "MR", "held-out", "Liver ventricle"), trained) == "new domain"
     assert novelty(spec("other", "MR", "held-out", "liver kidney"), trained) == "some new classes"
+    assert novelty(spec("other", classes="liver"), [spec("named", classes="Liver")]) == "new domain"
+    both = spec("other", classes="liver lung")  # the lung is known from CT alone
+    assert novelty(both, [*trained, SPECS["lung"]]) == "new modality"
+
+
+def test_a_case_of_nobody_known_is_a_subject_of_its_own() -> None:
+    where = Origin("all", "trunk", "paper/test", "bank")
+    found = frame_of([Row(where, case, "", "liver", 0.7, 10, 9) for case in "ab"])
+    table = role_table(IN_DISTRIBUTION, found, FACTS, SPECS)
+    assert table is not None and "Cases of subjects: trunk 2 of 2." in table.notes
 
 
 def measured(strategy: str, nsd: float | None, error: float) -> list[Row]:
