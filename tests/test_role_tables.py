@@ -165,6 +165,9 @@ def test_the_papers_figures_stand_in_their_own_column_only(frame: pd.DataFrame) 
     assert list(theirs["trunk"]) == ["91.85", "91.13"] and set(theirs["heart"]) == set(theirs["mean"]) == {""}
     assert any("the paper's own figures" in note for note in table.notes)
     assert "Cases of subjects: heart 12 of 6, trunk 12 of 6." in table.notes
+    elsewhere = SPECS | {"trunk_ct": SPECS["trunk_ct"].model_copy(update={"paper_column": "CHAOS"})}
+    table = role_table(HELD_OUT, frame, FACTS, elsewhere)
+    assert table is not None and "paper" not in set(table.frame["run"]), "a column of its other table"
     plain = {name: each.model_copy(update={"paper_column": None}) for name, each in SPECS.items()}
     table = role_table(IN_DISTRIBUTION, frame, FACTS, plain)
     assert table is not None and "paper" not in set(table.frame["run"])

@@ -133,6 +133,9 @@ def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) 
     rewrite(tmp_path / "x.task", task, schema_version=9, a_key_of_tomorrow=1)
     with pytest.raises(TaskError, match=r"reads task files of schema 8; .*x\.task is of schema 9"):
         load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, schema_version=7)
+    with pytest.raises(TaskError, match=r"reads task files of schema 8; .*x\.task is of schema 7"):
+        load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
         load_task(tmp_path / "x.task")
@@ -140,6 +143,9 @@ def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) 
     with pytest.raises(
         TaskError, match="should hold tokens.0, tokens.1, tokens.2 and holds tokens.0, tokens.1"
     ):
+        load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, levels=1, wide_levels=0)
+    with pytest.raises(TaskError, match=r"should hold tokens\.0 and holds tokens\.0, tokens\.1"):
         load_task(tmp_path / "x.task")
 
 
