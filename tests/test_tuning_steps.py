@@ -12,7 +12,7 @@ from iris_pipeline.examples import draw_example, tokens_loss
 from iris_pipeline.pool import embed
 from iris_pipeline.sliding_window import InferenceOptions
 from iris_pipeline.strategies import ensemble
-from iris_pipeline.tuning import TRAIN_STREAM, TuningSettings, _Tutor
+from iris_pipeline.tuning import JUDGE_STREAM, TRAIN_STREAM, TuningSettings, _Tutor
 
 PATCH = (16, 16, 32)  # as small as the network takes
 
@@ -45,3 +45,17 @@ def test_a_step_follows_the_mean_over_its_crops_which_are_drawn_one_after_the_ot
     for level, expected, begun in zip(found, tokens, task.tokens, strict=True):
         assert torch.allclose(level, expected, atol=1e-6)
         assert not torch.allclose(level, begun, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_crops_that_judge_are_drawn_by_the_seed_and_apart_from_those_learned_from(seed: int) -> None:
+    loaded, references = tiny_model(), [blob_reference(1), blob_reference(2)]
+    plan = PLAN.model_copy(update={"patch_size": PATCH})
+    task = ensemble([embed(loaded, reference, plan).task for reference in references])
+    tutor = _Tutor(loaded, task, InferenceOptions(), TuningSettings(judges=3, seed=seed))
+    judges = [example for example, _ in tutor.judging(references, augmented=True)]
+    for number, example in enumerate(judges):
+        rng = np.random.default_rng((seed, JUDGE_STREAM, number))
+        expected = draw_example(references[number % 2], task.class_names, PATCH, rng, augmented=True)
+        assert torch.equal(example.image, expected.image) and torch.equal(example.masks, expected.masks)
+    assert len(judges) == 3 and JUDGE_STREAM != TRAIN_STREAM
