@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -243,6 +244,8 @@ def test_a_label_map_of_other_axes_comes_to_the_images_as_nibabel_brings_it(axes
     one, other = (preprocess_case(image, spacing, PLAIN, each).labels for each in (labels, moved))
     assert one is not None and other is not None and np.array_equal(one, other) and one.any()
     assert in_axes_of_image(image, labels) is labels
+    told = in_axes_of_image(image, replace(moved, repairs=("mended before",), doubts=("odd",)))
+    assert (told.repairs, told.doubts) == (("mended before", *brought.repairs), ("odd",))
     away = Volume(moved.array, np.diag([1.0, 1.0, 1.0, 1.0]) + 5 * np.eye(4, k=3))
     assert in_axes_of_image(image, away) is away
     with pytest.raises(GridMismatchError, match="must have the same grid"):

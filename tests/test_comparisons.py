@@ -13,6 +13,7 @@ from iris_pipeline.ablations import ablation_tables, only_difference, parts_tabl
 from iris_pipeline.comparisons import (
     by_draw,
     comparison_table,
+    distinct,
     find_row,
     references_table,
     strategies_table,
@@ -122,6 +123,29 @@ def test_draws_that_gave_the_same_masks_count_once() -> None:
     missed = [replace(row, predicted_voxels=row.predicted_voxels + row.origin.draw) for row in alike]
     table = strategies_table(frame_of([*missed, *rows(0.6, strategy="bank")]))
     assert table is not None and table.frame.iloc[0]["tuning, k = 3"] == "0.500 ± 0.000 (2)"
+
+
+def test_a_draw_that_lies_in_two_folders_counts_as_one_of_them_has_it() -> None:
+    twice = [
+        *rows(0.5, strategy="tuning", references=3, draw=0),
+        *rows(0.9, strategy="tuning_k3_draw0", references=3, draw=0, base="tuning"),
+    ]
+    (draw,) = by_draw(frame_of(twice)).values()
+    assert set(draw["strategy"]) == {"tuning"} and len(draw) == 6
+
+
+def test_draws_are_compared_case_by_case_in_whatever_order_they_stand() -> None:
+    first = rows(0.5, strategy="tuning", references=3, draw=0)
+    again = rows(0.5, strategy="tuning_k3_draw1", references=3, draw=1, base="tuning")[::-1]
+    assert len(distinct(by_draw(frame_of([*first, *again])))) == 1
+
+
+def test_a_cell_is_the_mean_over_classes() -> None:
+    """Six cases of the liver, one of a spleen."""
+    liver = rows(0.8, strategy="bank")
+    spleen = replace(liver[0], class_name="spleen", dice=0.2)
+    table = strategies_table(frame_of([*liver, spleen, *rows(0.6)]))
+    assert table is not None and table.frame.iloc[0]["bank"].startswith("0.500 [")
 
 
 def facts(name: str, datasets: tuple[str, ...] = ("toy",), **settings: str) -> RunFacts:

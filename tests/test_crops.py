@@ -18,7 +18,7 @@ from iris_pipeline.crops import (
     roaming_start,
     voxel_of_class,
 )
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, _query_crop
 from preprocessing.errors import EpisodeError
 
 PLAIN = EpisodeConfig(augment=False)
@@ -115,10 +115,31 @@ def test_the_query_patch_roams_from_one_side_of_the_object_to_the_other() -> Non
     rng = np.random.default_rng(0)
     starts = np.array([roaming_start(rng, pool, entry, "liver", jitter=0.0) for _ in range(2000)])
     assert starts.min(0).tolist() == [18, 18, 10] and starts.max(0).tolist() == [30, 30, 34]
+    beyond = np.array([roaming_start(rng, pool, entry, "liver", jitter=0.25) for _ in range(8000)])
+    assert beyond.min(0).tolist() == [14, 14, 6] and beyond.max(0).tolist() == [34, 34, 38], "4 voxels more"
     anywhere = np.array([roaming_start(rng, pool, entry, None, jitter=0.0) for _ in range(4000)])
     assert anywhere.min(0).tolist() == [0, 0, 0] and anywhere.max(0).tolist() == [48, 48, 48]
     ends = np.bincount(anywhere[:, 0], minlength=49)
     assert 40 < ends[0] < 140 and 40 < ends[48] < 140, "first and last start as likely as the others (82)"
+
+
+@pytest.mark.parametrize(("jitter", "low", "high"), [(0.0, 18, 30), (0.25, 14, 34)])
+def test_the_query_of_an_episode_roams_as_far_as_its_own_jitter_says(
+    jitter: float, low: int, high: int
+) -> None:
+    labels = np.zeros((64, 64, 64), dtype=np.uint8)
+    labels[30:34, 30:34, 30:34] = 1
+    pool, entry = pool_with(labels, (16, 16, 16))
+    place = np.arange(64, dtype=np.float32)[:, None, None] + 100 * np.arange(64, dtype=np.float32)[:, None]
+    pool.store.volumes["one"] = ("one", np.broadcast_to(place, labels.shape), labels)
+    config = EpisodeConfig(
+        augment=False, foreground_probability=1.0, query_jitter=jitter, reference_jitter=0.1
+    )
+    rng = np.random.default_rng(0)
+    first = [int(_query_crop(rng, pool, entry, ["liver"], config).image[0, 0, 0, 0]) for _ in range(200)]
+    starts = np.array([divmod(value, 100) for value in first])
+    assert low <= starts.min() and starts.max() <= high
+    assert starts.min() <= low + 2 and starts.max() >= high - 2
 
 
 def test_the_query_shows_its_class_about_as_often_as_asked() -> None:
@@ -144,14 +165,6 @@ def test_a_volume_smaller_than_the_patch_is_padded_with_its_own_minimum() -> Non
         for name, mask in zip(e.class_names, s.masks, strict=True):
             assert np.array_equal(mask[15:49, 10:54, 14:50].numpy(), labels == CLASSES[name])
             assert int(mask.sum()) == np.count_nonzero(labels == CLASSES[name])
-
-
-def test_validation_looks_at_the_middle_of_the_class_in_turn() -> None:
-    """Of the query; every class fits the patch, and the volume is six times as long."""
-    store = make_store(8, shape=(90, 90, 90), patch=(16, 16, 16))
-    for e in validation_episodes({"a": store}, "paper", per_dataset=6, max_classes=1):
-        (name,) = e.class_names
-        assert int(e.query.masks.sum()) == store.entry(e.query.case_id).classes[name].voxels
 
 
 def test_only_boxes_near_the_patch_are_read() -> None:

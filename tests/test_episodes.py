@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from iris_pipeline import episodes as module
 from iris_pipeline.augment import AugmentationRanges
 from iris_pipeline.episode import Episode, stack_episodes
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, validation_episodes
+from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from preprocessing.errors import EpisodeError
 from preprocessing.store import Store
 
@@ -254,7 +254,7 @@ def test_where_every_draw_loses_the_mask_the_reference_falls_back_to_the_identit
     assert exact >= 15
 
 
-# --- batches, validation, refusals ----------------------------------------------------------------
+# --- batches, refusals ----------------------------------------------------------------------------
 
 
 def test_a_batch_shares_dataset_and_classes_and_can_be_stacked() -> None:
@@ -285,44 +285,6 @@ def test_datasets_are_drawn_by_their_weights() -> None:
     sampler = EpisodeSampler(stores, config=PLAIN, weights={"a": 6, "b": 3, "c": 1})
     counts = Counter(sampler.episode(i).dataset for i in range(400))
     assert [counts[n] / 400 for n in "abc"] == pytest.approx([0.6, 0.3, 0.1], abs=0.06)
-
-
-def test_validation_takes_references_from_training_and_queries_from_validation() -> None:
-    stores = {"a": make_store(8), "b": make_store(6)}
-    drawn = validation_episodes(stores, "paper", per_dataset=6, seed=1)
-    assert [e.dataset for e in drawn] == ["a"] * 6 + ["b"] * 6
-    assert [e.index for e in drawn] == list(range(12))
-    for e in drawn:
-        held = {"a": ("case6", "case7"), "b": ("case4", "case5")}[e.dataset]
-        assert e.query.case_id in held and e.reference.case_id not in held
-        assert float(e.reference.masks.flatten(1).sum(1).min()) > 0
-        assert e.query.masks.any()
-    assert {e.query.case_id for e in drawn[:6]} == {"case6", "case7"}
-    assert {n for e in drawn[:6] for n in e.class_names} == set(CLASSES)
-    for first, second in zip(drawn[:2], drawn[3:5], strict=True):  # liver, spleen; then both once more
-        assert first.query.case_id != second.query.case_id, "each class must go round its cases"
-
-
-def test_validation_asks_for_all_classes_in_view_up_to_the_limit() -> None:
-    stores = {"a": make_store(8, patch=(48, 48, 48))}  # everything is in view
-    every = validation_episodes(stores, "paper", per_dataset=4)
-    for e in every:
-        both_even = all(int(s.case_id[4:]) % 2 == 0 for s in (e.reference, e.query))
-        assert e.class_names == (tuple(CLASSES) if both_even else ("liver", "spleen"))
-    limited = validation_episodes(stores, "paper", per_dataset=4, max_classes=2)
-    assert [len(e.class_names) for e in limited] == [2, 2, 2, 2]
-
-
-def test_validation_is_fixed_and_does_not_depend_on_the_other_datasets() -> None:
-    alone = validation_episodes({"b": make_store(6)}, "paper", 4, seed=1)
-    beside = validation_episodes({"a": make_store(8), "b": make_store(6)}, "paper", 4, seed=1)[4:]
-    for x, y in zip(alone, beside, strict=True):
-        assert x.class_names == y.class_names and x.reference.case_id == y.reference.case_id
-        assert torch.equal(x.reference.image, y.reference.image) and torch.equal(x.query.image, y.query.image)
-
-
-def test_a_split_without_validation_cases_gives_no_validation_episodes() -> None:
-    assert validation_episodes({"a": make_store()}, "all", 4) == []
 
 
 def test_refusals_say_what_to_do() -> None:

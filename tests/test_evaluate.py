@@ -133,6 +133,10 @@ def test_a_partly_labelled_truth_does_not_judge_what_it_lacks(toy: Toy) -> None:
     assert math.isnan(row.dice) and (row.truth_voxels, row.predicted_voxels) == (0, 3)
     assert toy.rows(partly_labelled=True)["b", "liver"].dice == 1.0
     assert toy.rows()["b", "spleen"].dice == 0.0
+    said = evaluate_folder(
+        toy.predicted, truth_cases(toy.truth), ORIGIN, partly_labelled=True, progress=False
+    )
+    assert math.isnan(said.baseline[1].dice) and said.baseline[1].class_name == "spleen"
 
 
 def test_everything_is_foreground(toy: Toy) -> None:
@@ -254,6 +258,7 @@ def test_cases_may_be_numbered_from_0000_on(toy: Toy) -> None:
 
 def test_classes_are_matched_by_name(toy: Toy) -> None:
     toy.add("a", np.where(label_map(10, 4) == 1, 7, 0).astype(np.uint8), label_map(6, 4))
+    toy.add("b", np.where(label_map(9, 4) == 1, 7, 0).astype(np.uint8), None)
     result = evaluate_folder(
         toy.predicted,
         truth_cases(toy.truth),
@@ -261,7 +266,9 @@ def test_classes_are_matched_by_name(toy: Toy) -> None:
         truth_classes={"kidney": 3, "liver": 7},
         progress=False,
     )
-    assert [(row.class_name, row.dice) for row in result.rows] == [("liver", 2 * 6 / 16)]
+    first, second = result.rows
+    assert (first.class_name, first.dice) == ("liver", 2 * 6 / 16)
+    assert (second.class_name, second.truth_voxels) == ("liver", 9), "by the truth's own value"
     assert result.notes == (
         "Class 'kidney' of the truth is not among the predicted classes and is not scored.",
         "Predicted class 'spleen' is not among the truth's classes and is not scored.",
@@ -342,6 +349,8 @@ def test_origin_of_a_folder(tmp_path: Path) -> None:
     assert read_origin(drawn) == Origin(
         "night_run", "toy", "paper/validation", "ensemble_k3_draw1", 3, 1, "ensemble"
     )
+    (drawn / "predict.json").write_text(json.dumps({"made_from": made_from | {"references": 0, "draw": 2}}))
+    assert (read_origin(drawn).references, read_origin(drawn).draw) == (None, None), "nothing was drawn"
     loose = tmp_path / "my_masks"
     loose.mkdir()
     assert read_origin(loose) == Origin("", "", "", "my_masks")

@@ -165,6 +165,7 @@ def test_spacings_that_were_lost_are_those_of_a_few() -> None:
     assert lost_spacings(usual | {"b": (1.0, 1.0, 1.0), "a": (1.0, 1.0, 1.0)}) == ["a", "b"]
     assert lost_spacings({"a": (1.0, 1.0, 1.0), "b": (1.0, 1.0, 1.0)}) == []
     assert lost_spacings(usual | {"a": (1.0, 1.0, 1.01)}) == []
+    assert lost_spacings({"a": (1.0, 1.0, 1.0), "c0": (5.0, 0.7, 0.7)}) == [], "one half is not a few"
 
 
 def test_the_hash_is_of_the_voxels_not_of_how_they_are_stored() -> None:

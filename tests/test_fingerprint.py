@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,8 +23,10 @@ from preprocessing.fingerprint import (
     verdict_text,
     verdicts_of,
 )
+from preprocessing.layouts import Quirks
 from preprocessing.source import FileSource
 from preprocessing.spec import DatasetSpec
+from preprocessing.volume import Volume
 
 GREY = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
 SPEC = DatasetSpec(
@@ -64,6 +67,67 @@ def test_the_measures_of_a_hand_made_case(tmp_path: Path) -> None:
     assert (found.intensity["minimum"], found.intensity["maximum"], found.intensity["p50"]) == (-10, 90, -10)
     assert found.intensity["mean"] == pytest.approx(100 / 120 - 10, abs=1e-4)
     assert found.intensity["sd"] == pytest.approx(np.std([100] + [0] * 119), abs=1e-3)
+
+
+def test_percentiles_are_those_of_all_voxels(tmp_path: Path) -> None:
+    image = FileSource(save(tmp_path / "i.nii.gz", GREY, np.eye(4)))
+    labels = FileSource(save(tmp_path / "l.nii.gz", np.full((4, 4, 4), 2, np.uint8), np.eye(4)))
+    found = measure_case(Case("c", "c", image, labels, "CT"), SPEC).intensity
+    expected = {"p0.5": 0.315, "p2": 1.26, "p50": 31.5, "p98": 61.74, "p99.5": 62.685}  # of 0, 1, ..., 63
+    assert {name: value for name, value in found.items() if name[0] == "p"} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "usable"), [(0.03, 0.04, True), (0.04, 1, False), (0, 0.03, False)]
+)
+def test_a_class_of_a_volume_that_its_organ_cannot_have_is_refused(
+    tmp_path: Path, least: float, most: float, usable: bool
+) -> None:
+    bounds = SPEC.quirks.model_copy(update={"volume_ml": {"a": (least, most), "b": (5.0, 6.0)}})
+    found = measure_case(hand_made(tmp_path), SPEC.model_copy(update={"quirks": bounds}))
+    assert found.accepted == usable
+    if not usable:
+        assert found.why.startswith(f"'a' of dataset x has {least:g} to {most:g} ml, but 0.036 ml in case c")
+
+
+def test_a_case_whose_sides_are_swapped_is_refused(tmp_path: Path) -> None:
+    case = hand_made(tmp_path)
+    assert isinstance(case.labels, FileSource)
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[1, 0, 2], labels[5, 0, 2] = 2, 3  # x runs to the left: b lies 4 mm further left than a
+    save(case.labels.path, labels, np.diag([-1.0, -2.0, 3.0, 1.0]))
+    right, wrong = (
+        measure_case(case, SPEC.model_copy(update={"sides": {"left": (left,), "right": (other,)}}))
+        for left, other in (("b", "a"), ("a", "b"))
+    )
+    assert right.accepted and not wrong.accepted
+    assert "'a' lies 4 mm to the right of 'b'" in wrong.why
+
+
+@dataclass(frozen=True)
+class Doubtful(FileSource):
+    """A file about which something was mended and something looks odd."""
+
+    whose: str = ""
+
+    def _told(self, volume: Volume) -> Volume:
+        return replace(volume, repairs=(f"{self.whose} mended",), doubts=(f"{self.whose} odd",))
+
+    def read_image(self) -> Volume:
+        return self._told(super().read_image())
+
+    def read_labels(self) -> Volume:
+        return self._told(super().read_labels())
+
+
+def test_what_was_mended_and_what_looks_odd_is_told_of_image_and_labels(tmp_path: Path) -> None:
+    case = hand_made(tmp_path)
+    assert isinstance(case.image, FileSource) and isinstance(case.labels, FileSource)
+    image, labels = (
+        Doubtful(each.path, whose=whose) for each, whose in ((case.image, "i"), (case.labels, "l"))
+    )
+    found = measure_case(replace(case, image=image, labels=labels), SPEC)
+    assert (found.verdict, found.why) == ("repaired", "i mended; l mended; i odd; l odd")
 
 
 def test_millilitres_under_a_tilted_gantry(tmp_path: Path) -> None:
@@ -182,6 +246,39 @@ def test_nothing_is_read_twice_unless_it_changed(
     changed = fingerprint_dataset(tiny_raw.dataset, other, tmp_path, workers=1, progress=False)
     assert read == list(tiny_raw.cases)
     assert "middle" in changed.cases[0].classes
+
+
+@pytest.mark.parametrize("kept", ["finished", "broken off"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"subject_pattern": "_(?P<subject>[a-z])$"},
+        {"intensity_offset": -1000.0},
+        {"sides": {"left": ("right",), "right": ("left",)}},
+        {"quirks": Quirks(volume_ml={"core": (100.0, 200.0)})},
+    ],
+    ids=["subjects", "offset", "sides", "volumes"],
+)
+def test_by_another_specification_cases_are_what_they_are_when_measured_for_the_first_time(
+    tiny_raw: TinyRaw, tmp_path: Path, change: dict[str, object], kept: str
+) -> None:
+    other = tiny_raw.spec.model_copy(update=change)
+    fresh = fingerprint_dataset(tiny_raw.dataset, other, workers=1, progress=False)
+    former = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, tmp_path, workers=1, progress=False)
+    if kept == "broken off":
+        (tmp_path / module.FILE).unlink()
+        lines = [former.spec_digest, *(case.model_dump_json() for case in former.cases)]
+        (tmp_path / module.PARTIAL).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    again = fingerprint_dataset(tiny_raw.dataset, other, tmp_path, workers=1, progress=False)
+    assert again == fresh and again.cases != former.cases
+
+
+def test_cases_are_in_the_order_of_their_ids_whichever_is_measured_first(
+    tiny_raw: TinyRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "parallel_map", lambda function, jobs, *_: map(function, reversed(jobs)))
+    made = fingerprint_dataset(tiny_raw.dataset, tiny_raw.spec, progress=False)
+    assert [case.id for case in made.cases] == list(tiny_raw.cases)
 
 
 def test_a_broken_run_goes_on_where_it_stopped(

@@ -9,6 +9,7 @@ from scipy import ndimage
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.halved import HalvedStore, halve_image, halve_labels, halved_patch, wide_view, window_edges
 from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.synthetic import SyntheticTasks
 from iris_pipeline.train import update_bank
 from preprocessing.grid_types import Box
 from preprocessing.store import Store
@@ -173,5 +174,7 @@ def test_wide_episodes_go_to_the_bank_under_a_key_of_their_own(tiny_store: Store
     bank = MemoryBank(0.5)
     update_bank(bank, [episode], (episode.reference.masks.flatten(1)[None, :, None, :4],))
     assert bank.keys() == sorted(f"{name}/{each}@wide" for each in episode.class_names)
+    made = EpisodeConfig(wide_probability=1.0, synthetic=SyntheticTasks(cells=1.0))
+    assert EpisodeSampler({name: store}, config=made).episode(0).wide
     never = EpisodeSampler({name: store}, config=EpisodeConfig(wide_probability=0.0))
     assert not any(never.episode(i).wide for i in range(20))

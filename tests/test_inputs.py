@@ -74,6 +74,15 @@ def test_scans_that_are_numbered_are_no_channels(tmp_path: Path) -> None:
     assert [case.id for case in found] == ["case"] and len(notes) == 7, "as nnU-Net names eight channels"
 
 
+def test_numbers_of_other_than_four_digits_name_no_channel(tmp_path: Path) -> None:
+    names = ["a_0", "a_00000", "a_00001", "a_1"]
+    touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+    found, notes = find_inputs(tmp_path)
+    assert [case.id for case in found] == names and notes == []
+    (alone,), _ = find_inputs(tmp_path / "a_1.nii.gz", "1")
+    assert alone.image == FileSource(tmp_path / "a_1.nii.gz", 1), "the second channel inside the file"
+
+
 def test_further_channels_are_left_out_aloud(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0002.nii.gz", "scan_2001.nii.gz")
     cases, notes = find_inputs(tmp_path)

@@ -54,7 +54,7 @@ def test_what_was_refused_first_or_later_is_said(folder: Path) -> None:
         (second["id"], "refused", "It holds NaN."),
         (third["id"], "repaired", "The label's corners moved."),
     )
-    assert found.grids.startswith("16 x 34 x 40 voxels"), "a refused case has no grid"
+    assert found.grids == "16 x 34 x 40 voxels of 3 x 1.4 x 1.2 mm", "a refused case has no grid"
 
 
 def test_ranges(folder: Path) -> None:

@@ -24,6 +24,7 @@ def test_dice_of_masks_worked_out_by_hand() -> None:
 
 def test_any_number_but_zero_is_inside() -> None:
     assert dice(np.array([0, 3, 0.2]), np.array([0, 1, 0])) == pytest.approx(2 / 3)
+    assert dice(np.array([0, -1, 0]), np.array([0, -2, 0])) == 1.0
 
 
 def test_empty_masks() -> None:

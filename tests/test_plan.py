@@ -84,6 +84,18 @@ def test_paper_is_never_under_half_a_millimetre_nor_finer_than_the_scan() -> Non
 def test_the_median_over_cases_decides_and_not_an_outlier() -> None:
     cases = [case(number, {"a": BIG}) for number in range(4)] + [case(4, {"a": (0.01, (2.0, 2.0, 2.0))})]
     assert make_plan(fingerprint_of(*cases), spec_with()).spacing_mm == (1.5, 1.5, 1.5)
+    # 1.7 ml are 504 voxels of 1.5 mm, enough; the mean, 1.17 ml, would be 346
+    volumes = [case(number, {"a": (ml, (30.0, 30.0, 30.0))}) for number, ml in enumerate((1.7, 1.7, 0.1))]
+    assert make_plan(fingerprint_of(*volumes), spec_with()).spacing_mm == (1.5, 1.5, 1.5)
+
+
+def test_one_scan_that_is_finer_or_larger_than_the_others_decides_nothing() -> None:
+    small = {"a": (1.0, (20.0, 20.0, 20.0))}
+    cases = [case(number, small, (20, 20, 20), (1.0, 1.0, 1.0)) for number in range(20)]
+    odd = case(20, small, (60, 60, 60), (0.6, 0.6, 0.6))
+    plan = make_plan(fingerprint_of(*cases, odd), spec_with(), "fit")
+    # 19 of 20 scans have 20 voxels of 1 mm; the odd one has 36 there, and would ask for a patch of 48
+    assert (plan.spacing_mm, plan.patch_size) == ((1.0, 1.0, 1.0), (32, 32, 32))
 
 
 def test_fit_makes_the_median_class_span_52_of_64_voxels() -> None:
@@ -177,13 +189,16 @@ def test_test_subjects_and_refused_cases_have_no_say() -> None:
     plan = make_plan(made, spec)
     assert plan.spacing_mm == (1.5, 1.5, 1.5)
     assert plan.reasons[0] == "Planned on 1 of 2 usable cases; test subjects have no say."
+    only_test = make_plan(fingerprint_of(case(1, {"a": BIG}), case(2, tiny, verdict="refused")), spec)
+    assert only_test.reasons[0].startswith("Planned on 1 of 1 usable cases"), "nobody else is left to ask"
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(PlanError, match="No case of dataset x can be used, all 1 were refused"):
         make_plan(fingerprint_of(case(0, {}, verdict="refused")), spec_with())
-    with pytest.raises(PlanError, match=r"multiples of 16 voxels, not \(64, 60, 64\)"):
-        make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(), crop=(64, 60, 64))
+    for crop in ((64, 60, 64), (0, 64, 64), (64, -16, 64)):
+        with pytest.raises(PlanError, match=rf"multiples of 16 voxels, not {re.escape(str(crop))}"):
+            make_plan(fingerprint_of(case(0, {"a": BIG})), spec_with(), crop=crop)
 
 
 def test_a_plan_is_pure_and_survives_the_disk(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_a_task_of_another_model_is_refused() -> None:
         ("CT", -1000.0, 0.0, ""),
         ("CT", 0.0, 0.0, "the task is of CT, but no value is below -200 HU"),
         ("CT", 0.0, -1000.0, ""),
+        ("CT", -199.0, 0.0, "the task is of CT, but no value is below -200 HU"),
     ],
 )
 def test_another_modality_is_said_aloud(modality: Any, minimum: float, offset: float, text: str) -> None:

@@ -13,6 +13,7 @@ from iris_pipeline.augment import AugmentationRanges
 from iris_pipeline.crops import CasePool, Crop, densest_patch
 from iris_pipeline.episode_config import EpisodeConfig
 from iris_pipeline.reference_crops import reference_crop
+from iris_pipeline.synthetic import Cut
 
 PLAIN = EpisodeConfig(augment=False)
 CLASSES = {"body": 1, "spine": 2, "lesions": 3, "liver": 4}
@@ -65,6 +66,18 @@ def test_a_class_that_fits_must_show_its_fifth_and_is_never_counted() -> None:
     far = AugmentationRanges(translation=3.0, p_spatial=1.0)  # every drawn crop is beside the object
     crop, kept = drawn(cases, "liver", EpisodeConfig(reference_ranges=far), count=1)[0]
     assert kept == ["liver"] and crop.voxels(4) >= 20**3 / 5
+
+
+def test_both_parts_of_a_class_that_is_cut_count_as_it() -> None:
+    """A tenth of the liver is too little by itself; the crop is the one that would be drawn without a cut."""
+    cases = pool()
+    entry, cut = cases.showing["liver"][0], Cut(value=4, second=9, axis=0, share=0.1)
+    for (plain, names), seed in zip(drawn(cases, "liver", PLAIN), range(6), strict=True):
+        rng = np.random.default_rng(seed)
+        crop, kept = reference_crop(rng, cases, entry, "liver", ["liver"], PLAIN, (cut, "liver"))
+        assert kept == names == ["liver"] and torch.equal(crop.image, plain.image)
+        assert (crop.voxels(4), crop.voxels(9)) == (800, 7200)
+        assert torch.equal(torch.where(crop.labels == 9, 4, crop.labels), plain.labels)
 
 
 def test_a_large_class_beside_the_anchor_is_asked_where_enough_of_it_is_in_view() -> None:

@@ -165,6 +165,9 @@ def test_the_papers_figures_stand_in_their_own_column_only(frame: pd.DataFrame) 
     assert list(theirs["trunk"]) == ["91.85", "91.13"] and set(theirs["heart"]) == set(theirs["mean"]) == {""}
     assert any("the paper's own figures" in note for note in table.notes)
     assert "Cases of subjects: heart 12 of 6, trunk 12 of 6." in table.notes
+    elsewhere = SPECS | {"trunk_ct": SPECS["trunk_ct"].model_copy(update={"paper_column": "CHAOS"})}
+    table = role_table(HELD_OUT, frame, FACTS, elsewhere)
+    assert table is not None and "paper" not in set(table.frame["run"]), "a column of its other table"
     plain = {name: each.model_copy(update={"paper_column": None}) for name, each in SPECS.items()}
     table = role_table(IN_DISTRIBUTION, frame, FACTS, plain)
     assert table is not None and "paper" not in set(table.frame["run"])
@@ -176,6 +179,16 @@ def test_what_is_new_about_a_dataset() -> None:
     assert novelty(SPECS["lung"], trained) == "new classes"
     assert novelty(spec("other", "MR", "held-out", "Liver ventricle"), trained) == "new domain"
     assert novelty(spec("other", "MR", "held-out", "liver kidney"), trained) == "some new classes"
+    assert novelty(spec("other", classes="liver"), [spec("named", classes="Liver")]) == "new domain"
+    both = spec("other", classes="liver lung")  # the lung is known from CT alone
+    assert novelty(both, [*trained, SPECS["lung"]]) == "new modality"
+
+
+def test_a_case_of_nobody_known_is_a_subject_of_its_own() -> None:
+    where = Origin("all", "trunk", "paper/test", "bank")
+    found = frame_of([Row(where, case, "", "liver", 0.7, 10, 9) for case in "ab"])
+    table = role_table(IN_DISTRIBUTION, found, FACTS, SPECS)
+    assert table is not None and "Cases of subjects: trunk 2 of 2." in table.notes
 
 
 def measured(strategy: str, nsd: float | None, error: float) -> list[Row]:

@@ -5,6 +5,7 @@ Arrays are [D,H,W] = (z,y,x); affines map (x,y,z) to RAS+ mm.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_a_part_is_laid_where_its_header_says(tmp_path: Path) -> None:
     by_hand = preprocess_case(IMAGE, (3.0, 1.0, 1.0), Normalisation(modality="MR"), Volume(WHOLE, AFFINE))
     assert prepared.labels is not None and by_hand.labels is not None
     assert np.array_equal(prepared.labels, by_hand.labels) and prepared.labels.any()
+
+
+def test_what_was_told_of_a_part_is_told_of_the_whole() -> None:
+    told = replace(part(PART, cropped(AFFINE, (2, 2, 1))), repairs=("mended before",), doubts=("odd",))
+    found = on_grid_of_image(IMAGE, told)
+    assert (found.repairs, found.doubts) == (("mended before", LAID), ("odd",))
 
 
 def test_a_part_may_begin_before_the_scan_and_end_behind_it() -> None:

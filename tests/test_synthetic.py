@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 from memory_store import CLASSES, make_store
+from scipy import ndimage
 
 from iris_pipeline import synthetic
+from iris_pipeline.augment import IDENTITY, AugmentationRanges, draw_augmentation
 from iris_pipeline.cli.train import _synthetic
+from iris_pipeline.crops import CasePool, inside
 from iris_pipeline.episode import Episode, stack_episodes
 from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
 from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.reference_crops import relabelled
 from iris_pipeline.synthetic import (
     CURVE_RANGE,
     KNOTS,
@@ -26,6 +30,7 @@ from iris_pipeline.synthetic import (
     cells,
     draw_bands,
     draw_curve,
+    draw_cut,
     draw_orientation,
     draw_tasks,
     free_value,
@@ -77,6 +82,8 @@ def test_united_classes_are_two_or_more_and_none_is_lost() -> None:
             groups = unite(rng, count)
             assert sorted(k for group in groups for k in group) == list(range(count))
             assert len(groups[0]) >= 2 and all(len(group) == 1 for group in groups[1:])
+    joined = [tuple(unite(rng, 3)[0]) for _ in range(100)]
+    assert set(joined) == {(0, 1), (0, 2), (1, 2), (0, 1, 2)}
 
 
 def test_a_cut_lies_where_the_whole_class_says_whatever_box_was_read() -> None:
@@ -91,6 +98,39 @@ def test_a_cut_lies_where_the_whole_class_says_whatever_box_was_read() -> None:
     assert np.array_equal(cut.apply(labels[12:18], (12, 0, 0), entry, "liver"), expected[12:18])
     assert np.array_equal(cut.apply(labels[17:], (17, 0, 0), entry, "liver"), expected[17:])
     assert labels.max() == 2, "the store's own labels were changed"
+
+
+@pytest.mark.parametrize(
+    "patch", [(16, 16, 16), (64, 64, 64)]
+)  # of a part of the scan; larger than all of it
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_crop_of_a_class_that_is_cut_is_the_crop_of_the_whole_scan_cut(
+    axis: int, patch: tuple[int, int, int]
+) -> None:
+    store = make_store(patch=patch)
+    pool = CasePool("a", store, "paper", "train")
+    entry = pool.cases[1]
+    cut = Cut(value=1, second=6, axis=axis, share=0.4)
+    whole = make_store(patch=patch)
+    subject, image, labels = whole.volumes["case1"]
+    whole.volumes["case1"] = subject, image, cut.apply(labels, (0, 0, 0), entry, "liver")
+    expected = CasePool("a", whole, "paper", "train")
+    turned = draw_augmentation(np.random.default_rng(0), patch, AugmentationRanges(p_spatial=1.0))
+    for params in (IDENTITY, turned):
+        start = inside(np.array([8, 9, 7]), np.array(patch), np.array(entry.shape))
+        found = pool.crop(entry, start, params, relabelled((cut, "liver"), entry)).labels
+        assert torch.equal(found, expected.crop(entry, start, params).labels)
+        assert (found == 1).any() and (found == 6).any()
+    assert relabelled((cut, "tumour"), entry) is None, "this case has none that could be cut"
+
+
+def test_a_plane_lies_in_the_middle_half_of_any_axis() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_cut(rng, 1, 6) for _ in range(600)]
+    shares = [cut.share for cut in drawn]
+    assert 0.25 <= min(shares) < 0.26 and 0.74 < max(shares) <= 0.75
+    assert all((cut.value, cut.second) == (1, 6) for cut in drawn)
+    assert min(sum(cut.axis == axis for cut in drawn) for axis in range(3)) > 150
 
 
 def test_a_free_value_is_found_up_to_the_last_one() -> None:
@@ -140,6 +180,19 @@ def test_cells_are_the_nearest_seeds_in_place_and_grey() -> None:
     assert np.array_equal(labels[::2, ::2, ::2], labels[1::2, 1::2, 1::2])  # found on every other voxel
 
 
+def test_cells_of_a_noisy_image_by_brute_force() -> None:
+    """Distance in seeds' pitches and in 0.35 standard deviations of grey; odd edges, as crops of small scans have."""
+    image = 2 * np.random.default_rng(1).normal(size=(9, 10, 7)).astype(np.float32)
+    labels = cells(np.random.default_rng(7), image, count=8)
+    smooth = ndimage.gaussian_filter(image, 1.0)[::2, ::2, ::2]
+    seeds = np.random.default_rng(7).choice(smooth.size, size=8, replace=False)
+    pitch = (smooth.size / 8) ** (1 / 3)
+    points = [(*(np.array(at) / pitch), grey / 0.35) for at, grey in np.ndenumerate(smooth)]
+    away = np.linalg.norm(np.array(points)[:, None] - np.array(points)[seeds], axis=-1)
+    nearest = 1 + away.argmin(axis=1).reshape(smooth.shape)
+    assert np.array_equal(labels, np.kron(nearest, np.ones((2, 2, 2), int))[:9, :10, :7])
+
+
 def test_only_cells_that_fill_a_share_are_asked_for() -> None:
     labels = torch.zeros(10, 10, 10, dtype=torch.uint8)
     labels[0] = 3  # 100 voxels
@@ -154,6 +207,8 @@ def test_a_region_lies_inside_and_is_as_large_as_there_is() -> None:
         box = region_box(rng, (100, 70, 20), (64, 64, 64))
         assert [b - a for a, b in box] == [80, 70, 20]
         assert all(a >= 0 and b <= n for (a, b), n in zip(box, (100, 70, 20), strict=True))
+    begins = {region_box(rng, (100, 70, 20), (64, 64, 64))[0][0] for _ in range(300)}
+    assert begins == set(range(21)), "anywhere"
 
 
 # --- the episodes -----------------------------------------------------------------------------------
@@ -188,19 +243,23 @@ def test_united_masks_are_the_union_of_the_labels() -> None:
 
 
 def test_the_parts_of_a_split_class_are_disjoint_and_make_it_whole() -> None:
-    both = 0
+    shown, wanted = 0, 0
     for made in episodes(split=1.0):
         first, second = made.class_names[:2]
         assert first.endswith(", first part") and second == first.replace("first", "second")
+        assert set(made.class_names[2:]) <= CLASSES.keys() - {first.split(",")[0]}
         value = CLASSES[first.split(",")[0]]
         for sample in (made.reference, made.query):
             assert torch.equal(sample.masks[0] + sample.masks[1], (sample.image[0] % 10 == value).float())
-        both += bool(made.reference.masks[0].any() and made.reference.masks[1].any())
-    assert both > 20
+        shown += bool(made.reference.masks[0].any() and made.reference.masks[1].any())
+        wanted += bool(made.query.masks[0].any() and made.query.masks[1].any())
+    assert shown > 20 and wanted > 10, "both parts"
 
 
 def test_cells_come_from_one_scan_and_are_shown_by_the_reference() -> None:
-    for made in episodes(20, cells=1.0):
+    drawn = episodes(20, cells=1.0)
+    assert len({len(made.class_names) for made in drawn}) > 4, "of 1 to 8"
+    for made in drawn:
         assert made.is_made and made.reference.case_id == made.query.case_id
         assert 1 <= len(made.class_names) <= 8
         assert made.reference.masks.flatten(1).any(1).all()
@@ -212,10 +271,11 @@ def test_the_reference_still_never_is_its_own_query_where_masks_are_annotated() 
         assert all(e.reference.subject != e.query.subject for e in episodes(20, **{kind: 1.0}))
 
 
-def test_made_tasks_never_enter_the_bank() -> None:
+@pytest.mark.parametrize("kind", ["recolour", "tones", "turn", "unite", "split", "cells", "bands", "shapes"])
+def test_made_tasks_never_enter_the_bank(kind: str) -> None:
     bank = MemoryBank()
-    (made,) = episodes(1, recolour=1.0)
-    update_bank(bank, [made], (torch.zeros(1, len(made.class_names), 11, 4),))
+    for made in episodes(2, **{kind: 1.0}):
+        update_bank(bank, [made], (torch.zeros(1, len(made.class_names), 11, 4),))
     assert not bank.keys()
 
 
@@ -280,6 +340,26 @@ def test_a_band_is_an_interval_of_the_smoothed_image() -> None:
         assert len(set(image[0][mask].tolist())) == 1
         whole = int((image[0] == image[0][mask][0]).sum())
         assert mask.sum() <= whole
+
+
+def test_a_band_is_of_the_same_grey_values_in_both_images_and_no_spray() -> None:
+    image = torch.zeros(1, 24, 24, 24)
+    image[:, :, :, 12:] = 5.0
+    image[:, 5::6, 5::6, 5::12] += 4.0  # single voxels: smoothed, 0.08 more than round them
+    shown, wanted = draw_bands(np.random.default_rng(4), image, image + 20, 3)
+    assert len(shown) and not wanted.any(), "nothing of the query is as dark"
+    mask = shown.bool()
+    between = (mask.roll(1, 1) & mask.roll(-1, 1))[:, 5::6, 5::6, 5::12]
+    assert between.any() and mask[:, 5::6, 5::6, 5::12][between].all(), "no holes"
+
+
+def test_a_band_of_a_few_voxels_is_no_class() -> None:
+    """As of a bright cube that fills half a hundredth of the image."""
+    image = torch.zeros(1, 24, 24, 24)
+    image[:, 10:14, 10:14, 10:14] = 500.0
+    for seed in range(5):
+        shown, _ = draw_bands(np.random.default_rng(seed), image, image, 3)
+        assert all(0.01 <= float(mask.mean()) <= 0.5 for mask in shown)
 
 
 def test_a_band_in_two_halves_is_cut_at_its_own_middle() -> None:

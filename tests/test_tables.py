@@ -19,6 +19,7 @@ from iris_pipeline.tables import (
     count_pairs,
     dataset_table,
     frame_of,
+    of_test_parts,
     overview_table,
     paper_table,
     read_rows,
@@ -46,8 +47,8 @@ def rows(
     ]
 
 
-def baseline(dataset: str) -> list[Row]:
-    where = Origin("baseline", dataset, "paper/test", "everything-foreground")
+def baseline(dataset: str, split: str = "paper/test") -> list[Row]:
+    where = Origin("baseline", dataset, split, "everything-foreground")
     return [Row(where, case, "s", "liver", 0.1, 50, 950) for case in "ab"]
 
 
@@ -106,6 +107,7 @@ def test_strategies_stand_in_one_order_with_the_baseline_last() -> None:
         "my own",
         "everything is foreground",
     ]
+    assert not any("baseline" in note for note in table.notes), "nobody counts what it leaves out"
     assert cells(table, 5)[4:] == ["0.100", "", "0.100", ""]
     names = ["tuning", "bank", "object-retrieval", "ensemble_k3", "tuningfork", "one-shot"]
     assert sorted(names, key=strategy_place) == [
@@ -157,6 +159,14 @@ def test_a_full_paper_row_has_an_average() -> None:
     assert table is not None and table.frame.iloc[0]["average"] == "37.50"
     table = paper_table(frame_of(rows("toy")), 2, {"toy": "Pelvic"})
     assert table is not None and "average" not in table.frame, "the paper's Table 2 has none"
+    table = paper_table(frame_of([*rows("toy"), *rows("toy", "theirs", "my own")]), 1, {"toy": "CHAOS"})
+    assert table is not None and list(table.frame["group"])[:2] == ["in-context", "another tool"]
+
+
+def test_the_test_part_of_any_split_and_no_other() -> None:
+    splits = ["paper/test", "0/test", "paper/validation", "test/train", ""]
+    frame = frame_of([row for split in splits for row in rows("toy", split=split)])
+    assert list(dict.fromkeys(of_test_parts(frame)["split"])) == ["paper/test", "0/test"]
 
 
 def test_two_datasets_cannot_fill_one_column() -> None:
@@ -276,6 +286,9 @@ def test_rows_of_all_runs_with_one_baseline(tmp_path: Path) -> None:
         collect_rows(tmp_path, ["night", "morning"])
     with pytest.raises(EvaluationError, match=r"holds no .*run iris_evaluate first"):
         collect_rows(tmp_path / "night", ["night"])
+    write_run(tmp_path, "day", rows("toy", run="day", split="0/test"), baseline("toy", "0/test"))
+    of_splits = collect_rows(tmp_path).query("run == 'baseline'")["split"].value_counts()
+    assert of_splits.to_dict() == {"paper/test": 2, "0/test": 2}, "one a split"
 
 
 def test_written_tables(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from stub_model import HASH, make_task
 
-from iris_pipeline.task import TaskEmbedding, Tuned, merge
+from iris_pipeline.task import TaskEmbedding, Tuned, merge, same_footing
 from iris_pipeline.task_file import load_task, save_task
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
+from preprocessing.orientation import Pose
 
 
 @pytest.fixture
@@ -133,6 +135,9 @@ def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) 
     rewrite(tmp_path / "x.task", task, schema_version=9, a_key_of_tomorrow=1)
     with pytest.raises(TaskError, match=r"reads task files of schema 8; .*x\.task is of schema 9"):
         load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, schema_version=7)
+    with pytest.raises(TaskError, match=r"reads task files of schema 8; .*x\.task is of schema 7"):
+        load_task(tmp_path / "x.task")
     rewrite(tmp_path / "x.task", task, references="many")
     with pytest.raises(TaskError, match=r"unreadable metadata \(references: .*\); encode it again"):
         load_task(tmp_path / "x.task")
@@ -140,6 +145,9 @@ def test_other_schemas_are_refused_by_name(tmp_path: Path, task: TaskEmbedding) 
     with pytest.raises(
         TaskError, match="should hold tokens.0, tokens.1, tokens.2 and holds tokens.0, tokens.1"
     ):
+        load_task(tmp_path / "x.task")
+    rewrite(tmp_path / "x.task", task, levels=1, wide_levels=0)
+    with pytest.raises(TaskError, match=r"should hold tokens\.0 and holds tokens\.0, tokens\.1"):
         load_task(tmp_path / "x.task")
 
 
@@ -190,6 +198,7 @@ def test_merge_keeps_the_records_of_tuning() -> None:
     ]
     merged = merge([*parts, make_task([3.0], ("c",), class_values=(3,))])
     assert (merged.tuned, merged.made_by) == (tuple(tuned), "tuning + one-shot")
+    assert merge([merged.select([name]) for name in "abc"]).tuned == tuple(tuned), "each once"
 
 
 def test_a_tuned_task_comes_back(tmp_path: Path, task: TaskEmbedding) -> None:
@@ -227,6 +236,39 @@ def test_merge_refuses_what_does_not_fit(task: TaskEmbedding) -> None:
         merge([])
 
 
+def test_largest_pieces_go_with_their_classes_and_the_least_counts() -> None:
+    first = make_task(
+        [1.0, 2.0, 3.0], ("a", "b", "c"), largest_pieces=(1.0, 0.6, 0.9), reference_hashes=("x",)
+    )
+    other = make_task([3.0, 2.0], ("c", "b"), largest_pieces=(0.8, 0.7), reference_hashes=("y",))
+    assert first.select(["c", "a"]).largest_pieces == (0.9, 1.0)
+    assert merge([first, other]).largest_pieces == (1.0, 0.6, 0.8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_hash": "fedcba9876543210"},
+        {"spacing_mm": (1.5, 1.25, 2.5)},
+        {"patch_size": (64, 64, 32)},
+        {"pose": Pose("AIR")},
+        {"normalisation": Normalisation(modality="CT", clip=(-100.0, 100.0))},
+        {"intensity_offset": 0.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_tasks_share_a_footing_only_where_all_of_it_is_one(
+    task: TaskEmbedding, change: dict[str, object]
+) -> None:
+    other = replace(task, class_names=("a", "b", "c"), reference_hashes=("another",))
+    assert same_footing(task, other)
+    assert not same_footing(task, replace(other, **change))  # type: ignore[arg-type]
+    with pytest.raises(
+        TaskError, match="only if they share model, spacing, patch size, pose and intensities"
+    ):
+        merge([task, replace(other, **change)])  # type: ignore[arg-type]
+
+
 def test_merge_renumbers_where_values_clash() -> None:
     first, second = make_task([1.0], ("a",)), make_task([2.0], ("b",))
     assert first.classes == {"a": 1} and second.classes == {"b": 1}
@@ -238,8 +280,9 @@ def test_a_task_checks_itself(task: TaskEmbedding) -> None:
         replace(task, tokens=(task.tokens[0][:, :2],))
     with pytest.raises(TaskError, match=r"a value of its own in 1..255; .* got \[1, 1, 2\]"):
         replace(task, class_values=(1, 1, 2))
-    with pytest.raises(TaskError, match=r"got \[1, 2, 256\]"):
-        replace(task, class_values=(1, 2, 256))
+    for values in ((1, 2, 256), (0, 1, 2)):
+        with pytest.raises(TaskError, match=re.escape(f"got {list(values)}")):
+            replace(task, class_values=values)
     with pytest.raises(TaskError, match=r"counts the references of each of its 3 classes; got \[1\]"):
         replace(task, class_references=(1,))
     with pytest.raises(TaskError, match="one or more classes"):
