@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m iris_pipeline.demo
+	$(BIN)/python -m iris_pipeline.demo
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal

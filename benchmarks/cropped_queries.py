@@ -20,8 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
 from iris_pipeline.cli._common import choose_device, not_negative
 from iris_pipeline.cli._models import (
     add_device_options,
@@ -31,19 +30,20 @@ from iris_pipeline.cli._models import (
     results_folder,
 )
 from iris_pipeline.cli._splits import raw_cases
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.kept_showings import kept_showings
-from iris_pipeline.metrics import label_overlaps
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict_split import Experiment, TaskOf, held_out_tasks, reference_ids
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.measures.metrics import label_overlaps
+from iris_pipeline.prediction.bank_tasks import bank_task
+from iris_pipeline.prediction.predict_split import Experiment, TaskOf, held_out_tasks, reference_ids
 from iris_pipeline.provenance import made_by
-from iris_pipeline.scan import segment_scan
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.table_format import Table, to_markdown
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.scan import segment_scan
+from iris_pipeline.search.kept_showings import kept_showings
+from iris_pipeline.tables.table_format import Table, to_markdown
 from preprocessing.adapters import Case
-from preprocessing.files import write_text
 from preprocessing.geometry import bounding_box
-from preprocessing.paths import Root
+from preprocessing.runtime.files import write_text
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store, open_stores
 from preprocessing.volume import Volume
 

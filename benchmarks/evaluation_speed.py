@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from iris_pipeline import surfaces
-from iris_pipeline.evaluate import evaluate_folder, truth_cases
-from iris_pipeline.rows import Origin, write_rows
-from preprocessing.parallel import default_workers
+from iris_pipeline.evaluation.evaluate import evaluate_folder, truth_cases
+from iris_pipeline.measures import surfaces
+from iris_pipeline.measures.rows import Origin, write_rows
+from preprocessing.runtime.parallel import default_workers
 from preprocessing.volume import Volume, write_volume
 
 SHAPE, SPACING_MM = (128, 192, 192), (2.5, 1.5, 1.5)

@@ -16,9 +16,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from iris_pipeline.cli._splits import raw_cases
-from iris_pipeline.metrics import dice
+from iris_pipeline.measures.metrics import dice
 from preprocessing.case import preprocess_case
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store, open_stores
 
 

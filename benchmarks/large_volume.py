@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from iris_pipeline.checkpoint import RunState, load_model, save_checkpoint
+from iris_pipeline.checkpoints.checkpoint import RunState, load_model, save_checkpoint
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.inference.sliding_window import segment_volume
 from iris_pipeline.model import build_iris
-from iris_pipeline.sliding_window import segment_volume
-from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.tasks.task import TaskEmbedding
+from iris_pipeline.tasks.task_file import load_task, save_task
 from preprocessing.normalise import Normalisation
 from preprocessing.volume import Volume, read_volume, write_volume
 

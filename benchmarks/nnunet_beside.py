@@ -29,12 +29,12 @@ from functools import partial
 from pathlib import Path
 
 from iris_pipeline.cli._common import at_least_one
-from iris_pipeline.nnunet_export import dataset_name
-from iris_pipeline.predict_split import reference_ids
-from iris_pipeline.references import candidates_of, draw_references
+from iris_pipeline.nnunet.export import dataset_name
+from iris_pipeline.prediction.predict_split import reference_ids
+from iris_pipeline.scans.references import candidates_of, draw_references
 from preprocessing.adapters import find_cases
 from preprocessing.errors import IrisError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import write_volume
 

@@ -20,7 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from iris_pipeline.arrays import (
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.shipped import load_model
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.retrieval import RetrievalSettings
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.tuning import TuningSettings
+from iris_pipeline.prediction.arrays import (
     LabelledScan,
     Scan,
     Tasks,
@@ -31,21 +37,15 @@ from iris_pipeline.arrays import (
     settle_options,
     tasks_of,
 )
-from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.native import FULL, PackedVolume
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import SEARCH
-from iris_pipeline.predict import modality_warning
-from iris_pipeline.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_files, file_tasks
-from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.scan import Wanted, segment_scan, unite
-from iris_pipeline.shipped import load_model
-from iris_pipeline.showing import Showing
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.task import TaskEmbedding, merge
-from iris_pipeline.task_file import load_task, save_task
-from iris_pipeline.tuning import TuningSettings
+from iris_pipeline.prediction.bank_tasks import bank_task
+from iris_pipeline.prediction.predict import modality_warning
+from iris_pipeline.prediction.query_tasks import ONE_TASK, PER_QUERY, TaskForQuery, encode_files, file_tasks
+from iris_pipeline.scans.native import FULL, PackedVolume
+from iris_pipeline.scans.scan import Wanted, segment_scan, unite
+from iris_pipeline.search.pose import SEARCH
+from iris_pipeline.search.showing import Showing
+from iris_pipeline.tasks.task import TaskEmbedding, merge
+from iris_pipeline.tasks.task_file import load_task, save_task
 from preprocessing.errors import PredictionError
 from preprocessing.findings import check_field, check_grey_values, one_slice
 from preprocessing.orientation import Reorientation

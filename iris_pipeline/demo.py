@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from iris_pipeline.checkpoint import load_model
-from iris_pipeline.rows import BASELINE_RUN
-from iris_pipeline.tables import class_means, collect_rows
+from iris_pipeline.checkpoints.checkpoint import load_model
+from iris_pipeline.measures.rows import BASELINE_RUN
+from iris_pipeline.tables.result_tables import class_means, collect_rows
 from preprocessing.errors import EvaluationError, IrisError, RawDataError
 from preprocessing.phantoms import KINDS
 from preprocessing.store import Store

@@ -21,17 +21,25 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import check_same_grid, on_grid_of_image
 from preprocessing.choose import choose_specs
 from preprocessing.errors import LabelValueError, RawDataError
-from preprocessing.files import UNUSABLE, append_log, file_digest, load_json, refusal, save_json, text_digest
 from preprocessing.findings import check_field, check_grey_values, check_sides, image_hash, no_place, skew
 from preprocessing.geometry import label_counts, voxel_ml
 from preprocessing.grid_types import Triple
-from preprocessing.lock import only_run_in
 from preprocessing.normalise import spread_about
-from preprocessing.options import add_store_options, ending
 from preprocessing.orientation import Reorientation
-from preprocessing.parallel import parallel_map
-from preprocessing.paths import Root
-from preprocessing.source import Source
+from preprocessing.runtime.files import (
+    UNUSABLE,
+    append_log,
+    file_digest,
+    load_json,
+    refusal,
+    save_json,
+    text_digest,
+)
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.runtime.options import add_store_options, ending
+from preprocessing.runtime.parallel import parallel_map
+from preprocessing.runtime.paths import Root
+from preprocessing.sources.source import Source
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume, orientation_conflict
 
@@ -377,13 +385,10 @@ def _run(arguments: argparse.Namespace) -> int:
     verdicts: list[CaseVerdict] = []
     for spec in choose_specs(arguments.datasets, root.raw):
         folder = root.preprocessed / spec.name
+        raw = spec.raw_folder(root.raw)
         with only_run_in(folder, WAIT):
             fingerprint = fingerprint_dataset(
-                spec.raw_folder(root.raw),
-                spec,
-                folder,
-                workers=arguments.workers,
-                progress=not arguments.quiet,
+                raw, spec, folder, workers=arguments.workers, progress=not arguments.quiet
             )
         verdicts += verdicts_of(fingerprint)
     print(verdict_text(verdicts))

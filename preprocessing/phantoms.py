@@ -21,10 +21,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from preprocessing.files import write_text
 from preprocessing.grid_types import Triple
 from preprocessing.phantom_anatomy import Anatomy, Organ, distance_mm, draw_anatomy
-from preprocessing.progress import Bar
+from preprocessing.runtime.files import write_text
+from preprocessing.runtime.progress import Bar
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume, write_volume
 

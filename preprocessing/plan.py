@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict
 
 from preprocessing.choose import choose_specs
 from preprocessing.errors import PlanError
-from preprocessing.files import append_log, load_json, save_json, text_digest
 from preprocessing.fingerprint import LOG, WAIT, CasePrint, Fingerprint, load_fingerprint
 from preprocessing.grid_types import Shape, Triple
-from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation
-from preprocessing.options import add_plan_options, add_store_options, ending
 from preprocessing.orientation import RAS, Pose
-from preprocessing.paths import Root
+from preprocessing.runtime.files import append_log, load_json, save_json, text_digest
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.runtime.options import add_plan_options, add_store_options, ending
+from preprocessing.runtime.paths import Root
 from preprocessing.spec import DatasetSpec, Modality
 from preprocessing.splits import subjects_of_test
 

@@ -16,7 +16,6 @@ from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.choose import choose_specs
 from preprocessing.errors import IrisError, LockError, PlanError, RawDataError, SpecError
-from preprocessing.files import UNUSABLE, append_log, refusal, save_json, sweep
 from preprocessing.fingerprint import (
     LOG,
     WAIT,
@@ -29,11 +28,12 @@ from preprocessing.fingerprint import (
 )
 from preprocessing.geometry import voxel_ml
 from preprocessing.grid_types import Shape
-from preprocessing.lock import only_run_in
-from preprocessing.options import add_plan_options, add_store_options, ending
-from preprocessing.parallel import parallel_map
-from preprocessing.paths import Root
 from preprocessing.plan import MANIFEST, Plan, Policy, make_plan, settle_plan
+from preprocessing.runtime.files import UNUSABLE, append_log, refusal, save_json, sweep
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.runtime.options import add_plan_options, add_store_options, ending
+from preprocessing.runtime.parallel import parallel_map
+from preprocessing.runtime.paths import Root
 from preprocessing.spec import DatasetSpec
 from preprocessing.splits import make_splits
 from preprocessing.store import (

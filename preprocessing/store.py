@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import ndimage
 
 from preprocessing.errors import RawDataError, StoreError
-from preprocessing.files import load_json, replaced, save_json, text_digest
 from preprocessing.fingerprint import CasePrint, Verdict, load_fingerprint
 from preprocessing.geometry import label_counts
 from preprocessing.grid_types import Box, Shape, Triple
 from preprocessing.plan import MANIFEST, Plan
+from preprocessing.runtime.files import load_json, replaced, save_json, text_digest
 from preprocessing.spec import DatasetSpec, Modality, Role, unknown_name
 from preprocessing.splits import Split
 

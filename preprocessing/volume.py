@@ -21,16 +21,16 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from preprocessing.errors import LabelValueError, RawDataError
-from preprocessing.files import replaced
-from preprocessing.itk_files import (
+from preprocessing.formats.itk_files import (
     choose_channel,
     from_dicom,
     from_itk_file,
     grid_of_itk_file,
 )
-from preprocessing.nifti_files import from_nifti, grid_of_nifti_file, place, unread
-from preprocessing.slicer import ENDINGS as SEGMENTATIONS
-from preprocessing.slicer import Segmentation, is_segmentation, read_segmentation
+from preprocessing.formats.nifti_files import from_nifti, grid_of_nifti_file, place, unread
+from preprocessing.formats.slicer import ENDINGS as SEGMENTATIONS
+from preprocessing.formats.slicer import Segmentation, is_segmentation, read_segmentation
+from preprocessing.runtime.files import replaced
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.inference.strategies import PreparedReference
 from preprocessing.normalise import Normalisation
 from preprocessing.plan import Plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iris_pipeline.browser import find_browser
+from iris_pipeline.pages.browser import find_browser
 
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="no Chromium or Chrome on the path (Debian: the package chromium)"

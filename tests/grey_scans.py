@@ -9,10 +9,10 @@ import numpy as np
 from scans import affine_of, paint, save
 from stub_model import GreyModel, make_task
 
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.normalise import Normalisation, normalise
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 
 BLOCKS = {1: np.s_[2:6, 6:18, 8:22], 2: np.s_[2:10, 24:36, 12:30]}
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iris_pipeline.checkpoint import RunState, hash_weights
-from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.checkpoints.checkpoint import RunState, hash_weights
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.normalise import Normalisation
 
 HASH = "0123456789abcdef"

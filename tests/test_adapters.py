@@ -16,7 +16,7 @@ from preprocessing.adapters.msd import msd_case_ids
 from preprocessing.errors import RawDataError, SpecError
 from preprocessing.fingerprint import measure_case
 from preprocessing.layouts import FORMS
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.spec import DatasetSpec, parse_spec
 from preprocessing.volume import read_labels, read_volume, write_volume
 

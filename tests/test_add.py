@@ -15,12 +15,12 @@ from test_check import snapshot
 from iris_pipeline.cli import add
 from iris_pipeline.cli.add import add_main
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
-from preprocessing.add import Wishes, propose, write_spec
+from preprocessing.adding.add import Wishes, propose, write_spec
+from preprocessing.adding.survey import survey_folder
 from preprocessing.choose import choose_specs
 from preprocessing.errors import SpecError
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
-from preprocessing.survey import survey_folder
 
 FEW = ["--workers", "1", "--quiet"]
 SHAPE = (20, 18, 12)  # x, y, z

@@ -14,12 +14,12 @@ from blobs import PLAN
 from PIL import Image
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline.advice_page import add_strategies, advice_markdown, trials_text, write_advice
-from iris_pipeline.advisor import Trial, advise, plan_trials, run_trials
-from iris_pipeline.pool import embed, people_of
-from iris_pipeline.rivals import Attempt, comparison_text
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
+from iris_pipeline.evaluation.advisor import Trial, advise, plan_trials, run_trials
+from iris_pipeline.inference.pool import embed, people_of
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference
+from iris_pipeline.pages.advice_page import add_strategies, advice_markdown, trials_text, write_advice
+from iris_pipeline.prediction.rivals import Attempt, comparison_text
 from preprocessing.errors import ReferenceCaseError
 
 NAN = float("nan")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from iris_pipeline.anatomy import FILLERS, GROUPS, OTHER, SYNONYMS, group_of, relation, structure_of, words_of
+from iris_pipeline.pages.anatomy import (
+    FILLERS,
+    GROUPS,
+    OTHER,
+    SYNONYMS,
+    group_of,
+    relation,
+    structure_of,
+    words_of,
+)
 from preprocessing.spec import list_specs, load_spec
 
 

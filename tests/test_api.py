@@ -27,12 +27,12 @@ from iris_pipeline.api import (
     segment_all,
     strategy_of,
 )
-from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.query_tasks import encode_files
-from iris_pipeline.references import find_references
-from iris_pipeline.showing import AS_PLANNED
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.query_tasks import encode_files
+from iris_pipeline.scans.references import find_references
+from iris_pipeline.search.showing import AS_PLANNED
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, TaskError
 from preprocessing.normalise import Normalisation, normalise
 

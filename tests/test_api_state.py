@@ -24,11 +24,11 @@ from iris_pipeline.api import (
     load_model,
     segment,
 )
-from iris_pipeline.checkpoint import hash_weights
+from iris_pipeline.checkpoints.checkpoint import hash_weights
 from iris_pipeline.model import build_iris
-from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.train import train
-from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.tasks.task import TaskEmbedding
+from iris_pipeline.training.train import train
+from iris_pipeline.training.train_settings import TrainSettings
 from preprocessing.store import Store
 
 SPACING = (1.0, 1.0, 1.0)

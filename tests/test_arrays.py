@@ -28,7 +28,7 @@ from iris_pipeline.api import (
     segment_all,
     strategy_of,
 )
-from iris_pipeline.arrays import reference_files, settle_options
+from iris_pipeline.prediction.arrays import reference_files, settle_options
 from preprocessing.errors import (
     IrisError,
     ModelError,

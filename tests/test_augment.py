@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from iris_pipeline.augment import (
+from iris_pipeline.sampling.augment import (
     IDENTITY,
     QUERY_RANGES,
     REFERENCE_RANGES,

@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from iris_pipeline.averaged import averaged
-from iris_pipeline.checkpoint import LoadedModel, RunState, hash_weights, load_model, save_checkpoint
+from iris_pipeline.checkpoints.averaged import averaged
+from iris_pipeline.checkpoints.checkpoint import (
+    LoadedModel,
+    RunState,
+    hash_weights,
+    load_model,
+    save_checkpoint,
+)
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.checkpoints.trained_cases import TrainedPart
 from iris_pipeline.cli.export import export_model_main
-from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
-from iris_pipeline.trained_cases import TrainedPart
 from preprocessing.errors import CheckpointError
 
 

@@ -11,23 +11,23 @@ import pytest
 import torch
 from stub_model import GreyModel, loaded_with
 
-import iris_pipeline.bank_tasks as bank_tasks
+import iris_pipeline.prediction.bank_tasks as bank_tasks
 from iris_pipeline.api import bank
-from iris_pipeline.bank_tasks import bank_task, stored_surroundings
-from iris_pipeline.checkpoint import (
+from iris_pipeline.checkpoints.checkpoint import (
     KnownSurroundings,
     RunState,
     export_checkpoint,
     load_model,
     save_checkpoint,
 )
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.cli.export import export_model_main
-from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
-from iris_pipeline.pieces import largest_share
-from iris_pipeline.predict import digest
-from iris_pipeline.references import stored_reference
-from iris_pipeline.second_look import surroundings_of
+from iris_pipeline.prediction.bank_tasks import bank_task, stored_surroundings
+from iris_pipeline.prediction.predict import digest
+from iris_pipeline.scans.references import stored_reference
+from iris_pipeline.search.second_look import surroundings_of
+from iris_pipeline.tasks.pieces import largest_share
 from preprocessing.store import Store
 
 TOLD = KnownSurroundings({"left": (0.5, 1.5)}, (0.25, 0.125))

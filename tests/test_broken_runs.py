@@ -18,11 +18,11 @@ from scans import affine_of, load, paint, save
 from stub_model import GreyModel, loaded_with
 from torch import Tensor
 
-import iris_pipeline.predict as module
-from iris_pipeline.confidence import Judgement, judgements_in
-from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import Verdict, predict_folder
-from iris_pipeline.volumes import volumes_in
+import iris_pipeline.prediction.predict as module
+from iris_pipeline.confidence.calibration import Judgement, judgements_in
+from iris_pipeline.prediction.predict import Verdict, predict_folder
+from iris_pipeline.scans.outputs import Outputs
+from iris_pipeline.scans.volumes import volumes_in
 from preprocessing.errors import LockError
 
 IMAGE, LABELS = paint((12, 40, 34), BLOCKS)

@@ -9,8 +9,8 @@ import pytest
 from chromium import needs_browser
 from PIL import Image
 
-from iris_pipeline import browser
-from iris_pipeline.browser import Screen, open_page, picture_page
+from iris_pipeline.pages import browser
+from iris_pipeline.pages.browser import Screen, open_page, picture_page
 from preprocessing.errors import BrowserError
 
 PAGE = """<!DOCTYPE html><html><head><meta name="viewport" content="width=device-width"><style>

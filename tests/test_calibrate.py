@@ -15,17 +15,23 @@ import torch
 from scans import save
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline import calibrate as calibrate_module
-from iris_pipeline.calibrate import ROWS, UNFAMILIAR_SCALES, CalibrationData, calibrate, unfamiliar_showings
-from iris_pipeline.checkpoint import RunState
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.judging import bank_witnesses, no_witnesses, stored_witnesses
-from iris_pipeline.pose import POSES, turned_plan
-from iris_pipeline.predict_split import Experiment, tasks_shown_otherwise
-from iris_pipeline.references import prepare_reference
-from iris_pipeline.showing import Showing
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import one_shot
+from iris_pipeline.checkpoints.checkpoint import RunState
+from iris_pipeline.confidence.judging import bank_witnesses, no_witnesses, stored_witnesses
+from iris_pipeline.evaluation import calibrate as calibrate_module
+from iris_pipeline.evaluation.calibrate import (
+    ROWS,
+    UNFAMILIAR_SCALES,
+    CalibrationData,
+    calibrate,
+    unfamiliar_showings,
+)
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import one_shot
+from iris_pipeline.prediction.predict_split import Experiment, tasks_shown_otherwise
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.references import prepare_reference
+from iris_pipeline.search.pose import POSES, turned_plan
+from iris_pipeline.search.showing import Showing
 from preprocessing.adapters import find_cases
 from preprocessing.orientation import UPRIGHT
 from preprocessing.spec import DatasetSpec

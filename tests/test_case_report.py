@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from iris_pipeline.case_report import failure_told, write_report
+from iris_pipeline.scans.case_report import failure_told, write_report
 from preprocessing.errors import LockError, PredictionError
-from preprocessing.lock import only_run_in
+from preprocessing.runtime.lock import only_run_in
 
 YESTERDAY = ("a", "done", "", 3.0)
 BEFORE = "The run ended before its first case: "
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_no_report_rather_than_yesterdays(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("iris_pipeline.case_report.write_bytes", full)
+    monkeypatch.setattr("iris_pipeline.scans.case_report.write_bytes", full)
     with pytest.raises(PredictionError), failure_told(out):
         raise PredictionError("It ended.")
     assert not (out / "report.csv").exists()

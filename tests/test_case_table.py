@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iris_pipeline.case_table import CaseTable
+from iris_pipeline.scans.case_table import CaseTable
 from preprocessing.errors import PredictionError
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import iris_pipeline
-from iris_pipeline.checkpoint import (
+from iris_pipeline.checkpoints.checkpoint import (
     RunState,
     export_checkpoint,
     hash_weights,
@@ -18,11 +18,11 @@ from iris_pipeline.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.checkpoints.trained_cases import TrainedPart
 from iris_pipeline.cli.export import export_model_main
-from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import Iris, IrisConfig, build_iris
-from iris_pipeline.optim import build_lamb
-from iris_pipeline.trained_cases import TrainedPart
+from iris_pipeline.training.optim import build_lamb
 from preprocessing.errors import CheckpointError
 
 CONFIG = IrisConfig(
@@ -222,7 +222,8 @@ def test_a_save_that_dies_half_way_leaves_the_former_one_whole(
 ) -> None:
     model, _, _ = write(tmp_path, iteration=2)
     monkeypatch.setattr(
-        "iris_pipeline.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        "iris_pipeline.checkpoints.checkpoint.write_json",
+        lambda *_: (_ for _ in ()).throw(OSError("disk full")),
     )
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, seed=1, iteration=30)
@@ -287,7 +288,7 @@ def test_a_second_save_of_the_same_step_leaves_the_first_until_it_is_whole(
 ) -> None:
     model, _, _ = write(tmp_path, iteration=2)
     monkeypatch.setattr(
-        "iris_pipeline.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("killed"))
+        "iris_pipeline.checkpoints.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError("killed"))
     )
     with pytest.raises(OSError, match="killed"):
         write(tmp_path, seed=1, iteration=2)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from iris_pipeline.class_scores import MEASURES, MeasureOptions, class_measures
-from iris_pipeline.lesions import LesionCounts, count_lesions
-from iris_pipeline.metrics import label_overlaps
+from iris_pipeline.measures.class_scores import MEASURES, MeasureOptions, class_measures
+from iris_pipeline.measures.lesions import LesionCounts, count_lesions
+from iris_pipeline.measures.metrics import label_overlaps
 from preprocessing.spec import load_spec
 from preprocessing.volume import Volume
 

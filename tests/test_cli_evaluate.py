@@ -14,7 +14,7 @@ from scans import save
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.report import report_main
 from iris_pipeline.cli.tables import tables_main
-from iris_pipeline.tables import read_rows
+from iris_pipeline.tables.result_tables import read_rows
 from preprocessing.store import Store
 from preprocessing.volume import read_labels
 

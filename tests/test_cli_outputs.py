@@ -17,17 +17,17 @@ from scans import load
 from test_cli_predict import write_run
 from test_inputs import write_dicom
 
-from iris_pipeline.calibrate import ROWS, unfamiliar_showings
-from iris_pipeline.checkpoint import load_model, save_checkpoint
+from iris_pipeline.checkpoints.checkpoint import load_model, save_checkpoint
 from iris_pipeline.cli.calibrate import calibrate_main
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.confidence import load_calibration
-from iris_pipeline.query_tasks import encode_files
-from iris_pipeline.references import reference_pair
-from iris_pipeline.showing import Showing
-from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.task_file import save_task
+from iris_pipeline.confidence.calibration import load_calibration
+from iris_pipeline.evaluation.calibrate import ROWS, unfamiliar_showings
+from iris_pipeline.prediction.query_tasks import encode_files
+from iris_pipeline.scans.references import reference_pair
+from iris_pipeline.search.showing import Showing
+from iris_pipeline.tasks.task import TaskEmbedding
+from iris_pipeline.tasks.task_file import save_task
 from preprocessing.store import Store
 from preprocessing.volume import read_volume
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from scans import UNSEARCHED, load, save
 
-from iris_pipeline.checkpoint import RunState, load_model, save_checkpoint
+from iris_pipeline.checkpoints.checkpoint import RunState, load_model, save_checkpoint
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.cli._models import find_run
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.tasks import encode_main, tasks_main
-from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.inference.strategies import one_shot
 from iris_pipeline.model import build_iris
-from iris_pipeline.references import stored_reference
-from iris_pipeline.strategies import one_shot
-from iris_pipeline.task_file import load_task
+from iris_pipeline.scans.references import stored_reference
+from iris_pipeline.tasks.task_file import load_task
 from preprocessing.errors import CheckpointError
 from preprocessing.store import Store
 
@@ -290,7 +290,7 @@ def test_without_a_run_the_package_s_own_model_is_used(
     shipped = tmp_path / "weights" / "ours"
     shipped.mkdir(parents=True)
     (shipped / "state.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr("iris_pipeline.shipped.SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr("iris_pipeline.checkpoints.shipped.SHIPPED", tmp_path / "weights")
     assert find_run(tmp_path / "none", None) == shipped == find_run(tmp_path / "none", "ours")
     assert "No finished run in" in capsys.readouterr().out
     tables_only = tmp_path / "results" / "ours"
@@ -309,7 +309,7 @@ def test_a_run_of_which_only_the_tables_were_kept_is_no_model(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a fresh clone, whose results/ holds runs without their weights."""
-    monkeypatch.setattr("iris_pipeline.shipped.SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr("iris_pipeline.checkpoints.shipped.SHIPPED", tmp_path / "weights")
     bare = tmp_path / "results" / "night"
     bare.mkdir(parents=True)
     shutil.copy(root / "results" / "new" / "run.json", bare)
@@ -329,7 +329,7 @@ def test_the_results_are_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
 def test_runs_are_found_by_name_path_or_age(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iris_pipeline.shipped.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("iris_pipeline.checkpoints.shipped.SHIPPED", tmp_path / "nothing")
     results = root / "results"
     assert find_run(results, None) == results / "new"
     assert find_run(results, "unfinished") == results / "unfinished"

@@ -15,8 +15,8 @@ from conftest import TinyRaw
 from iris_pipeline.cli import prepare
 from iris_pipeline.cli.prepare import check_main, datasets_main, plan_and_preprocess_main
 from preprocessing import fingerprint, plan, run
-from preprocessing.options import ending
-from preprocessing.paths import Root
+from preprocessing.runtime.options import ending
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store
 
 FEW = ["--workers", "1", "--quiet"]

@@ -70,7 +70,7 @@ def shipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.parent.mkdir(parents=True)
     shutil.move(root / "results" / "run" / "checkpoint", folder)
     shutil.rmtree(root / "results")
-    monkeypatch.setattr("iris_pipeline.shipped.SHIPPED", folder.parent)
+    monkeypatch.setattr("iris_pipeline.checkpoints.shipped.SHIPPED", folder.parent)
     return folder
 
 

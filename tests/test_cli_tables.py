@@ -9,7 +9,7 @@ import pytest
 
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.tables import benchmark_main, tables_main
-from iris_pipeline.rows import Origin, Row, write_rows
+from iris_pipeline.measures.rows import Origin, Row, write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EVALUATIONS = "results/**/evaluation"

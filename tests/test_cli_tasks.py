@@ -15,8 +15,8 @@ from test_cli_predict import write_run
 from iris_pipeline.cli.advise import advise_main
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.tasks import encode_main, tasks_main
-from iris_pipeline.showing import SEARCH_RULES
-from iris_pipeline.task_file import load_task
+from iris_pipeline.search.showing import SEARCH_RULES
+from iris_pipeline.tasks.task_file import load_task
 from preprocessing.store import Store
 
 COARSE = ["--overlap", "0"]  # fewer windows, so that the tests take less time
@@ -368,7 +368,8 @@ def test_advice_on_references(
     assert "--steps goes with --compare-strategies" in capsys.readouterr().err
     assert "## Which strategy" in (out / "advice.md").read_text(encoding="utf-8")
     alone = references(tmp_path / "alone", tiny_raw.dataset, ["s1_a"])
-    monkeypatch.setattr("iris_pipeline.references.settle_showing", lambda *_, **__: pytest.fail("searched"))
+    search = "iris_pipeline.scans.references.settle_showing"
+    monkeypatch.setattr(search, lambda *_, **__: pytest.fail("searched"))
     assert advise_main(["-r", str(alone), "-o", str(out), "--root", str(root)]) == 1
     assert "needs two or more; got 1 of 1: give more references" in capsys.readouterr().err
 
@@ -382,9 +383,8 @@ def test_references_of_one_person_are_no_judges(
     for pattern, judge in (("^(?P<subject>s)", "augmented"), ("", "held-out")):
         assert encode_main([*tuned, "--subject-pattern", pattern]) == 0
         assert load_task(tmp_path / "x.task").tuned[0].judged_by == f"{judge} reference"
-        assert (
-            "Of one person, by their names or as the same scan: s1_a and s4_a;" in capsys.readouterr().out
-        ) == (pattern != "")
+        said = capsys.readouterr().out
+        assert ("Of one person, by their names or as the same scan: s1_a and s4_a;" in said) == bool(pattern)
     advice = ["-o", str(tmp_path / "advice"), "--overlap", "0"]
     assert advise_main([*command, *advice, "--subject-pattern", "^(?P<subject>s)"]) == 1
     assert "needs two or more; got 2 of 1: give more references" in capsys.readouterr().err
@@ -395,6 +395,6 @@ def test_references_of_one_person_are_no_judges(
         (refs / kind / "s4_a.nii.gz").unlink()
         shutil.copy(refs / kind / "s1_a.nii.gz", refs / kind / "again.nii.gz")
     assert advise_main([*command, *advice]) == 1
-    said = capsys.readouterr()
-    assert "The same scan under several names: again and s1_a;" in said.out
-    assert "needs two or more; got 2 of 1" in said.err
+    told = capsys.readouterr()
+    assert "The same scan under several names: again and s1_a;" in told.out
+    assert "needs two or more; got 2 of 1" in told.err

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from iris_pipeline.ablations import ablation_tables, only_difference, parts_tables
-from iris_pipeline.comparisons import (
+from iris_pipeline.measures.rows import Origin, Row
+from iris_pipeline.tables.ablations import ablation_tables, only_difference, parts_tables
+from iris_pipeline.tables.comparisons import (
     by_draw,
     comparison_table,
     distinct,
@@ -18,10 +19,9 @@ from iris_pipeline.comparisons import (
     references_table,
     strategies_table,
 )
-from iris_pipeline.left_out import left_out_tables
-from iris_pipeline.rows import Origin, Row
-from iris_pipeline.run_facts import RunFacts, run_facts
-from iris_pipeline.tables import frame_of
+from iris_pipeline.tables.left_out import left_out_tables
+from iris_pipeline.tables.result_tables import frame_of
+from iris_pipeline.tables.run_facts import RunFacts, run_facts
 from preprocessing.errors import EvaluationError
 
 

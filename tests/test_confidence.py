@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from iris_pipeline.confidence import (
+from iris_pipeline.confidence.calibration import (
     COLUMNS,
     Agreement,
     Calibration,
@@ -26,7 +26,7 @@ from iris_pipeline.confidence import (
     load_calibration,
     save_calibration,
 )
-from iris_pipeline.confidence_fit import PENALTIES, SIGNS, Line, _ridge, left_out, predict
+from iris_pipeline.confidence.confidence_fit import PENALTIES, SIGNS, Line, _ridge, left_out, predict
 from preprocessing.errors import CheckpointError, PredictionError
 
 HASH = "0123456789abcdef"

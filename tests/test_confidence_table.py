@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from iris_pipeline.confidence import JudgedMask, agreement, agreement_of
-from iris_pipeline.confidence_table import agreement_path, confidence_table
-from iris_pipeline.rows import Origin, Row
-from iris_pipeline.tables import frame_of
+from iris_pipeline.confidence.calibration import JudgedMask, agreement, agreement_of
+from iris_pipeline.measures.rows import Origin, Row
+from iris_pipeline.tables.confidence_table import agreement_path, confidence_table
+from iris_pipeline.tables.result_tables import frame_of
 from preprocessing.errors import EvaluationError
-from preprocessing.files import save_json
+from preprocessing.runtime.files import save_json
 
 
 def rows_of(*names: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from memory_store import CLASSES, MemoryStore, make_store
 
-from iris_pipeline.crops import (
+from iris_pipeline.sampling.crops import (
     CasePool,
     bounds,
     centred_start,
@@ -18,7 +18,7 @@ from iris_pipeline.crops import (
     roaming_start,
     voxel_of_class,
 )
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler, _query_crop
+from iris_pipeline.sampling.episodes import EpisodeConfig, EpisodeSampler, _query_crop
 from preprocessing.errors import EpisodeError
 
 PLAIN = EpisodeConfig(augment=False)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from iris_pipeline import curriculum
 from iris_pipeline.cli.train import _parser, _settings
-from iris_pipeline.curriculum import check_curriculum, edge_share, shrink_group, shrunk_size
-from iris_pipeline.episode import StackedEpisodes
-from iris_pipeline.train import TrainSettings
+from iris_pipeline.sampling.episode import StackedEpisodes
+from iris_pipeline.training import curriculum
+from iris_pipeline.training.curriculum import check_curriculum, edge_share, shrink_group, shrunk_size
+from iris_pipeline.training.train import TrainSettings
 from preprocessing.errors import ModelError
 
 PHASES = ((0.2, 0.5), (0.3, 0.75))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from iris_pipeline import demo
-from iris_pipeline.rows import Origin, Row, write_rows
+from iris_pipeline.measures.rows import Origin, Row, write_rows
 from preprocessing.errors import EvaluationError, RawDataError
 
 

@@ -11,13 +11,13 @@ import torch
 from scans import affine_of, paint, volume
 from stub_model import GreyModel, loaded_with, make_task
 
-from iris_pipeline import disagreement
-from iris_pipeline.disagreement import _grown, gather_signs
-from iris_pipeline.focus import label_volume
-from iris_pipeline.grey import BINS, GreyEvidence, bins_of
-from iris_pipeline.scan import ScanResult, Wanted, segment_scan
-from iris_pipeline.sliding_window import InferenceOptions, segment_slabs
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.confidence import disagreement
+from iris_pipeline.confidence.disagreement import _grown, gather_signs
+from iris_pipeline.inference.focus import label_volume
+from iris_pipeline.inference.sliding_window import InferenceOptions, segment_slabs
+from iris_pipeline.scans.scan import ScanResult, Wanted, segment_scan
+from iris_pipeline.tasks.grey import BINS, GreyEvidence, bins_of
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.orientation import Pose

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import discover
-from preprocessing.discover import Found, discover_pairs
+from preprocessing.adding import discover
+from preprocessing.adding.discover import Found, discover_pairs
 from preprocessing.errors import RawDataError
-from preprocessing.scan_paths import holds_dicom, scan_paths
+from preprocessing.sources.scan_paths import holds_dicom, scan_paths
 
 E = ".nii.gz"
 P = range(1, 6)

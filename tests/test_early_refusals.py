@@ -15,13 +15,13 @@ from test_cli_tasks import COARSE, references
 from iris_pipeline.cli.advise import advise_main
 from iris_pipeline.cli.predict import predict_main
 from iris_pipeline.cli.tasks import encode_main
-from iris_pipeline.inputs import InputCase
 from iris_pipeline.model import Iris
-from iris_pipeline.own_queries import refuse_own_queries
-from iris_pipeline.references import Candidate
+from iris_pipeline.prediction.own_queries import refuse_own_queries
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.references import Candidate
 from preprocessing.errors import ReferenceCaseError
 from preprocessing.findings import image_hash
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import read_volume
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from iris_pipeline import paper
-from iris_pipeline.efficiency import (
+from iris_pipeline.model import build_iris, count_parameters
+from iris_pipeline.tables.efficiency import (
     Efficiency,
     box_masks,
     efficiency_table,
@@ -16,9 +17,8 @@ from iris_pipeline.efficiency import (
     measure_efficiency,
     read_measurements,
 )
-from iris_pipeline.model import build_iris, count_parameters
 from preprocessing.errors import EvaluationError, ModelError
-from preprocessing.files import save_json
+from preprocessing.runtime.files import save_json
 
 ONE = Efficiency(
     model="Iris paper",

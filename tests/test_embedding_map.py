@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iris_pipeline.embedding_map import (
+from iris_pipeline.pages.embedding_map import (
     Agreement,
     agreement,
     class_centres,
@@ -17,7 +17,7 @@ from iris_pipeline.embedding_map import (
     nearest_classes,
     write_nearest,
 )
-from iris_pipeline.embeddings import EmbeddingRow, Embeddings
+from iris_pipeline.pages.embeddings import EmbeddingRow, Embeddings
 
 # Two datasets with a kidney and a liver each, and one with a widget that nobody else has.
 PLACES = {

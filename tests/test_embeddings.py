@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from iris_pipeline import embeddings
-from iris_pipeline.checkpoint import LoadedModel, RunState, load_model, save_checkpoint
-from iris_pipeline.embeddings import (
+from iris_pipeline.checkpoints.checkpoint import LoadedModel, RunState, load_model, save_checkpoint
+from iris_pipeline.checkpoints.memory_bank import MemoryBank, bank_key
+from iris_pipeline.inference.strategies import one_shot
+from iris_pipeline.model import IrisConfig, build_iris
+from iris_pipeline.pages import embeddings
+from iris_pipeline.pages.embeddings import (
     FILE,
     Embeddings,
     compute_embeddings,
@@ -22,10 +25,7 @@ from iris_pipeline.embeddings import (
     vector_of,
     write_embeddings,
 )
-from iris_pipeline.memory_bank import MemoryBank, bank_key
-from iris_pipeline.model import IrisConfig, build_iris
-from iris_pipeline.references import stored_reference
-from iris_pipeline.strategies import one_shot
+from iris_pipeline.scans.references import stored_reference
 from preprocessing.errors import CheckpointError, EvaluationError
 from preprocessing.store import Store
 

@@ -16,10 +16,10 @@ import torch
 from memory_store import CLASSES, make_store
 from torch.utils.data import DataLoader
 
-from iris_pipeline import episodes as module
-from iris_pipeline.augment import AugmentationRanges
-from iris_pipeline.episode import Episode, stack_episodes
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.sampling import episodes as module
+from iris_pipeline.sampling.augment import AugmentationRanges
+from iris_pipeline.sampling.episode import Episode, stack_episodes
+from iris_pipeline.sampling.episodes import EpisodeConfig, EpisodeSampler
 from preprocessing.errors import EpisodeError
 from preprocessing.store import Store
 

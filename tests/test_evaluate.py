@@ -12,8 +12,7 @@ import pytest
 from scans import save
 from scipy.spatial.transform import Rotation
 
-from iris_pipeline.class_scores import MeasureOptions
-from iris_pipeline.evaluate import (
+from iris_pipeline.evaluation.evaluate import (
     TruthCase,
     compare,
     dataset_spec,
@@ -25,10 +24,11 @@ from iris_pipeline.evaluate import (
     truth_cases,
     with_values,
 )
-from iris_pipeline.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
+from iris_pipeline.measures.class_scores import MeasureOptions
+from iris_pipeline.measures.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
 from preprocessing.case import in_axes_of
 from preprocessing.errors import EvaluationError, GridMismatchError, LabelValueError, SpecError
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.volume import Volume

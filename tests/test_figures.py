@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iris_pipeline.anatomy import GROUPS
-from iris_pipeline.figures import WIDTH, Box, box_plot, group_order, map_plot, marker, training_curve
+from iris_pipeline.pages.anatomy import GROUPS
+from iris_pipeline.pages.figures import WIDTH, Box, box_plot, group_order, map_plot, marker, training_curve
 
 
 def test_five_numbers() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import files as module
 from preprocessing.errors import RawDataError
-from preprocessing.files import (
+from preprocessing.runtime import files as module
+from preprocessing.runtime.files import (
     append_log,
     plain_name,
     refusal,

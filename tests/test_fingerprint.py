@@ -24,7 +24,7 @@ from preprocessing.fingerprint import (
     verdicts_of,
 )
 from preprocessing.layouts import Quirks
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import Volume
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from stub_model import GreyModel, loaded_with, make_task, tiny_model
 
-from iris_pipeline.focus import grown, label_volume, look_first, object_box, wide_task
-from iris_pipeline.memory_bank import bank_key
-from iris_pipeline.pool import embed
-from iris_pipeline.scan import segment_scan
-from iris_pipeline.sliding_window import Focus, InferenceOptions, segment_slabs
-from iris_pipeline.strategies import PreparedReference, bank, ensemble, one_shot, plan_like
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.checkpoints.memory_bank import bank_key
+from iris_pipeline.inference.focus import grown, label_volume, look_first, object_box, wide_task
+from iris_pipeline.inference.pool import embed
+from iris_pipeline.inference.sliding_window import Focus, InferenceOptions, segment_slabs
+from iris_pipeline.inference.strategies import PreparedReference, bank, ensemble, one_shot, plan_like
+from iris_pipeline.scans.scan import segment_scan
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.case import preprocess_case
 from preprocessing.volume import Volume
 

@@ -15,9 +15,13 @@ from scipy import ndimage
 from stub_model import GreyModel, make_task, tiny_model
 from torch import Tensor
 
-from iris_pipeline.examples import Example, encode_example, features_loss
-from iris_pipeline.focus import wide_task
-from iris_pipeline.grey import (
+from iris_pipeline.inference.examples import Example, encode_example, features_loss
+from iris_pipeline.inference.focus import wide_task
+from iris_pipeline.inference.sliding_window import InferenceOptions, segment_volume
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.prediction.predict import describe, digest
+from iris_pipeline.scans.scan import unite
+from iris_pipeline.tasks.grey import (
     BINS,
     HIGHEST,
     LIMIT,
@@ -29,15 +33,11 @@ from iris_pipeline.grey import (
     weigh,
     weights_of,
 )
-from iris_pipeline.grey_ratios import RARE, log_ratio
-from iris_pipeline.losses import episode_loss
-from iris_pipeline.predict import describe, digest
-from iris_pipeline.scan import unite
-from iris_pipeline.sliding_window import InferenceOptions, segment_volume
-from iris_pipeline.strategies import ensemble
-from iris_pipeline.task import merge
-from iris_pipeline.task_file import load_task, save_task
-from iris_pipeline.voxel_head import VoxelHead
+from iris_pipeline.tasks.grey_ratios import RARE, log_ratio
+from iris_pipeline.tasks.task import merge
+from iris_pipeline.tasks.task_file import load_task, save_task
+from iris_pipeline.tasks.voxel_head import VoxelHead
+from iris_pipeline.training.losses import episode_loss
 
 STEP = (HIGHEST - LOWEST) / BINS
 MIDDLES = LOWEST + STEP * (np.arange(BINS) + 0.5)

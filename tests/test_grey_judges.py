@@ -13,13 +13,13 @@ from blobs import CLASSES, PATCH, PLAN, blob_reference
 from stub_model import loaded_with
 from torch import Tensor
 
-from iris_pipeline import grey_weights
-from iris_pipeline.grey import bins_of
-from iris_pipeline.grey_weights import WeightSettings, find_weights, grey_evidence, with_grey
-from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.inference.pool import Embedded, EmbeddingCache, embed, restrict
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference
+from iris_pipeline.search import grey_weights
+from iris_pipeline.search.grey_weights import WeightSettings, find_weights, grey_evidence, with_grey
+from iris_pipeline.tasks.grey import bins_of
+from iris_pipeline.tasks.task import TaskEmbedding
 
 OPTIONS = InferenceOptions()
 

@@ -14,21 +14,21 @@ from scipy import ndimage
 from stub_model import loaded_with, tiny_model
 from torch import Tensor
 
-from iris_pipeline import grey_weights
-from iris_pipeline.examples import Example, draw_example, encode_example, features_loss
-from iris_pipeline.grey import BINS, HIGHEST, LOWEST, GreyEvidence
-from iris_pipeline.grey_ratios import log_ratio
-from iris_pipeline.grey_weights import (
+from iris_pipeline.inference.examples import Example, draw_example, encode_example, features_loss
+from iris_pipeline.inference.pool import Embedded, EmbeddingCache, embed, restrict
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, class_boxes, ensemble, plan_windows
+from iris_pipeline.search import grey_weights
+from iris_pipeline.search.grey_weights import (
     WeightSettings,
     find_weights,
     grey_evidence,
     weighed_like,
     with_grey,
 )
-from iris_pipeline.pool import Embedded, EmbeddingCache, embed, restrict
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, class_boxes, ensemble, plan_windows
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.tasks.grey import BINS, HIGHEST, LOWEST, GreyEvidence
+from iris_pipeline.tasks.grey_ratios import log_ratio
+from iris_pipeline.tasks.task import TaskEmbedding
 
 OPTIONS = InferenceOptions()
 QUICK = WeightSettings(judges=4)

@@ -25,10 +25,10 @@ START = """
 from multiprocessing import active_children
 sys.path.insert(0, 'tests')
 from memory_store import make_store
-from iris_pipeline.episodes import EpisodeSampler
-from iris_pipeline.groups import group_stream
-from iris_pipeline.interrupt import StopAtStepEnd
-from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.sampling.episodes import EpisodeSampler
+from iris_pipeline.training.groups import group_stream
+from iris_pipeline.training.interrupt import StopAtStepEnd
+from iris_pipeline.training.train_settings import TrainSettings
 
 groups = group_stream(EpisodeSampler({'a': make_store()}), TrainSettings(workers=1), 5)
 """

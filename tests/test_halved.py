@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
-from iris_pipeline.halved import HalvedStore, halve_image, halve_labels, halved_patch, wide_view, window_edges
-from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train import update_bank
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.sampling.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.sampling.halved import (
+    HalvedStore,
+    halve_image,
+    halve_labels,
+    halved_patch,
+    wide_view,
+    window_edges,
+)
+from iris_pipeline.sampling.synthetic import SyntheticTasks
+from iris_pipeline.training.train import update_bank
 from preprocessing.grid_types import Box
 from preprocessing.store import Store
 

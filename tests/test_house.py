@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dataset_specs", "preprocessing", "iris_pipeline")
@@ -157,7 +158,7 @@ def test_no_module_takes_the_callers_matplotlib() -> None:
 def test_only_the_command_line_prints() -> None:
     code = "def main():\n print(1)\ndef other():\n print(2)\ndef do(a: argparse.Namespace):\n print(3)\n"
     assert prints(ast.parse(code)) == [4]
-    command_line = ("iris_pipeline/cli/", "iris_pipeline/demo.py", "preprocessing/options.py")
+    command_line = ("iris_pipeline/cli/", "iris_pipeline/demo.py", "preprocessing/runtime/options.py")
     library = [
         path
         for path in python_files(*PACKAGES)
@@ -208,7 +209,9 @@ def test_every_package_is_installed() -> None:
         for path in python_files(*PACKAGES)
         if path.name == "__init__.py"
     }
-    assert on_disk == set(PYPROJECT["tool"]["setuptools"]["packages"])
+    chosen = PYPROJECT["tool"]["setuptools"]["packages"]["find"]
+    assert chosen.pop("namespaces") is False, "a folder of data is no package"
+    assert on_disk == set(find_packages(str(ROOT), **chosen))
 
 
 @pytest.mark.parametrize(("script", "target"), sorted(PYPROJECT["project"]["scripts"].items()))

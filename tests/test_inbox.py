@@ -14,11 +14,11 @@ import SimpleITK as sitk
 from scans import save
 from test_inputs import dicom_of_kind, touch, write_dicom
 
-from iris_pipeline.inbox import look
-from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.scans.inbox import look
+from iris_pipeline.scans.inputs import InputCase, find_inputs
 from preprocessing.errors import RawDataError
-from preprocessing.itk_files import data_files
-from preprocessing.source import FileSource
+from preprocessing.formats.itk_files import data_files
+from preprocessing.sources.source import FileSource
 from preprocessing.volume import read_volume
 
 SLICES = np.zeros((3, 4, 5))
@@ -264,7 +264,7 @@ def test_other_libraries_are_not_ended_by_a_folder_that_is_no_text(tmp_path: Pat
 def test_umlauts_where_the_locale_has_none(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "Müller.nii.gz")
     code = (
-        "import sys; from pathlib import Path; from iris_pipeline.inputs import find_inputs\n"
+        "import sys; from pathlib import Path; from iris_pipeline.scans.inputs import find_inputs\n"
         "for case in find_inputs(Path(sys.argv[1]))[0]: print(ascii(case.id))\n"
         "try: find_inputs(Path(sys.argv[1]))[0][0].image.read_image()\n"
         "except Exception as error: print(ascii(str(error)))\n"
@@ -328,7 +328,7 @@ def test_each_header_is_read_once_however_many_files_lie_beside_it(
             raise PermissionError("not for you")
         return data_files(header)
 
-    monkeypatch.setattr("iris_pipeline.inbox.data_files", noted)
+    monkeypatch.setattr("iris_pipeline.scans.inbox.data_files", noted)
     (note,) = look(tmp_path).notes
     assert note.startswith(f"3 files in {tmp_path} left out, of no format that is read: b.bin, d.bin, e.bin;")
     assert read == ["a.mhd", "b.mhd", "c.mhd"]

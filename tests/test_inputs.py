@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from iris_pipeline.inputs import InputCase, find_inputs
+from iris_pipeline.scans.inputs import InputCase, find_inputs
 from preprocessing.errors import RawDataError
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iris_pipeline.intake import intake_of
+from iris_pipeline.pages.intake import intake_of
 from preprocessing.errors import StoreError
 from preprocessing.store import Store
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.interrupt import TERMINATED, StopAtStepEnd, TerminatedAsInterrupted
-from preprocessing.options import ending
+from iris_pipeline.training.interrupt import TERMINATED, StopAtStepEnd, TerminatedAsInterrupted
+from preprocessing.runtime.options import ending
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

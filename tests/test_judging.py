@@ -13,12 +13,9 @@ import torch
 from scans import volume
 from stub_model import GreyModel, loaded_with, make_task, tiny_model
 
-from iris_pipeline import judging
-from iris_pipeline.confidence import Calibration
-from iris_pipeline.grey import BINS, GreyEvidence
-from iris_pipeline.grey_weights import grey_evidence
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.judging import (
+from iris_pipeline.confidence import judging
+from iris_pipeline.confidence.calibration import Calibration
+from iris_pipeline.confidence.judging import (
     MaskJudge,
     file_volumes,
     file_witnesses,
@@ -27,13 +24,16 @@ from iris_pipeline.judging import (
     stored_witnesses,
     with_people,
 )
-from iris_pipeline.references import ReferenceFiles, prepare_reference, stored_reference
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, one_shot, plan_like
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, one_shot, plan_like
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.references import ReferenceFiles, prepare_reference, stored_reference
+from iris_pipeline.search.grey_weights import grey_evidence
+from iris_pipeline.tasks.grey import BINS, GreyEvidence
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.adapters import Case, find_cases
 from preprocessing.findings import image_hash
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import write_volume
 

@@ -15,16 +15,16 @@ from grey_scans import BLOCKS, cases_of, grey_task, write_scans
 from scans import affine_of, load, paint, save
 from stub_model import loaded_with
 
-import iris_pipeline.former_masks as former_masks
-import iris_pipeline.kept_scans as kept_scans
-from iris_pipeline.confidence import Judgement, judgements_in
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.kept_scans import KeptScan, KeptScans, scan_of
-from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import Verdict, predict_folder
-from iris_pipeline.volumes import TABLE as VOLUMES
-from iris_pipeline.volumes import volumes_in
-from preprocessing.source import FileSource, RefusedSource
+import iris_pipeline.scans.former_masks as former_masks
+import iris_pipeline.scans.kept_scans as kept_scans
+from iris_pipeline.confidence.calibration import Judgement, judgements_in
+from iris_pipeline.prediction.predict import Verdict, predict_folder
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.kept_scans import KeptScan, KeptScans, scan_of
+from iris_pipeline.scans.outputs import Outputs
+from iris_pipeline.scans.volumes import TABLE as VOLUMES
+from iris_pipeline.scans.volumes import volumes_in
+from preprocessing.sources.source import FileSource, RefusedSource
 
 ANEW = "the former mask was of another scan or channel and is made anew."
 TAKEN_AWAY = " The former mask, of another scan or channel, was taken away."
@@ -185,7 +185,7 @@ def test_a_mask_of_another_scan_does_not_stay_where_the_new_one_fails(
         raise RuntimeError("no memory left")
 
     with monkeypatch.context() as during:
-        during.setattr("iris_pipeline.predict.segment_scan", fails)
+        during.setattr("iris_pipeline.prediction.predict.segment_scan", fails)
         a, b = predict(folder)
     assert (a.status, b.status) == ("refused", "skipped")
     assert a.why == f"RuntimeError: no memory left (where, says predict.log).{TAKEN_AWAY}"

@@ -11,9 +11,9 @@ import pytest
 from stub_model import loaded_with
 from test_showing import KnowsOneSize, ball, plan_at
 
-from iris_pipeline.kept_showings import FILE, KeptShowings, kept_showings
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.showing import Showing, settle_showing
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.search.kept_showings import FILE, KeptShowings, kept_showings
+from iris_pipeline.search.showing import Showing, settle_showing
 from preprocessing.plan import Plan
 
 

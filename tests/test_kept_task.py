@@ -16,16 +16,16 @@ from test_cli_predict import write_run
 from test_cli_tasks import COARSE, references
 
 import iris_pipeline.cli._from_files as command
-from iris_pipeline.case_report import LOG, REPORT
 from iris_pipeline.cli.predict import predict_main
-from iris_pipeline.kept_task import keep_task, kept_task, references_digest, request_name
-from iris_pipeline.predict import digest
-from iris_pipeline.query_tasks import encode_files
-from iris_pipeline.references import ReferenceFiles, find_references
-from iris_pipeline.showing import SEARCHED, Showing
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.task_file import load_task
-from preprocessing.source import FileSource
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.kept_task import keep_task, kept_task, references_digest, request_name
+from iris_pipeline.prediction.predict import digest
+from iris_pipeline.prediction.query_tasks import encode_files
+from iris_pipeline.scans.case_report import LOG, REPORT
+from iris_pipeline.scans.references import ReferenceFiles, find_references
+from iris_pipeline.search.showing import SEARCHED, Showing
+from iris_pipeline.tasks.task_file import load_task
+from preprocessing.sources.source import FileSource
 from preprocessing.store import Store
 
 OPTIONS = InferenceOptions(overlap=0.25)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iris_pipeline.layers import outline, picture_uri, plane_layers
-from iris_pipeline.overlays import PLANES, CaseView, plane_size_mm, view_case
+from iris_pipeline.pages.layers import outline, picture_uri, plane_layers
+from iris_pipeline.pages.overlays import PLANES, CaseView, plane_size_mm, view_case
 from preprocessing.volume import Volume
 
 SPACING = (4.0, 1.0, 2.0)  # (z,y,x)

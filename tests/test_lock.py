@@ -17,14 +17,14 @@ from iris_pipeline.cli.prepare import plan_and_preprocess_main
 from iris_pipeline.cli.train import train_main
 from preprocessing import fingerprint, lock
 from preprocessing.errors import LockError
-from preprocessing.lock import FILE, only_run_in
+from preprocessing.runtime.lock import FILE, only_run_in
 from preprocessing.store import Store
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="this system has no flock")
 HOLD = """
 import sys
 from pathlib import Path
-from preprocessing.lock import only_run_in
+from preprocessing.runtime.lock import only_run_in
 with only_run_in(Path(sys.argv[1]), "wait"):
     print("held", flush=True)
     sys.stdin.read()

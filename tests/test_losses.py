@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from iris_pipeline.losses import EMPTY_SMOOTH, class_losses, episode_loss, soft_dice
+from iris_pipeline.training.losses import EMPTY_SMOOTH, class_losses, episode_loss, soft_dice
 
 
 def test_soft_dice_by_hand() -> None:

@@ -12,10 +12,10 @@ import pytest
 from memory_store import make_store
 from torch import Tensor
 
-from iris_pipeline.crops import CasePool
-from iris_pipeline.episode import Episode
-from iris_pipeline.made_episodes import BANDS, NOT_AUGMENTED, Ranges, _crop, made_group
-from iris_pipeline.synthetic import LEAST_CELL_SHARE, Draw
+from iris_pipeline.sampling.crops import CasePool
+from iris_pipeline.sampling.episode import Episode
+from iris_pipeline.sampling.made_episodes import BANDS, NOT_AUGMENTED, Ranges, _crop, made_group
+from iris_pipeline.sampling.synthetic import LEAST_CELL_SHARE, Draw
 
 PLAIN = (NOT_AUGMENTED, NOT_AUGMENTED)
 SHAPE = (40, 44, 36)

@@ -15,14 +15,14 @@ from grey_scans import BLOCKS, cases_of, grey_task, write_scans
 from scans import load, paint, save
 from stub_model import loaded_with
 
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import predict_cases, predict_folder
-from iris_pipeline.showing import SEARCH_RULES, Showing
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.predict import predict_cases, predict_folder
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.outputs import Outputs
+from iris_pipeline.search.showing import SEARCH_RULES, Showing
 from preprocessing.errors import PredictionError, TaskError
 from preprocessing.findings import image_hash
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_masks_found_by_other_search_rules_are_not_gone_on_with(
 
     assert predict(Showing()) == ["done", "done"]
     assert predict(Showing()) == ["skipped", "skipped"]
-    monkeypatch.setattr("iris_pipeline.showing.SEARCH_RULES", SEARCH_RULES + 1)
+    monkeypatch.setattr("iris_pipeline.search.showing.SEARCH_RULES", SEARCH_RULES + 1)
     with pytest.raises(PredictionError, match="were made otherwise"):
         predict(Showing())
     record = folder / "out" / "predict.json"
@@ -126,7 +126,7 @@ def test_results_of_another_task_make_way_before_the_first_is_made_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("iris_pipeline.predict.segment_scan", stop)
+        patched.setattr("iris_pipeline.prediction.predict.segment_scan", stop)
         predict_folder(loaded_with(model), other, [a, b], out, overwrite=True, progress=False)
     assert not (out / "confidence.csv").exists()
     verdicts = predict_folder(loaded_with(model), other, [a, b], out, outputs=masks, progress=False)

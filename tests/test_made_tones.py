@@ -8,11 +8,11 @@ import torch
 from memory_store import MemoryStore, make_store
 from torch import Tensor
 
-from iris_pipeline.episode_config import EpisodeConfig
-from iris_pipeline.episodes import EpisodeSampler
-from iris_pipeline.made_tones import NOISE, SHARE, MadeTones, draw_made_tones
-from iris_pipeline.synthetic import SyntheticTasks, draw_tasks
-from iris_pipeline.tone_curves import curve_between
+from iris_pipeline.sampling.episode_config import EpisodeConfig
+from iris_pipeline.sampling.episodes import EpisodeSampler
+from iris_pipeline.sampling.made_tones import NOISE, SHARE, MadeTones, draw_made_tones
+from iris_pipeline.sampling.synthetic import SyntheticTasks, draw_tasks
+from iris_pipeline.tasks.tone_curves import curve_between
 from preprocessing.tones import Tones
 
 CLEAR = MadeTones(noise=0.0, grain=1.0, blur=0.0, share=0.05, one=None, seed=0)

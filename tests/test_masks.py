@@ -11,7 +11,7 @@ import pytest
 from preprocessing.adapters import find_cases
 from preprocessing.errors import GridMismatchError, LabelValueError, SpecError
 from preprocessing.fingerprint import measure_case
-from preprocessing.masks import MaskFiles
+from preprocessing.sources.masks import MaskFiles
 from preprocessing.spec import DatasetSpec, parse_spec
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from iris_pipeline.measure_tables import measures_by_class, measures_table
-from iris_pipeline.rows import Origin, Row
-from iris_pipeline.tables import frame_of
-from iris_pipeline.uncertainty import bootstrap_mean
+from iris_pipeline.measures.rows import Origin, Row
+from iris_pipeline.tables.measure_tables import measures_by_class, measures_table
+from iris_pipeline.tables.result_tables import frame_of
+from iris_pipeline.tables.uncertainty import bootstrap_mean
 
 NAN = float("nan")
 

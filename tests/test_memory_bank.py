@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iris_pipeline.memory_bank import MemoryBank, bank_key
+from iris_pipeline.checkpoints.memory_bank import MemoryBank, bank_key
 from preprocessing.errors import TaskError
 
 

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from preprocessing.adapters import Case
 from preprocessing.errors import LabelValueError, RawDataError
 from preprocessing.fingerprint import case_digest
-from preprocessing.mending import (
+from preprocessing.sources.mending import (
     DoubtfulSpacing,
     NearestRotation,
     OnGridOf,
@@ -24,8 +24,8 @@ from preprocessing.mending import (
     WithSpacing,
     nearest_rotation,
 )
-from preprocessing.source import FileSource, FrameSource, Unreadable
-from preprocessing.source_kinds import natural
+from preprocessing.sources.source import FileSource, FrameSource, Unreadable
+from preprocessing.sources.source_kinds import natural
 
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
 

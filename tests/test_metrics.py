@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from iris_pipeline.metrics import Overlap, dice, label_overlaps
+from iris_pipeline.measures.metrics import Overlap, dice, label_overlaps
 from preprocessing.errors import EvaluationError
 
 

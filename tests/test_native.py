@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iris_pipeline.native import HALO, PackedVolume, Tile, blocks, label_block, quantise, tiles
+from iris_pipeline.scans.native import HALO, PackedVolume, Tile, blocks, label_block, quantise, tiles
 from preprocessing.geometry import Resampling
 from preprocessing.grid_types import Shape
 

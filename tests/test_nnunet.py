@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import TinyRaw
 
-from iris_pipeline.nnunet_export import export_dataset
+from iris_pipeline.nnunet.export import export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.choose import choose_specs
 from preprocessing.errors import SpecError

@@ -13,10 +13,10 @@ import pytest
 import SimpleITK as sitk
 from conftest import TinyRaw
 
-from iris_pipeline import nnunet_export as module
 from iris_pipeline.cli.evaluate import evaluate_main
 from iris_pipeline.cli.export import export_nnunet_main
-from iris_pipeline.nnunet_export import (
+from iris_pipeline.nnunet import export as module
+from iris_pipeline.nnunet.export import (
     RECORD,
     consecutive_values,
     dataset_json,
@@ -24,12 +24,12 @@ from iris_pipeline.nnunet_export import (
     export_dataset,
     nnunet_splits,
 )
-from iris_pipeline.tables import read_rows
+from iris_pipeline.tables.result_tables import read_rows
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import ExportError, LabelValueError, LockError
-from preprocessing.lock import only_run_in
-from preprocessing.mending import nearest_rotation
 from preprocessing.run import plan_and_preprocess
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.sources.mending import nearest_rotation
 from preprocessing.spec import load_spec
 from preprocessing.store import Store
 from preprocessing.volume import Volume, read_volume, write_volume

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import TinyRaw
 
-from iris_pipeline.nnunet_export import Export, export_dataset
+from iris_pipeline.nnunet.export import Export, export_dataset
 from preprocessing.adapters import find_cases
 from preprocessing.errors import ExportError
 from preprocessing.nnunet import RECORD

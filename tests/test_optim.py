@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from iris_pipeline.optim import Lamb, build_lamb, learning_rate
+from iris_pipeline.training.optim import Lamb, build_lamb, learning_rate
 
 
 def lamb_formula(w: np.ndarray, gradients: list[np.ndarray], lr: float, wd: float) -> np.ndarray:

@@ -10,14 +10,14 @@ import numpy as np
 from scans import affine_of, load, save
 from stub_model import GreyModel, loaded_with, make_task
 
-from iris_pipeline.confidence import TABLE, Judgement, judgements_in
-from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.outputs import Outputs, file_names, is_complete
-from iris_pipeline.predict import predict_folder
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.volumes import TABLE as VOLUMES
-from iris_pipeline.volumes import volumes_in
-from preprocessing.source import FileSource
+from iris_pipeline.confidence.calibration import TABLE, Judgement, judgements_in
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.predict import predict_folder
+from iris_pipeline.scans.inputs import InputCase, find_inputs
+from iris_pipeline.scans.outputs import Outputs, file_names, is_complete
+from iris_pipeline.scans.volumes import TABLE as VOLUMES
+from iris_pipeline.scans.volumes import volumes_in
+from preprocessing.sources.source import FileSource
 
 EVERYTHING = Outputs(per_class=True, probabilities=True)
 

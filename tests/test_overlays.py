@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scans import affine_of
 
-from iris_pipeline.overlays import (
+from iris_pipeline.pages.overlays import (
     PLANES,
     CaseView,
     case_figure,

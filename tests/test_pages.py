@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 import pytest
 
-from iris_pipeline.pages import page_environment, with_code
+from iris_pipeline.pages.environment import page_environment, with_code
 
 
 def test_code_in_a_sentence_is_escaped() -> None:

@@ -9,8 +9,13 @@ import pandas as pd
 import pytest
 
 from iris_pipeline import paper
-from iris_pipeline.paper_tables import columns_table, of_reported_classes, paper_tables, with_paper_tables
-from iris_pipeline.table_format import Table
+from iris_pipeline.tables.paper_tables import (
+    columns_table,
+    of_reported_classes,
+    paper_tables,
+    with_paper_tables,
+)
+from iris_pipeline.tables.table_format import Table
 from preprocessing.errors import EvaluationError, SpecError
 from preprocessing.spec import DatasetSpec, list_specs, load_spec
 

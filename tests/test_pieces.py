@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from iris_pipeline.pieces import keep_largest, largest_share
-from iris_pipeline.strategies import ensemble
-from iris_pipeline.task import TaskEmbedding, merge
-from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.tasks.pieces import keep_largest, largest_share
+from iris_pipeline.tasks.task import TaskEmbedding, merge
+from iris_pipeline.tasks.task_file import load_task, save_task
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 

@@ -11,8 +11,8 @@ from conftest import TinyRaw
 
 from preprocessing.errors import PlanError
 from preprocessing.fingerprint import CasePrint, ClassPrint, Fingerprint, fingerprint_dataset
-from preprocessing.lock import only_run_in
 from preprocessing.plan import FILE, Plan, load_plan, main, make_plan, settle_plan
+from preprocessing.runtime.lock import only_run_in
 from preprocessing.spec import DatasetSpec, load_spec
 
 Triple = tuple[float, float, float]

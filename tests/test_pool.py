@@ -11,9 +11,9 @@ import torch
 from blobs import PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
-from iris_pipeline.pool import EmbeddingCache, embed, image_vector, restrict
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import one_shot
+from iris_pipeline.inference.pool import EmbeddingCache, embed, image_vector, restrict
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import one_shot
 
 
 def test_an_embedded_reference_is_its_one_shot_task() -> None:

@@ -14,16 +14,16 @@ from scans import affine_of, volume
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import POSES, pose_named, turned_plan, turned_reference
-from iris_pipeline.scan import Wanted, segment_scan
-from iris_pipeline.showing import (
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.strategies import PreparedReference
+from iris_pipeline.scans.scan import Wanted, segment_scan
+from iris_pipeline.search.pose import POSES, pose_named, turned_plan, turned_reference
+from iris_pipeline.search.showing import (
     Search,
     SearchSettings,
     Showing,
     settle_showing,
 )
-from iris_pipeline.strategies import PreparedReference
 from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError
 from preprocessing.normalise import Normalisation

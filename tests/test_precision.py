@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris_pipeline import precision
-from iris_pipeline.precision import autocast, choose_precision, decide, fastest, knows_bfloat16
+from iris_pipeline.training import precision
+from iris_pipeline.training.precision import autocast, choose_precision, decide, fastest, knows_bfloat16
 
 CPU = torch.device("cpu")
 

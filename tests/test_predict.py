@@ -19,15 +19,15 @@ from scans import ORDERS, affine_of, load, paint, save, volume
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline import predict as module
-from iris_pipeline.inputs import InputCase, find_inputs
-from iris_pipeline.predict import modality_warning, predict_folder, raise_for_refused
-from iris_pipeline.scan import segment_scan
+from iris_pipeline.prediction import predict as module
+from iris_pipeline.prediction.predict import modality_warning, predict_folder, raise_for_refused
+from iris_pipeline.scans.inputs import InputCase, find_inputs
+from iris_pipeline.scans.scan import segment_scan
 from preprocessing.errors import LockError, PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
-from preprocessing.lock import only_run_in
 from preprocessing.normalise import Normalisation, normalise
-from preprocessing.source import FileSource
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.sources.source import FileSource
 
 
 @pytest.mark.parametrize("order", ORDERS)

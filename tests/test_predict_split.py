@@ -13,27 +13,27 @@ import torch
 from scans import load
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline import query_tasks
-from iris_pipeline.checkpoint import RunState
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.predict_split import (
+from iris_pipeline.checkpoints.checkpoint import RunState
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.inference.retrieval import RetrievalSettings
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.inference.tuning import TuningSettings
+from iris_pipeline.prediction import query_tasks
+from iris_pipeline.prediction.predict_split import (
     Experiment,
     held_out_tasks,
     predict_split,
     split_cases,
     stored_tasks,
 )
-from iris_pipeline.references import measure_references, plan_references
-from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.showing import AS_PLANNED
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import ensemble
-from iris_pipeline.tuning import TuningSettings
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.references import measure_references, plan_references
+from iris_pipeline.search.showing import AS_PLANNED
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, StoreError, TaskError
 from preprocessing.findings import image_hash
-from preprocessing.source import FileSource
+from preprocessing.sources.source import FileSource
 from preprocessing.store import Store
 from preprocessing.volume import Volume
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import progress as module
-from preprocessing.progress import Bar, say
+from preprocessing.runtime import progress as module
+from preprocessing.runtime.progress import Bar, say
 
 LOOP = (
-    "import sys, warnings; from preprocessing import progress; from preprocessing.options import ending\n"
+    "import sys, warnings; from preprocessing import progress; from preprocessing.runtime.options import ending\n"
     "progress.EVERY = 0.0\n"
     "def command():\n"
     "    for n in progress.Bar(range(3), desc='Going', unit='case', mininterval=0): warnings.warn(f'no {n}')\n"
@@ -79,7 +79,7 @@ def test_a_stderr_that_cannot_be_written_ends_nothing(redirection: str) -> None:
 
 
 SPEAKS = (
-    "import sys; from preprocessing.options import ending\n"
+    "import sys; from preprocessing.runtime.options import ending\n"
     "def command():\n"
     "    for number in range(int(sys.argv[1])): print(number)\n"
     "    print('went on', file=sys.stderr); return 0\n"

@@ -14,11 +14,15 @@ from scans import affine_of, volume
 from stub_model import make_task, tiny_model
 
 from iris_pipeline import query_tasks, rivals
-from iris_pipeline.checkpoint import LoadedModel, RunState, hash_weights
-from iris_pipeline.memory_bank import MemoryBank
+from iris_pipeline.checkpoints.checkpoint import LoadedModel, RunState, hash_weights
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.inference.pool import Embedded, EmbeddingCache, embed
+from iris_pipeline.inference.retrieval import RetrievalSettings
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import one_shot
+from iris_pipeline.inference.tuning import TuningSettings
 from iris_pipeline.model import build_iris
-from iris_pipeline.pool import Embedded, EmbeddingCache, embed
-from iris_pipeline.query_tasks import (
+from iris_pipeline.prediction.query_tasks import (
     BEST,
     ONE_TASK,
     PER_QUERY,
@@ -27,12 +31,8 @@ from iris_pipeline.query_tasks import (
     pooled_task,
     task_for_query,
 )
-from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.rivals import RIVALS
-from iris_pipeline.scan import segment_scan
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import one_shot
-from iris_pipeline.tuning import TuningSettings
+from iris_pipeline.prediction.rivals import RIVALS
+from iris_pipeline.scans.scan import segment_scan
 from preprocessing.errors import PredictionError, ReferenceCaseError, TaskError
 from preprocessing.findings import image_hash
 from preprocessing.geometry import Resampling

@@ -8,12 +8,12 @@ import pytest
 import torch
 from memory_store import MemoryStore
 
-from iris_pipeline import reference_crops as module
-from iris_pipeline.augment import AugmentationRanges
-from iris_pipeline.crops import CasePool, Crop, densest_patch
-from iris_pipeline.episode_config import EpisodeConfig
-from iris_pipeline.reference_crops import reference_crop
-from iris_pipeline.synthetic import Cut
+from iris_pipeline.sampling import reference_crops as module
+from iris_pipeline.sampling.augment import AugmentationRanges
+from iris_pipeline.sampling.crops import CasePool, Crop, densest_patch
+from iris_pipeline.sampling.episode_config import EpisodeConfig
+from iris_pipeline.sampling.reference_crops import reference_crop
+from iris_pipeline.sampling.synthetic import Cut
 
 PLAIN = EpisodeConfig(augment=False)
 CLASSES = {"body": 1, "spine": 2, "lesions": 3, "liver": 4}

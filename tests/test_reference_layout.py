@@ -12,10 +12,10 @@ from scans import affine_of, paint, save
 from test_inputs import write_dicom
 
 from iris_pipeline.cli._references import reference_files
-from iris_pipeline.kept_task import references_digest
-from iris_pipeline.reference_layout import find_layout
-from iris_pipeline.references import find_references
-from iris_pipeline.screening import references_told, screen_references
+from iris_pipeline.prediction.kept_task import references_digest
+from iris_pipeline.scans.reference_layout import find_layout
+from iris_pipeline.scans.references import find_references
+from iris_pipeline.scans.screening import references_told, screen_references
 from preprocessing.errors import ReferenceCaseError
 
 BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}

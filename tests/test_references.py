@@ -12,8 +12,8 @@ import pytest
 from scans import ORDERS, affine_of, paint, save, volume
 from stub_model import HASH, GreyModel, loaded_with
 
-from iris_pipeline.query_tasks import encode_files
-from iris_pipeline.references import (
+from iris_pipeline.prediction.query_tasks import encode_files
+from iris_pipeline.scans.references import (
     Candidate,
     Draw,
     ReferenceFiles,
@@ -27,16 +27,16 @@ from iris_pipeline.references import (
     reference_spec,
     stored_reference,
 )
-from iris_pipeline.screening import screen_references
-from iris_pipeline.showing import AS_PLANNED
-from preprocessing.class_names import read_class_names
+from iris_pipeline.scans.screening import screen_references
+from iris_pipeline.search.showing import AS_PLANNED
 from preprocessing.errors import LabelValueError, RawDataError, ReferenceCaseError
 from preprocessing.findings import image_hash
 from preprocessing.fingerprint import measure_case
 from preprocessing.normalise import Normalisation, normalise
 from preprocessing.orientation import Reorientation
 from preprocessing.plan import Plan
-from preprocessing.source import FileSource
+from preprocessing.sources.class_names import read_class_names
+from preprocessing.sources.source import FileSource
 from preprocessing.store import Store
 
 BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}

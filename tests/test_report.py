@@ -14,20 +14,20 @@ from chromium import needs_browser
 from PIL import Image
 from scans import save
 
-from iris_pipeline.browser import Screen, open_page
-from iris_pipeline.embeddings import FILE as EMBEDDINGS
-from iris_pipeline.embeddings import EmbeddingRow, Embeddings, write_embeddings
-from iris_pipeline.layers import plane_layers
-from iris_pipeline.overlays import view_case
-from iris_pipeline.report import (
+from iris_pipeline.measures.rows import Origin, Row, write_rows
+from iris_pipeline.pages.browser import Screen, open_page
+from iris_pipeline.pages.embeddings import FILE as EMBEDDINGS
+from iris_pipeline.pages.embeddings import EmbeddingRow, Embeddings, write_embeddings
+from iris_pipeline.pages.layers import plane_layers
+from iris_pipeline.pages.overlays import view_case
+from iris_pipeline.pages.report import (
     LARGEST_PAGE_BYTES,
     PICTURE_PIXELS,
     picture_pixels,
     write_report,
 )
-from iris_pipeline.rows import Origin, Row, write_rows
 from preprocessing.errors import EvaluationError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store
 from preprocessing.volume import Volume, read_labels
 

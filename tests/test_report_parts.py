@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from iris_pipeline.class_scores import MEASURES
-from iris_pipeline.report_parts import (
+from iris_pipeline.measures.class_scores import MEASURES
+from iris_pipeline.pages.report_parts import (
     case_table,
     class_table,
     first_strategy,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from iris_pipeline.checkpoint import load_model
-from iris_pipeline.run_log import RunLog, keep_rows
-from iris_pipeline.train import group_forward, train
-from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.checkpoints.checkpoint import load_model
+from iris_pipeline.training.run_log import RunLog, keep_rows
+from iris_pipeline.training.train import group_forward, train
+from iris_pipeline.training.train_settings import TrainSettings
 from preprocessing.store import Store
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_an_error_costs_the_step_it_came_in_and_no_more(
             raise MemoryError("no room")
         return group_forward(*given)
 
-    monkeypatch.setattr("iris_pipeline.train.group_forward", second_group_of_step_two_breaks)
+    monkeypatch.setattr("iris_pipeline.training.train.group_forward", second_group_of_step_two_breaks)
     with pytest.raises(MemoryError, match="no room"):
         run(settings, stores, tmp_path / "broken")
     monkeypatch.undo()
@@ -88,7 +88,7 @@ def test_half_a_step_is_not_saved(
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("iris_pipeline.train.update_bank", broken)
+    monkeypatch.setattr("iris_pipeline.training.train.update_bank", broken)
     with pytest.raises(type(error)):
         run(SHORT, {"tiny": tiny_store}, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
@@ -100,7 +100,7 @@ def test_an_error_before_the_first_step_leaves_no_checkpoint_in_the_way(
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("iris_pipeline.train.group_forward", broken)
+    monkeypatch.setattr("iris_pipeline.training.train.group_forward", broken)
     with pytest.raises(RuntimeError, match="broken"):
         run(SHORT, {"tiny": tiny_store}, tmp_path)
     monkeypatch.undo()
@@ -115,7 +115,7 @@ def test_where_the_last_step_cannot_be_saved_the_first_error_is_told(
         raise OSError("disk full")
 
     break_at(monkeypatch, 1, RuntimeError("the first"))
-    monkeypatch.setattr("iris_pipeline.train.save_checkpoint", full)
+    monkeypatch.setattr("iris_pipeline.training.train.save_checkpoint", full)
     with pytest.raises(RuntimeError, match="the first"):
         run(SHORT, {"tiny": tiny_store}, tmp_path)
 

@@ -12,16 +12,16 @@ import torch
 from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from stub_model import HASH, GreyModel, loaded_with, make_task, tiny_model
 
-from iris_pipeline.focus import label_volume
-from iris_pipeline.pool import Embedded, embed, image_vector
-from iris_pipeline.retrieval import (
+from iris_pipeline.inference.focus import label_volume
+from iris_pipeline.inference.pool import Embedded, embed, image_vector
+from iris_pipeline.inference.retrieval import (
     RetrievalSettings,
     image_retrieval,
     object_retrieval,
     retrieve_classes,
 )
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble, one_shot
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, ensemble, one_shot
 from preprocessing.errors import ReferenceCaseError, TaskError
 
 OPTIONS = InferenceOptions()

@@ -13,10 +13,11 @@ from blobs import PLAN
 from scans import affine_of, paint, save
 from stub_model import GreyModel, loaded_with, make_task
 
-from iris_pipeline.pool import Embedded, embed, people_of
-from iris_pipeline.query_tasks import encode_files, file_tasks
-from iris_pipeline.references import ReferenceFiles, find_references
-from iris_pipeline.rivals import (
+from iris_pipeline.inference.pool import Embedded, embed, people_of
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, ensemble
+from iris_pipeline.prediction.query_tasks import encode_files, file_tasks
+from iris_pipeline.prediction.rivals import (
     MOST_LEFT_OUT,
     RIVALS,
     Attempt,
@@ -27,10 +28,9 @@ from iris_pipeline.rivals import (
     found_dice,
     mean_dice,
 )
-from iris_pipeline.screening import with_people
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble
-from iris_pipeline.task import TaskEmbedding
+from iris_pipeline.scans.references import ReferenceFiles, find_references
+from iris_pipeline.scans.screening import with_people
+from iris_pipeline.tasks.task import TaskEmbedding
 from preprocessing.errors import PredictionError
 
 NAN = float("nan")
@@ -208,7 +208,7 @@ def test_references_that_cannot_be_compared_are_refused_before_a_pose_is_searche
     def search(*_: Any, **__: Any) -> None:
         raise Searched
 
-    monkeypatch.setattr("iris_pipeline.references.settle_showing", search)
+    monkeypatch.setattr("iris_pipeline.scans.references.settle_showing", search)
     files, loaded = on_disk(tmp_path, **cases), loaded_with(GreyModel(width=0.55))
     says = rf"two or more people who share a class, .*; got 2 of {people}: give more references"
     with pytest.raises(PredictionError if people else Searched, match=says if people else None):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from iris_pipeline.measure_tables import measures_by_class, measures_table
-from iris_pipeline.role_tables import HELD_OUT, IN_DISTRIBUTION, novelty, role_table
-from iris_pipeline.rows import Origin, Row
-from iris_pipeline.run_facts import RunFacts
-from iris_pipeline.tables import frame_of
-from iris_pipeline.uncertainty import CI
+from iris_pipeline.measures.rows import Origin, Row
+from iris_pipeline.tables.measure_tables import measures_by_class, measures_table
+from iris_pipeline.tables.result_tables import frame_of
+from iris_pipeline.tables.role_tables import HELD_OUT, IN_DISTRIBUTION, novelty, role_table
+from iris_pipeline.tables.run_facts import RunFacts
+from iris_pipeline.tables.uncertainty import CI
 from preprocessing.spec import DatasetSpec
 
 NAN = float("nan")

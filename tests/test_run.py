@@ -290,7 +290,7 @@ def test_a_renamed_class_is_renamed_in_the_manifest(tiny_raw: TinyRaw, tmp_path:
 
 
 def test_a_worker_that_dies_is_one_sentence() -> None:
-    from preprocessing.parallel import parallel_map
+    from preprocessing.runtime.parallel import parallel_map
 
     with pytest.raises(
         RawDataError, match="A worker process was ended during 'dying', mostly for want of memory"

@@ -12,8 +12,8 @@ from scipy import ndimage
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline.scan import Wanted, segment_scan, unite
-from iris_pipeline.sliding_window import InferenceOptions, segment_slabs, segment_volume
+from iris_pipeline.inference.sliding_window import InferenceOptions, segment_slabs, segment_volume
+from iris_pipeline.scans.scan import Wanted, segment_scan, unite
 from preprocessing.case import preprocess_case
 from preprocessing.errors import ModelError, TaskError
 from preprocessing.normalise import Normalisation

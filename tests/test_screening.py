@@ -12,8 +12,8 @@ import pytest
 from scans import affine_of, load, paint, save
 from test_inputs import write_dicom
 
-from iris_pipeline.references import ReferenceFiles, find_references
-from iris_pipeline.screening import references_told, screen_references, with_people
+from iris_pipeline.scans.references import ReferenceFiles, find_references
+from iris_pipeline.scans.screening import references_told, screen_references, with_people
 from preprocessing.errors import ReferenceCaseError
 
 BLOCKS = {2: np.s_[2:6, 6:18, 8:22], 7: np.s_[2:10, 24:36, 12:30]}

@@ -14,14 +14,16 @@ import torch
 from stub_model import GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline.disagreement import gather_signs
-from iris_pipeline.focus import label_volume
-from iris_pipeline.pool import Embedded
-from iris_pipeline.predict import describe, digest
-from iris_pipeline.retrieval import RetrievalSettings, retrieve_classes
-from iris_pipeline.rivals import found_dice
-from iris_pipeline.scan import Wanted, segment_scan
-from iris_pipeline.second_look import (
+from iris_pipeline.confidence.disagreement import gather_signs
+from iris_pipeline.inference.focus import label_volume
+from iris_pipeline.inference.pool import Embedded
+from iris_pipeline.inference.retrieval import RetrievalSettings, retrieve_classes
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, ensemble
+from iris_pipeline.prediction.predict import describe, digest
+from iris_pipeline.prediction.rivals import found_dice
+from iris_pipeline.scans.scan import Wanted, segment_scan
+from iris_pipeline.search.second_look import (
     AS_IT_IS,
     UNSURE,
     Matching,
@@ -30,11 +32,9 @@ from iris_pipeline.second_look import (
     surroundings_of,
     with_surroundings,
 )
-from iris_pipeline.showing import AS_PLANNED, SEARCH_RULES, Showing
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble
-from iris_pipeline.task import Surroundings, TaskEmbedding, merge
-from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.search.showing import AS_PLANNED, SEARCH_RULES, Showing
+from iris_pipeline.tasks.task import Surroundings, TaskEmbedding, merge
+from iris_pipeline.tasks.task_file import load_task, save_task
 from preprocessing.case import preprocess_case
 from preprocessing.errors import PredictionError, TaskError
 from preprocessing.normalise import Normalisation

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from iris_pipeline import shapes
-from iris_pipeline.shapes import REGIONS, Scene, draw_scene, draw_view
+from iris_pipeline.sampling import shapes
+from iris_pipeline.sampling.shapes import REGIONS, Scene, draw_scene, draw_view
 
 SHAPE = (32, 48, 40)
 

@@ -13,14 +13,14 @@ from blobs import PLAN, blob_reference
 from stub_model import loaded_with, tiny_model
 from torch import Tensor
 
-from iris_pipeline import trial
-from iris_pipeline.examples import Example, draw_example
-from iris_pipeline.grey_weights import WeightSettings, grey_evidence, losses_by_weight
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.pose import turned_plan, turned_reference
-from iris_pipeline.showing import AS_PLANNED, Search, Showing, grey_named, scale_named, settle_showing
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, one_shot
+from iris_pipeline.inference.examples import Example, draw_example
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, one_shot
+from iris_pipeline.search import trial
+from iris_pipeline.search.grey_weights import WeightSettings, grey_evidence, losses_by_weight
+from iris_pipeline.search.pose import turned_plan, turned_reference
+from iris_pipeline.search.showing import AS_PLANNED, Search, Showing, grey_named, scale_named, settle_showing
 from preprocessing.errors import PredictionError
 from preprocessing.orientation import UPRIGHT, Pose
 from preprocessing.plan import Plan

@@ -14,7 +14,7 @@ from scans import affine_of
 from segmentations import save_segmentation
 
 from preprocessing.errors import LabelValueError, RawDataError
-from preprocessing.slicer import Segmentation, is_segmentation
+from preprocessing.formats.slicer import Segmentation, is_segmentation
 from preprocessing.volume import case_id_of, is_image_path, read_labels, read_raw, stem_of
 
 AFFINE = affine_of("LPS", (3.0, 1.5, 0.8), degrees=17)

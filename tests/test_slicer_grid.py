@@ -17,8 +17,8 @@ from segmentations import cropped, save_segmentation
 
 from preprocessing.case import check_same_grid, on_grid_of_image, preprocess_case, whole_where_partial
 from preprocessing.errors import GridMismatchError
+from preprocessing.formats.slicer import Segmentation
 from preprocessing.normalise import Normalisation
-from preprocessing.slicer import Segmentation
 from preprocessing.volume import Volume, read_labels
 
 AFFINE = affine_of("PSR", (3.0, 1.5, 0.8), degrees=17)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from segmentations import AFFINE, CLASSES, SHAPE, SPEC, older, one_layer, painted, plain, scan
 
-from iris_pipeline.evaluate import compare, evaluate_folder, truth_cases
-from iris_pipeline.report_parts import read_view
-from iris_pipeline.rows import Origin
-from iris_pipeline.view import case_centre, layer_bytes, make_gallery
-from preprocessing.paths import Root
+from iris_pipeline.evaluation.evaluate import compare, evaluate_folder, truth_cases
+from iris_pipeline.measures.rows import Origin
+from iris_pipeline.pages.report_parts import read_view
+from iris_pipeline.pages.view import case_centre, layer_bytes, make_gallery
+from preprocessing.runtime.paths import Root
 from preprocessing.spec import parse_spec
 from preprocessing.volume import Volume, read_labels
 

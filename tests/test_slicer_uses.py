@@ -28,16 +28,16 @@ from segmentations import (
     scan,
 )
 
-from iris_pipeline.inputs import find_inputs
-from iris_pipeline.references import find_references, reference_pair, reference_spec
+from iris_pipeline.scans.inputs import find_inputs
+from iris_pipeline.scans.references import find_references, reference_pair, reference_spec
 from preprocessing.adapters import Case, find_cases
 from preprocessing.case import preprocess_case
 from preprocessing.errors import LabelValueError, ReferenceCaseError
 from preprocessing.fingerprint import CasePrint, case_digest, measure_case
-from preprocessing.mending import SegmentsByName, ValuesMapped, by_segment_names
+from preprocessing.formats.slicer import Segmentation
 from preprocessing.normalise import Normalisation
-from preprocessing.slicer import Segmentation
-from preprocessing.source import FileSource
+from preprocessing.sources.mending import SegmentsByName, ValuesMapped, by_segment_names
+from preprocessing.sources.source import FileSource
 from preprocessing.spec import DatasetSpec, parse_spec
 
 # Values by the names of segments

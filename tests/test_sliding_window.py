@@ -10,7 +10,7 @@ import torch
 from stub_model import GreyModel, make_task
 from torch import Tensor
 
-from iris_pipeline.sliding_window import axis_weights, segment_volume, window_starts
+from iris_pipeline.inference.sliding_window import axis_weights, segment_volume, window_starts
 from preprocessing.errors import ModelError
 
 FLOAT16 = 6e-4  # what rounding to float16 may change in a probability

@@ -10,9 +10,8 @@ import torch
 from stub_model import HASH, GreyModel, loaded_with, make_task
 from torch import Tensor
 
-from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.model import build_iris
-from iris_pipeline.strategies import (
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
+from iris_pipeline.inference.strategies import (
     PreparedReference,
     Window,
     bank,
@@ -22,6 +21,7 @@ from iris_pipeline.strategies import (
     one_shot,
     plan_windows,
 )
+from iris_pipeline.model import build_iris
 from preprocessing.errors import ReferenceCaseError, TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.plan import Plan

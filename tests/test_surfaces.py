@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from iris_pipeline import surfaces
-from iris_pipeline.surfaces import (
+from iris_pipeline.measures import surfaces
+from iris_pipeline.measures.surfaces import (
     SurfaceScores,
     neighbour_codes,
     surface_distances,

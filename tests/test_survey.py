@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_add import SHAPE, box, grey, save
 
-from preprocessing.add import Wishes, propose
+from preprocessing.adding.add import Wishes, propose
+from preprocessing.adding.survey import survey_folder
 from preprocessing.errors import RawDataError, SpecError
-from preprocessing.survey import survey_folder
 
 
 def test_no_mask_is_left_out_without_a_word(tmp_path: Path) -> None:

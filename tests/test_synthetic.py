@@ -13,15 +13,15 @@ import torch
 from memory_store import CLASSES, make_store
 from scipy import ndimage
 
-from iris_pipeline import synthetic
-from iris_pipeline.augment import IDENTITY, AugmentationRanges, draw_augmentation
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.cli.train import _synthetic
-from iris_pipeline.crops import CasePool, inside
-from iris_pipeline.episode import Episode, stack_episodes
-from iris_pipeline.episodes import EpisodeConfig, EpisodeSampler
-from iris_pipeline.memory_bank import MemoryBank
-from iris_pipeline.reference_crops import relabelled
-from iris_pipeline.synthetic import (
+from iris_pipeline.sampling import synthetic
+from iris_pipeline.sampling.augment import IDENTITY, AugmentationRanges, draw_augmentation
+from iris_pipeline.sampling.crops import CasePool, inside
+from iris_pipeline.sampling.episode import Episode, stack_episodes
+from iris_pipeline.sampling.episodes import EpisodeConfig, EpisodeSampler
+from iris_pipeline.sampling.reference_crops import relabelled
+from iris_pipeline.sampling.synthetic import (
     CURVE_RANGE,
     KNOTS,
     Cut,
@@ -39,7 +39,7 @@ from iris_pipeline.synthetic import (
     region_box,
     unite,
 )
-from iris_pipeline.train import update_bank
+from iris_pipeline.training.train import update_bank
 from preprocessing.errors import EpisodeError, ModelError
 
 

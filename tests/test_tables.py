@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from iris_pipeline import __version__, paper, provenance
-from iris_pipeline.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
-from iris_pipeline.table_format import Table, to_csv, to_latex, to_markdown, write_tables
-from iris_pipeline.tables import (
+from iris_pipeline.measures.rows import COLUMNS, FIRST_COLUMNS, Origin, Row, write_rows
+from iris_pipeline.tables.result_tables import (
     Counts,
     class_means,
     collect_rows,
@@ -28,6 +27,7 @@ from iris_pipeline.tables import (
     runs_table,
     strategy_place,
 )
+from iris_pipeline.tables.table_format import Table, to_csv, to_latex, to_markdown, write_tables
 from preprocessing.errors import EvaluationError
 
 NAN = float("nan")

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from stub_model import HASH, make_task
 
-from iris_pipeline.task import TaskEmbedding, Tuned, merge, same_footing
-from iris_pipeline.task_file import load_task, save_task
+from iris_pipeline.tasks.task import TaskEmbedding, Tuned, merge, same_footing
+from iris_pipeline.tasks.task_file import load_task, save_task
 from preprocessing.errors import TaskError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import Pose

@@ -9,11 +9,11 @@ import pytest
 from stub_model import loaded_with
 from test_showing import KnowsOneSize, plan_at
 
-from iris_pipeline.grey_ratios import log_ratio
-from iris_pipeline.showing import SearchSettings, Showing, _settled, settle_showing
-from iris_pipeline.strategies import PreparedReference
-from iris_pipeline.tone_curves import BLURS, DEPTH, KNOTS, curve_between, told_apart
-from iris_pipeline.toning import curve_of, toned_plan
+from iris_pipeline.inference.strategies import PreparedReference
+from iris_pipeline.search.showing import SearchSettings, Showing, _settled, settle_showing
+from iris_pipeline.search.toning import curve_of, toned_plan
+from iris_pipeline.tasks.grey_ratios import log_ratio
+from iris_pipeline.tasks.tone_curves import BLURS, DEPTH, KNOTS, curve_between, told_apart
 from preprocessing.errors import PredictionError
 from preprocessing.normalise import Normalisation
 from preprocessing.orientation import UPRIGHT

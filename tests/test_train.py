@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iris_pipeline.checkpoint import hash_weights, load_model
+from iris_pipeline.checkpoints.checkpoint import hash_weights, load_model
+from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.cli.train import train_main
-from iris_pipeline.curriculum import shrink_group
-from iris_pipeline.episode import Sample, stack_episodes
-from iris_pipeline.episodes import EpisodeSampler
-from iris_pipeline.losses import episode_loss
-from iris_pipeline.memory_bank import MemoryBank
 from iris_pipeline.model import build_iris
-from iris_pipeline.run_log import RunLog
-from iris_pipeline.train import (
+from iris_pipeline.sampling.episode import Sample, stack_episodes
+from iris_pipeline.sampling.episodes import EpisodeSampler
+from iris_pipeline.training.curriculum import shrink_group
+from iris_pipeline.training.losses import episode_loss
+from iris_pipeline.training.run_log import RunLog
+from iris_pipeline.training.train import (
     TrainSettings,
     group_forward,
     progress_of,
@@ -27,9 +27,9 @@ from iris_pipeline.train import (
     update_bank,
     validate,
 )
-from iris_pipeline.train_start import dataset_weights
+from iris_pipeline.training.train_start import dataset_weights
 from preprocessing.errors import CheckpointError, ModelError, StoreError
-from preprocessing.files import save_json
+from preprocessing.runtime.files import save_json
 from preprocessing.store import Store
 
 CPU = torch.device("cpu")
@@ -333,7 +333,7 @@ def test_ctrl_c_in_the_last_validation_loses_nothing(
 
     (tmp_path / "preprocessed").symlink_to(tiny_store.folder.parent)
     command = ["paper", "-d", "tiny", "--size", "tiny", "--iterations", "2", "--root", str(tmp_path)]
-    monkeypatch.setattr("iris_pipeline.train.validate", stop)
+    monkeypatch.setattr("iris_pipeline.training.train.validate", stop)
     assert train_main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "Interrupted; run the same command with --resume to go on from where it was."

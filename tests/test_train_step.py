@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris_pipeline import train as module
-from iris_pipeline.episode import Episode
-from iris_pipeline.episodes import EpisodeSampler
-from iris_pipeline.losses import episode_loss
 from iris_pipeline.model import Iris, build_iris
-from iris_pipeline.optim import build_lamb
-from iris_pipeline.train import TrainSettings, group_forward, train, validate
+from iris_pipeline.sampling.episode import Episode
+from iris_pipeline.sampling.episodes import EpisodeSampler
+from iris_pipeline.training import train as module
+from iris_pipeline.training.losses import episode_loss
+from iris_pipeline.training.optim import build_lamb
+from iris_pipeline.training.train import TrainSettings, group_forward, train, validate
 from preprocessing.store import Store
 
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from stub_model import GreyModel, loaded_with
 
-from iris_pipeline.checkpoint import RunState, load_model
-from iris_pipeline.not_trained import cases_of_model
-from iris_pipeline.predict_split import split_cases
-from iris_pipeline.train import train
-from iris_pipeline.train_settings import TrainSettings
-from iris_pipeline.trained_cases import TrainedCases, TrainedPart, cases_of_stores, join_cases
+from iris_pipeline.checkpoints.checkpoint import RunState, load_model
+from iris_pipeline.checkpoints.not_trained import cases_of_model
+from iris_pipeline.checkpoints.trained_cases import TrainedCases, TrainedPart, cases_of_stores, join_cases
+from iris_pipeline.prediction.predict_split import split_cases
+from iris_pipeline.training.train import train
+from iris_pipeline.training.train_settings import TrainSettings
 from preprocessing.errors import StoreError
 from preprocessing.store import Store
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from iris_pipeline.checkpoint import export_checkpoint, load_model
+from iris_pipeline.checkpoints.checkpoint import export_checkpoint, load_model
 from iris_pipeline.cli import _training
 from iris_pipeline.cli._training import given_options
 from iris_pipeline.cli.train import _parser, train_main
 from iris_pipeline.model import IrisConfig, build_config
-from iris_pipeline.train_settings import TrainSettings, network_options, size_of
-from preprocessing.files import save_json
+from iris_pipeline.training.train_settings import TrainSettings, network_options, size_of
+from preprocessing.runtime.files import save_json
 from preprocessing.store import Store
 
 SMALL_STEP = ["--iterations", "1", "--learning-rate", "1e-9", "--precision", "fp32"]

@@ -11,16 +11,16 @@ import torch
 from blobs import CLASSES, PATCH, PLAN, blob_reference, draw_blobs
 from stub_model import tiny_model
 
-from iris_pipeline import tuning
-from iris_pipeline.examples import crop_start, draw_example
-from iris_pipeline.focus import wide_task
-from iris_pipeline.grey_weights import grey_evidence
-from iris_pipeline.losses import episode_loss
-from iris_pipeline.pool import embed
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import PreparedReference, ensemble, halved_reference
-from iris_pipeline.task import TaskEmbedding
-from iris_pipeline.tuning import TuningSettings, held_out_subject, tune
+from iris_pipeline.inference import tuning
+from iris_pipeline.inference.examples import crop_start, draw_example
+from iris_pipeline.inference.focus import wide_task
+from iris_pipeline.inference.pool import embed
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import PreparedReference, ensemble, halved_reference
+from iris_pipeline.inference.tuning import TuningSettings, held_out_subject, tune
+from iris_pipeline.search.grey_weights import grey_evidence
+from iris_pipeline.tasks.task import TaskEmbedding
+from iris_pipeline.training.losses import episode_loss
 from preprocessing.errors import TaskError
 
 QUICK = TuningSettings(steps=8, learning_rate=0.05, check_every=4, judges=2, gain_alone=0.0)

@@ -8,11 +8,11 @@ import torch
 from blobs import PLAN, blob_reference
 from stub_model import tiny_model
 
-from iris_pipeline.examples import draw_example, tokens_loss
-from iris_pipeline.pool import embed
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import ensemble
-from iris_pipeline.tuning import JUDGE_STREAM, TRAIN_STREAM, TuningSettings, _Tutor
+from iris_pipeline.inference.examples import draw_example, tokens_loss
+from iris_pipeline.inference.pool import embed
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.inference.tuning import JUDGE_STREAM, TRAIN_STREAM, TuningSettings, _Tutor
 
 PATCH = (16, 16, 32)  # as small as the network takes
 

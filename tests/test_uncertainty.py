@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iris_pipeline.rows import Origin, Row
-from iris_pipeline.tables import class_means, frame_of
-from iris_pipeline.uncertainty import (
+from iris_pipeline.measures.rows import Origin, Row
+from iris_pipeline.tables.result_tables import class_means, frame_of
+from iris_pipeline.tables.uncertainty import (
     LEAST_SUBJECTS,
     RESAMPLES,
     bootstrap_draws,

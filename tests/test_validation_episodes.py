@@ -6,7 +6,7 @@ Arrays are [D,H,W] = (z,y,x). In the stores of memory_store.py the image is 10 *
 import torch
 from memory_store import CLASSES, make_store
 
-from iris_pipeline.episodes import validation_episodes
+from iris_pipeline.sampling.episodes import validation_episodes
 
 
 def test_every_run_and_every_version_validates_on_the_same_episodes() -> None:

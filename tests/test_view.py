@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scans import affine_of, save
 
-from iris_pipeline import view
-from iris_pipeline.rows import Origin, Row, write_rows
-from iris_pipeline.view import (
+from iris_pipeline.measures.rows import Origin, Row, write_rows
+from iris_pipeline.pages import view
+from iris_pipeline.pages.view import (
     case_centre,
     find_predictions,
     gallery_content,
@@ -24,7 +24,7 @@ from iris_pipeline.view import (
     viewer_script,
 )
 from preprocessing.errors import BrowserError, EvaluationError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store
 from preprocessing.volume import read_labels
 

@@ -18,12 +18,12 @@ from chromium import needs_browser
 from PIL import Image
 from scans import save
 
-from iris_pipeline import view_server
-from iris_pipeline.browser import Page, Screen, open_page
-from iris_pipeline.view import Gallery, layer_bytes, make_gallery
-from iris_pipeline.view_server import address_of, make_server, write_page
+from iris_pipeline.pages import view_server
+from iris_pipeline.pages.browser import Page, Screen, open_page
+from iris_pipeline.pages.view import Gallery, layer_bytes, make_gallery
+from iris_pipeline.pages.view_server import address_of, make_server, write_page
 from preprocessing.errors import BrowserError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 
 pytest.importorskip("ipyniivue", reason="the extra 'view' is not installed")
 

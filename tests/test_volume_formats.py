@@ -19,9 +19,9 @@ from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, RLELossless
 from scans import affine_of, save
 
 from preprocessing.errors import RawDataError
-from preprocessing.files import file_digest
-from preprocessing.itk_files import data_files
-from preprocessing.source import FileSource
+from preprocessing.formats.itk_files import data_files
+from preprocessing.runtime.files import file_digest
+from preprocessing.sources.source import FileSource
 from preprocessing.volume import (
     Volume,
     grid_of,

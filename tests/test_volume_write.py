@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk
 from nifti_files import SHAPE, affine_of, grey, sentence
 
-from preprocessing import files
 from preprocessing import volume as module
 from preprocessing.errors import RawDataError
+from preprocessing.runtime import files
 from preprocessing.volume import (
     Volume,
     is_image_path,

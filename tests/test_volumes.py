@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iris_pipeline.volumes import TABLE, ClassVolume, volumes_in, volumes_of
+from iris_pipeline.scans.volumes import TABLE, ClassVolume, volumes_in, volumes_of
 from preprocessing.errors import PredictionError
 from preprocessing.volume import Volume
 

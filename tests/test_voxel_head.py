@@ -13,16 +13,16 @@ from scipy import ndimage
 from stub_model import GreyModel, make_task, tiny_model
 from torch import Tensor
 
-from iris_pipeline.focus import wide_task
-from iris_pipeline.pool import embed
-from iris_pipeline.predict import describe, digest
-from iris_pipeline.scan import unite
-from iris_pipeline.sliding_window import segment_volume
-from iris_pipeline.strategies import ensemble
-from iris_pipeline.task import TaskEmbedding, merge
-from iris_pipeline.task_file import load_task, save_task
-from iris_pipeline.tuning import TuningSettings, tune
-from iris_pipeline.voxel_head import FEATURES, HIDDEN, VoxelHead, mix
+from iris_pipeline.inference.focus import wide_task
+from iris_pipeline.inference.pool import embed
+from iris_pipeline.inference.sliding_window import segment_volume
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.inference.tuning import TuningSettings, tune
+from iris_pipeline.prediction.predict import describe, digest
+from iris_pipeline.scans.scan import unite
+from iris_pipeline.tasks.task import TaskEmbedding, merge
+from iris_pipeline.tasks.task_file import load_task, save_task
+from iris_pipeline.tasks.voxel_head import FEATURES, HIDDEN, VoxelHead, mix
 from preprocessing.errors import TaskError
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris_pipeline.checkpoint import hash_weights, load_model, restore_trained
+from iris_pipeline.checkpoints.checkpoint import hash_weights, load_model, restore_trained
 from iris_pipeline.model import build_iris
-from iris_pipeline.train import TrainSettings, train
-from iris_pipeline.weight_mean import WeightMean
+from iris_pipeline.training.train import TrainSettings, train
+from iris_pipeline.training.weight_mean import WeightMean
 from preprocessing.store import Store
 
 

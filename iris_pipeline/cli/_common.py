@@ -9,11 +9,11 @@ import torch
 
 from iris_pipeline.memory import keep_freed_memory
 from preprocessing.errors import ModelError
-from preprocessing.options import INTERRUPTED, ending
+from preprocessing.runtime.options import INTERRUPTED, ending
 
 
 def run(function: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
-    """Call a command; its exit status and its one sentence are those of `preprocessing.options.ending`."""
+    """Call a command; its exit status and its one sentence are those of `preprocessing.runtime.options.ending`."""
     keep_freed_memory()
     return ending(function, interrupted)
 

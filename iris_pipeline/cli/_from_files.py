@@ -8,26 +8,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from iris_pipeline import judging
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
 from iris_pipeline.cli._from_store import retrieval_settings
 from iris_pipeline.cli._outputs import wishes_of
 from iris_pipeline.cli._references import encoding_of, tell_better, tell_task
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.kept_task import (
+from iris_pipeline.confidence import judging
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.strategies import ensemble
+from iris_pipeline.prediction.kept_task import (
     contents_digest,
     keep_task,
     kept_task,
     references_digest,
     request_name,
 )
-from iris_pipeline.made_from import REFERENCE_FILES, check_out
-from iris_pipeline.own_queries import refuse_own_queries
-from iris_pipeline.predict import Verdict, digest, predict_cases, predict_folder
-from iris_pipeline.query_tasks import ONE_TASK, default_strategy, encode_files, file_tasks
-from iris_pipeline.references import Candidate, ReferenceFiles
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.strategies import ensemble
+from iris_pipeline.prediction.made_from import REFERENCE_FILES, check_out
+from iris_pipeline.prediction.own_queries import refuse_own_queries
+from iris_pipeline.prediction.predict import Verdict, digest, predict_cases, predict_folder
+from iris_pipeline.prediction.query_tasks import ONE_TASK, default_strategy, encode_files, file_tasks
+from iris_pipeline.scans.inputs import InputCase
+from iris_pipeline.scans.references import Candidate, ReferenceFiles
 
 
 def predict_from_files(

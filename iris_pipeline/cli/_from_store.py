@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iris_pipeline import judging
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
 from iris_pipeline.cli._outputs import wishes_of
 from iris_pipeline.cli._references import tuning_settings
 from iris_pipeline.cli._showing import showing_of
 from iris_pipeline.cli._splits import stored_raw_cases
-from iris_pipeline.inputs import InputCase
-from iris_pipeline.predict import Verdict, predict_cases
-from iris_pipeline.predict_split import (
+from iris_pipeline.confidence import judging
+from iris_pipeline.inference.retrieval import RetrievalSettings
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.predict import Verdict, predict_cases
+from iris_pipeline.prediction.predict_split import (
     DEFAULT_REFERENCES,
     Experiment,
     check_plan,
@@ -23,11 +24,10 @@ from iris_pipeline.predict_split import (
     stored_digest,
     stored_tasks,
 )
-from iris_pipeline.retrieval import RetrievalSettings
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.scans.inputs import InputCase
 from preprocessing.adapters import Case
 from preprocessing.errors import TaskError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store, open_stores
 
 

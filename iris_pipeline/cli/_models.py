@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import RUN_SCHEMA_VERSION, LoadedModel, checkpoint_of, load_model
-from iris_pipeline.precision import choose_precision
-from iris_pipeline.shipped import is_shipped, shipped_model
+from iris_pipeline.checkpoints.checkpoint import RUN_SCHEMA_VERSION, LoadedModel, checkpoint_of, load_model
+from iris_pipeline.checkpoints.shipped import is_shipped, shipped_model
+from iris_pipeline.training.precision import choose_precision
 from preprocessing.errors import CheckpointError
-from preprocessing.options import add_root_option
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_root_option
+from preprocessing.runtime.paths import Root
 
 
 def newest_run(results: Path) -> Path:

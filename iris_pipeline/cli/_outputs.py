@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from iris_pipeline.checkpoint import LoadedModel
-from iris_pipeline.confidence import (
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
+from iris_pipeline.confidence.calibration import (
     REVIEW_BELOW,
     TABLE,
     Calibration,
@@ -17,14 +17,14 @@ from iris_pipeline.confidence import (
     judgements_in,
     load_calibration,
 )
-from iris_pipeline.confidence_table import agreement_path
-from iris_pipeline.judging import MaskJudge, Volumes, Witnesses, no_volumes, no_witnesses
-from iris_pipeline.outputs import Outputs
-from iris_pipeline.predict import Judge
-from iris_pipeline.rows import Row
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.confidence.judging import MaskJudge, Volumes, Witnesses, no_volumes, no_witnesses
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.measures.rows import Row
+from iris_pipeline.prediction.predict import Judge
+from iris_pipeline.scans.outputs import Outputs
+from iris_pipeline.tables.confidence_table import agreement_path
 from preprocessing.errors import PredictionError
-from preprocessing.files import save_json
+from preprocessing.runtime.files import save_json
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

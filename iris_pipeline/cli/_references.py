@@ -11,14 +11,14 @@ from typing import TypedDict
 
 from iris_pipeline.cli._common import at_least_one, not_negative
 from iris_pipeline.cli._showing import add_showing_options, showing_of
-from iris_pipeline.grey import weights_of
-from iris_pipeline.pose import SEARCH
-from iris_pipeline.query_tasks import TUNABLE
-from iris_pipeline.references import ReferenceFiles, find_references, reference_pair
-from iris_pipeline.screening import references_told, screen_references, with_people
-from iris_pipeline.showing import SEARCHED, Showing
-from iris_pipeline.task import TaskEmbedding, Tuned
-from iris_pipeline.tuning import TuningSettings
+from iris_pipeline.inference.tuning import TuningSettings
+from iris_pipeline.prediction.query_tasks import TUNABLE
+from iris_pipeline.scans.references import ReferenceFiles, find_references, reference_pair
+from iris_pipeline.scans.screening import references_told, screen_references, with_people
+from iris_pipeline.search.pose import SEARCH
+from iris_pipeline.search.showing import SEARCHED, Showing
+from iris_pipeline.tasks.grey import weights_of
+from iris_pipeline.tasks.task import TaskEmbedding, Tuned
 from preprocessing.errors import PredictionError, RawDataError, ReferenceCaseError, TaskError
 from preprocessing.orientation import UPRIGHT
 from preprocessing.spec import Modality

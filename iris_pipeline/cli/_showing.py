@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 
-from iris_pipeline.pose import SEARCH, pose_named
-from iris_pipeline.showing import SEARCHED, Showing, grey_named, scale_named
-from iris_pipeline.toning import TONINGS
+from iris_pipeline.search.pose import SEARCH, pose_named
+from iris_pipeline.search.showing import SEARCHED, Showing, grey_named, scale_named
+from iris_pipeline.search.toning import TONINGS
 from preprocessing.errors import PredictionError
 from preprocessing.store import Store
 

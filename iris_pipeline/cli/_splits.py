@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from iris_pipeline.predict_split import Experiment
+from iris_pipeline.prediction.predict_split import Experiment
 from preprocessing.adapters import Case, find_cases
 from preprocessing.errors import RawDataError
-from preprocessing.paths import Root
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from iris_pipeline.checkpoint import RunState, checkpoint_of, load_model
+from iris_pipeline.checkpoints.checkpoint import RunState, checkpoint_of, load_model
 from iris_pipeline.cli._models import find_run
 from iris_pipeline.model import IrisConfig, build_config
-from iris_pipeline.train_settings import TrainSettings, size_of
+from iris_pipeline.training.train_settings import TrainSettings, size_of
 from preprocessing.errors import CheckpointError
 
 ADJUSTABLE = ("workers", "precision", "validate_every")

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import get_args
 
 from iris_pipeline.cli._common import run
-from preprocessing.add import Proposal, Wishes, propose, write_spec
+from preprocessing.adding.add import Proposal, Wishes, propose, write_spec
+from preprocessing.adding.survey import Survey, survey_folder
 from preprocessing.check import check_dataset
 from preprocessing.choose import refuse_taken_name
 from preprocessing.errors import SpecError
 from preprocessing.guess import guess_name
-from preprocessing.options import add_raw_option, add_root_option, add_speed_options
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option, add_root_option, add_speed_options
+from preprocessing.runtime.paths import Root
 from preprocessing.spec import Modality, Role
-from preprocessing.survey import Survey, survey_folder
 
 MODALITIES = get_args(Modality)
 

@@ -7,22 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iris_pipeline.advice_page import add_strategies, write_advice
-from iris_pipeline.advisor import advise, plan_trials, run_trials
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.cli._references import add_channel_option, reference_files
 from iris_pipeline.cli._showing import add_showing_options, showing_of
-from iris_pipeline.pool import people_of
+from iris_pipeline.evaluation.advisor import advise, plan_trials, run_trials
+from iris_pipeline.inference.pool import people_of
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.inference.tuning import TuningSettings
+from iris_pipeline.pages.advice_page import add_strategies, write_advice
+from iris_pipeline.prediction.query_tasks import try_strategies
+from iris_pipeline.prediction.rivals import check_rivals, comparison_text
 from iris_pipeline.provenance import made_by
-from iris_pipeline.query_tasks import try_strategies
-from iris_pipeline.references import Candidate, embed_files
-from iris_pipeline.rivals import check_rivals, comparison_text
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.tuning import TuningSettings
+from iris_pipeline.scans.references import Candidate, embed_files
 from preprocessing.errors import PredictionError
-from preprocessing.files import hindrance
-from preprocessing.paths import Root
+from preprocessing.runtime.files import hindrance
+from preprocessing.runtime.paths import Root
 
 
 def advise_main(argv: list[str] | None = None) -> int:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from iris_pipeline.calibrate import UNFAMILIAR, CalibrationData, calibrate
+from iris_pipeline.checkpoints.shipped import is_shipped
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, load_run
 from iris_pipeline.cli._splits import stored_raw_cases
-from iris_pipeline.confidence import REVIEW_BELOW, save_calibration
-from iris_pipeline.predict_split import DEFAULT_REFERENCES, Experiment
-from iris_pipeline.shipped import is_shipped
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.confidence.calibration import REVIEW_BELOW, save_calibration
+from iris_pipeline.evaluation.calibrate import UNFAMILIAR, CalibrationData, calibrate
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.predict_split import DEFAULT_REFERENCES, Experiment
 from preprocessing.errors import CheckpointError, TaskError
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option
+from preprocessing.runtime.paths import Root
 from preprocessing.store import open_stores
 
 STRATEGIES = ("one-shot", "ensemble", "bank")

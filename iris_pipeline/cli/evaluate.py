@@ -11,7 +11,7 @@ import pandas as pd
 
 from iris_pipeline.cli._common import at_least_one, not_negative, run
 from iris_pipeline.cli._outputs import tell_agreement
-from iris_pipeline.evaluate import (
+from iris_pipeline.evaluation.evaluate import (
     Evaluation,
     TruthCase,
     dataset_spec,
@@ -21,18 +21,18 @@ from iris_pipeline.evaluate import (
     read_origin,
     truth_cases,
 )
-from iris_pipeline.measure_tables import measures_table
+from iris_pipeline.measures.rows import BASELINE_STRATEGY, Origin, write_rows
 from iris_pipeline.provenance import made_by
-from iris_pipeline.rows import BASELINE_STRATEGY, Origin, write_rows
-from iris_pipeline.table_format import to_markdown
-from iris_pipeline.tables import EVALUATION, dataset_table, frame_of
+from iris_pipeline.tables.measure_tables import measures_table
+from iris_pipeline.tables.result_tables import EVALUATION, dataset_table, frame_of
+from iris_pipeline.tables.table_format import to_markdown
 from preprocessing.adapters import find_cases
-from preprocessing.class_names import read_class_names, read_values
 from preprocessing.errors import EvaluationError, IrisError, SpecError
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option, add_root_option
-from preprocessing.parallel import default_workers
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option, add_root_option
+from preprocessing.runtime.parallel import default_workers
+from preprocessing.runtime.paths import Root
+from preprocessing.sources.class_names import read_class_names, read_values
 from preprocessing.spec import DatasetSpec
 from preprocessing.store import open_stores
 

@@ -6,18 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from iris_pipeline.averaged import averaged
-from iris_pipeline.bank_tasks import stored_pieces, stored_surroundings
-from iris_pipeline.checkpoint import check_no_model_in, export_checkpoint, load_model
+from iris_pipeline.checkpoints.averaged import averaged
+from iris_pipeline.checkpoints.checkpoint import check_no_model_in, export_checkpoint, load_model
 from iris_pipeline.cli._common import at_least_one, run
 from iris_pipeline.cli._models import find_run
-from iris_pipeline.judging import store_at_hand
-from iris_pipeline.nnunet_export import export_dataset
+from iris_pipeline.confidence.judging import store_at_hand
+from iris_pipeline.nnunet.export import export_dataset
+from iris_pipeline.prediction.bank_tasks import stored_pieces, stored_surroundings
 from preprocessing.adapters import find_cases
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option, add_root_option
-from preprocessing.parallel import default_workers
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option, add_root_option
+from preprocessing.runtime.parallel import default_workers
+from preprocessing.runtime.paths import Root
 from preprocessing.store import open_stores
 
 

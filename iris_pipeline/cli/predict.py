@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iris_pipeline import judging
-from iris_pipeline.bank_tasks import bank_task
-from iris_pipeline.case_report import failure_told
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._from_files import predict_from_files
 from iris_pipeline.cli._from_store import experiment_of, predict_from_store
@@ -29,20 +26,23 @@ from iris_pipeline.cli._references import (
 )
 from iris_pipeline.cli._showing import check_showing
 from iris_pipeline.cli._splits import experiment_name, raw_cases
-from iris_pipeline.inputs import find_inputs
-from iris_pipeline.interrupt import TerminatedAsInterrupted
-from iris_pipeline.kept_showings import kept_showings
-from iris_pipeline.made_from import check_out
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict import Verdict, predict_folder, raise_for_refused
-from iris_pipeline.predict_split import predict_split
-from iris_pipeline.query_tasks import STRATEGIES
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.task_file import load_task
+from iris_pipeline.confidence import judging
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.bank_tasks import bank_task
+from iris_pipeline.prediction.made_from import check_out
+from iris_pipeline.prediction.predict import Verdict, predict_folder, raise_for_refused
+from iris_pipeline.prediction.predict_split import predict_split
+from iris_pipeline.prediction.query_tasks import STRATEGIES
+from iris_pipeline.scans.case_report import failure_told
+from iris_pipeline.scans.inputs import find_inputs
+from iris_pipeline.search.kept_showings import kept_showings
+from iris_pipeline.tasks.task_file import load_task
+from iris_pipeline.training.interrupt import TerminatedAsInterrupted
 from preprocessing.errors import TaskError
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option
+from preprocessing.runtime.paths import Root
 from preprocessing.store import open_stores
 from preprocessing.volume import is_image_path
 

@@ -12,8 +12,10 @@ from preprocessing.adapters import find_cases
 from preprocessing.check import Checked, check_dataset, dataset_folder, summarise
 from preprocessing.choose import own_specs
 from preprocessing.errors import IrisError
-from preprocessing.files import json_text, refusal, save_json
-from preprocessing.options import (
+from preprocessing.plan import MANIFEST
+from preprocessing.run import known_specs, run_stages
+from preprocessing.runtime.files import json_text, refusal, save_json
+from preprocessing.runtime.options import (
     DATASETS_HELP,
     add_plan_options,
     add_raw_option,
@@ -21,9 +23,7 @@ from preprocessing.options import (
     add_speed_options,
     add_store_options,
 )
-from preprocessing.paths import Root
-from preprocessing.plan import MANIFEST
-from preprocessing.run import known_specs, run_stages
+from preprocessing.runtime.paths import Root
 from preprocessing.spec import DatasetSpec, list_specs, load_spec
 from preprocessing.store import Store
 

@@ -6,19 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from iris_pipeline.browser import Screen, picture_page
 from iris_pipeline.cli._common import at_least_one, choose_device, run
-from iris_pipeline.embedding_map import FILE as NEAREST_FILE
-from iris_pipeline.embedding_map import embedding_map, write_nearest
-from iris_pipeline.embeddings import CASES_PER_DATASET, FILE, run_embeddings
-from iris_pipeline.inbox import RECORD
+from iris_pipeline.pages.browser import Screen, picture_page
+from iris_pipeline.pages.embedding_map import FILE as NEAREST_FILE
+from iris_pipeline.pages.embedding_map import embedding_map, write_nearest
+from iris_pipeline.pages.embeddings import CASES_PER_DATASET, FILE, run_embeddings
+from iris_pipeline.pages.report import write_picture, write_report
 from iris_pipeline.provenance import made_by
-from iris_pipeline.report import write_picture, write_report
-from iris_pipeline.tables import EVALUATION
+from iris_pipeline.scans.inbox import RECORD
+from iris_pipeline.tables.result_tables import EVALUATION
 from preprocessing.errors import EvaluationError
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option, add_root_option
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option, add_root_option
+from preprocessing.runtime.paths import Root
 
 SCREENS = {"desktop": Screen(1280, 900), "phone": Screen(390, 844, scale=2.0, phone=True)}
 

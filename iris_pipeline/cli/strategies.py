@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iris_pipeline.checkpoint import LoadedModel
+from iris_pipeline.checkpoints.checkpoint import LoadedModel
 from iris_pipeline.cli._common import at_least_one, choose_device, not_negative, run
 from iris_pipeline.cli._models import (
     add_device_options,
@@ -18,16 +18,16 @@ from iris_pipeline.cli._models import (
 )
 from iris_pipeline.cli._showing import add_showing_options, check_showing, showing_of
 from iris_pipeline.cli._splits import experiment_name, raw_cases
-from iris_pipeline.kept_showings import kept_showings
-from iris_pipeline.pool import EmbeddingCache
-from iris_pipeline.predict_split import Experiment, most_references, predict_split
-from iris_pipeline.query_tasks import BEST, DESCENDING, STRATEGIES
-from iris_pipeline.sliding_window import InferenceOptions
+from iris_pipeline.inference.pool import EmbeddingCache
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.predict_split import Experiment, most_references, predict_split
+from iris_pipeline.prediction.query_tasks import BEST, DESCENDING, STRATEGIES
+from iris_pipeline.search.kept_showings import kept_showings
 from preprocessing.errors import IrisError, PredictionError
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option
-from preprocessing.paths import Root
-from preprocessing.progress import Bar, say
+from preprocessing.runtime.options import add_raw_option
+from preprocessing.runtime.paths import Root
+from preprocessing.runtime.progress import Bar, say
 from preprocessing.store import Store, open_stores
 
 

@@ -7,10 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from iris_pipeline.checkpoint import load_model
+from iris_pipeline.checkpoints.checkpoint import load_model
 from iris_pipeline.cli._common import at_least_one, choose_device, run
 from iris_pipeline.cli._models import find_run
-from iris_pipeline.efficiency import (
+from iris_pipeline.model import SIZES, build_iris
+from iris_pipeline.provenance import command_line, made_by, revision
+from iris_pipeline.tables.efficiency import (
     CLASSES,
     EDGE_VOXELS,
     FOLDER,
@@ -19,13 +21,11 @@ from iris_pipeline.efficiency import (
     measure_efficiency,
     read_measurements,
 )
-from iris_pipeline.model import SIZES, build_iris
-from iris_pipeline.provenance import command_line, made_by, revision
-from iris_pipeline.report_tables import all_tables
-from iris_pipeline.table_format import to_markdown, write_tables
-from preprocessing.files import save_json
-from preprocessing.options import add_root_option
-from preprocessing.paths import Root
+from iris_pipeline.tables.report_tables import all_tables
+from iris_pipeline.tables.table_format import to_markdown, write_tables
+from preprocessing.runtime.files import save_json
+from preprocessing.runtime.options import add_root_option
+from preprocessing.runtime.paths import Root
 
 
 def tables_main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from iris_pipeline.checkpoint import load_model
+from iris_pipeline.checkpoints.checkpoint import load_model
+from iris_pipeline.checkpoints.memory_bank import bank_key
 from iris_pipeline.cli._common import choose_device, run
 from iris_pipeline.cli._models import add_device_options, add_model_options, autocast_of, find_run, load_run
 from iris_pipeline.cli._references import (
@@ -20,12 +21,11 @@ from iris_pipeline.cli._references import (
     tell_task,
     tuned_text,
 )
-from iris_pipeline.memory_bank import bank_key
-from iris_pipeline.query_tasks import ONE_TASK, encode_files
-from iris_pipeline.sliding_window import InferenceOptions
-from iris_pipeline.task import merge
-from iris_pipeline.task_file import check_task_path, load_task, save_task
-from preprocessing.paths import Root
+from iris_pipeline.inference.sliding_window import InferenceOptions
+from iris_pipeline.prediction.query_tasks import ONE_TASK, encode_files
+from iris_pipeline.tasks.task import merge
+from iris_pipeline.tasks.task_file import check_task_path, load_task, save_task
+from preprocessing.runtime.paths import Root
 from preprocessing.volume import is_image_path
 
 

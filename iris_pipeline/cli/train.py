@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from iris_pipeline.checkpoint import RunState, load_model
+from iris_pipeline.checkpoints.checkpoint import RunState, load_model
 from iris_pipeline.cli._common import choose_device, run
 from iris_pipeline.cli._training import find_start, given_options, resumed_settings, with_start
-from iris_pipeline.curriculum import Curriculum
 from iris_pipeline.model import SIZES
-from iris_pipeline.synthetic import SyntheticTasks
-from iris_pipeline.train import progress_of, train
-from iris_pipeline.train_settings import TrainSettings
+from iris_pipeline.sampling.synthetic import SyntheticTasks
+from iris_pipeline.training.curriculum import Curriculum
+from iris_pipeline.training.train import progress_of, train
+from iris_pipeline.training.train_settings import TrainSettings
 from preprocessing.errors import ModelError, StoreError
-from preprocessing.lock import only_run_in
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_root_option
-from preprocessing.paths import Root
+from preprocessing.runtime.lock import only_run_in
+from preprocessing.runtime.options import add_root_option
+from preprocessing.runtime.paths import Root
 from preprocessing.store import Store, open_stores
 
 # Steps of a run when neither --iterations nor --minutes is given: the paper's 80,000 for its size.

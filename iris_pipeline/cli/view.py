@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iris_pipeline.view import find_predictions, make_gallery
-from iris_pipeline.view_server import address_of, make_server, write_page
+from iris_pipeline.pages.view import find_predictions, make_gallery
+from iris_pipeline.pages.view_server import address_of, make_server, write_page
 from preprocessing.nnunet import stored_name
-from preprocessing.options import add_raw_option, add_root_option, ending
-from preprocessing.paths import Root
+from preprocessing.runtime.options import add_raw_option, add_root_option, ending
+from preprocessing.runtime.paths import Root
 
 
 def view_main(argv: list[str] | None = None) -> int:

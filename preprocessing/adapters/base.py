@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from preprocessing.source import Source
+from preprocessing.sources.source import Source
 from preprocessing.spec import DatasetSpec, Modality
 
 

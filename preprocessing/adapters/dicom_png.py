@@ -8,8 +8,8 @@ from preprocessing.adapters.base import Case
 from preprocessing.adapters.files import file_sources, nothing_found, pair_up
 from preprocessing.layouts import SeriesFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import Source
-from preprocessing.source_kinds import PngStackSource
+from preprocessing.sources.source import Source
+from preprocessing.sources.source_kinds import PngStackSource
 from preprocessing.spec import DatasetSpec
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import PairFiles
-from preprocessing.masks import MaskFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import FileSource, Source, Unreadable, one_name, one_of
+from preprocessing.sources.masks import MaskFiles
+from preprocessing.sources.source import FileSource, Source, Unreadable, one_name, one_of
 from preprocessing.spec import DatasetSpec
 
 _DATE = re.compile(r"(\d{2})-(\d{2})-(\d{4})")

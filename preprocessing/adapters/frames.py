@@ -14,7 +14,7 @@ from preprocessing.adapters.files import nothing_found, pair_up
 from preprocessing.errors import RawDataError
 from preprocessing.layouts import FrameFiles
 from preprocessing.patterns import Match, fill, find
-from preprocessing.source import FileSource, FrameSource, Source, Unreadable, one_of
+from preprocessing.sources.source import FileSource, FrameSource, Source, Unreadable, one_of
 from preprocessing.spec import DatasetSpec
 
 FRAME = "frame"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from preprocessing.adapters.base import Case
 from preprocessing.errors import RawDataError
+from preprocessing.formats.slicer import is_segmentation
 from preprocessing.layouts import FolderFiles
-from preprocessing.slicer import is_segmentation
-from preprocessing.source import FileSource, Source, one_of
+from preprocessing.sources.source import FileSource, Source, one_of
 from preprocessing.spec import DatasetSpec
 from preprocessing.volume import case_id_of, is_image_path, stem_of
 

@@ -8,8 +8,8 @@ from preprocessing.adapters.base import Case
 from preprocessing.adapters.files import by_case, file_sources, nothing_found, one_file_each, pair_up
 from preprocessing.layouts import MapFiles
 from preprocessing.patterns import find
-from preprocessing.source import Source, Unreadable
-from preprocessing.source_kinds import ArgmaxSource
+from preprocessing.sources.source import Source, Unreadable
+from preprocessing.sources.source_kinds import ArgmaxSource
 from preprocessing.spec import DatasetSpec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from preprocessing.adapters.base import Case
-from preprocessing.mending import (
+from preprocessing.sources.mending import (
     DoubtfulSpacing,
     NearestRotation,
     OnGridOf,
@@ -15,7 +15,7 @@ from preprocessing.mending import (
     WithSpacing,
     by_segment_names,
 )
-from preprocessing.source import Source, Unreadable
+from preprocessing.sources.source import Source, Unreadable
 from preprocessing.spec import DatasetSpec
 
 

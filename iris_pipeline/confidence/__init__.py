@@ -1,0 +1,1 @@
+"""How good a mask is likely to be, without its truth."""

@@ -1,0 +1,1 @@
+"""Our cases and splits as a raw dataset of nnU-Net."""

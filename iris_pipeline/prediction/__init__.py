@@ -1,0 +1,1 @@
+"""Many scans in, a folder of masks out, by any strategy."""

@@ -1,0 +1,1 @@
+"""Rows of all runs -> result tables as Markdown, CSV and LaTeX."""

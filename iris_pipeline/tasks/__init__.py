@@ -1,0 +1,1 @@
+"""What references become: tokens, and what their grey values and pieces say beside these."""

@@ -1,0 +1,1 @@
+"""A folder of somebody's own scans becomes a dataset: looked through, guessed, described."""

@@ -1,0 +1,1 @@
+"""File formats: what SimpleITK and nibabel read, and 3D Slicer's segmentations."""
