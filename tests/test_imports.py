@@ -191,6 +191,7 @@ ORDER = (
     "iris_pipeline.tables.confidence_table",
     "iris_pipeline.tables.measure_tables",
     "iris_pipeline.tables.comparisons",
+    "iris_pipeline.tables.draws_table",
     "iris_pipeline.tables.role_tables",
     "iris_pipeline.tables.ablations",
     "iris_pipeline.tables.left_out",

@@ -36,6 +36,7 @@ from iris_pipeline.pages.report_parts import (
     told_score,
 )
 from iris_pipeline.provenance import without_machine
+from iris_pipeline.tables.draws_table import dataset_draws_table
 from iris_pipeline.tables.result_tables import (
     PAPER_RUN,
     ROW_KEY,
@@ -166,6 +167,7 @@ def render(
             facts=read_run(run),
             headline=headline(rows),
             overview=overview_table(rows) if len(parts) > 1 else None,
+            overview_over_draws=dataset_draws_table(rows) if len(parts) > 1 else None,
             overview_boxes=_overview_boxes(ours, strategies) if len(parts) > 1 else "",
             strategies=strategies,
             parts=parts,

@@ -20,6 +20,7 @@ from iris_pipeline.pages.layers import plane_layers
 from iris_pipeline.pages.overlays import PLANES, CaseView, view_case
 from iris_pipeline.provenance import without_machine
 from iris_pipeline.tables.comparisons import by_draw, distinct, strategy_and_count
+from iris_pipeline.tables.draws_table import class_draws_table
 from iris_pipeline.tables.measure_tables import COLUMNS, measures_table, with_absolute
 from iris_pipeline.tables.result_tables import class_means, dataset_table, of_test_parts, strategy_place
 from iris_pipeline.tables.table_format import Table
@@ -59,13 +60,16 @@ class CasePart:
 
 @dataclass(frozen=True)
 class DatasetPart:
-    """One dataset on the page. problem: why there are no pictures, one sentence, or ""."""
+    """One dataset on the page. over_draws: None where no references were drawn twice. problem: why there are no
+    pictures, one sentence, or "".
+    """
 
     name: str
     title: str
     modality: str
     role: str
     remarks: str
+    over_draws: Table | None
     table: Table
     measures: Table | None
     strategy: str
@@ -108,6 +112,7 @@ def dataset_part(
         modality=modality,
         role=role,
         remarks=remarks,
+        over_draws=class_draws_table(rows, name, column),
         table=dataset_table(rows, name, column),
         measures=measures_table(rows, name),
         strategy=chosen,

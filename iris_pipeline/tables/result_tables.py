@@ -186,17 +186,21 @@ def dataset_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = N
             | {"mean": score_text(means.mean()), CI: interval_text(bootstrap_mean(group))}
         )
     if paper_column is not None:
-        number = _table_of(dataset, paper_column)
-        for method in PAPER_METHODS:
-            percent = paper.figure(method, paper_column)
-            if percent is not None:
-                lines.append(
-                    {"run": PAPER_RUN, "split": f"Table {number}, {paper_column}", "strategy": method}
-                    | {"mean": score_text(percent / 100)}
-                )
+        lines += paper_lines(dataset, paper_column)
         notes.append(PAPER_RULE)
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, "cases", *classes, "mean", CI]).fillna("")
     return Table(dataset, dataset, frame, tuple(notes))
+
+
+def paper_lines(dataset: str, column: str) -> list[dict[str, str]]:
+    """The paper's own figures for a column of its tables, a line a method that has one."""
+    where = {"run": PAPER_RUN, "split": f"Table {_table_of(dataset, column)}, {column}"}
+    figures = {method: paper.figure(method, column) for method in PAPER_METHODS}
+    return [
+        where | {"strategy": method, "mean": score_text(percent / 100)}
+        for method, percent in figures.items()
+        if percent is not None
+    ]
 
 
 def overview_table(rows: pd.DataFrame) -> Table:
