@@ -71,6 +71,7 @@ class Slow:
         if name == "torch":
             WHAT
 sys.meta_path.insert(0, Slow())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background has it ignored
 from iris_pipeline.cli.predict import predict_main
 """
 

@@ -15,8 +15,9 @@ from conftest import TinyRaw
 
 from iris_pipeline.cli.prepare import plan_and_preprocess_main
 from iris_pipeline.cli.train import train_main
-from preprocessing import fingerprint, lock
+from preprocessing import fingerprint
 from preprocessing.errors import LockError
+from preprocessing.runtime import lock
 from preprocessing.runtime.lock import FILE, only_run_in
 from preprocessing.store import Store
 

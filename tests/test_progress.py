@@ -13,7 +13,8 @@ from preprocessing.runtime import progress as module
 from preprocessing.runtime.progress import Bar, say
 
 LOOP = (
-    "import sys, warnings; from preprocessing import progress; from preprocessing.runtime.options import ending\n"
+    "import sys, warnings\n"
+    "from preprocessing.runtime import progress; from preprocessing.runtime.options import ending\n"
     "progress.EVERY = 0.0\n"
     "def command():\n"
     "    for n in progress.Bar(range(3), desc='Going', unit='case', mininterval=0): warnings.warn(f'no {n}')\n"

@@ -13,7 +13,6 @@ from blobs import CLASSES, PLAN, blob_reference, draw_blobs
 from scans import affine_of, volume
 from stub_model import make_task, tiny_model
 
-from iris_pipeline import query_tasks, rivals
 from iris_pipeline.checkpoints.checkpoint import LoadedModel, RunState, hash_weights
 from iris_pipeline.checkpoints.memory_bank import MemoryBank
 from iris_pipeline.inference.pool import Embedded, EmbeddingCache, embed
@@ -22,6 +21,7 @@ from iris_pipeline.inference.sliding_window import InferenceOptions
 from iris_pipeline.inference.strategies import one_shot
 from iris_pipeline.inference.tuning import TuningSettings
 from iris_pipeline.model import build_iris
+from iris_pipeline.prediction import query_tasks, rivals
 from iris_pipeline.prediction.query_tasks import (
     BEST,
     ONE_TASK,

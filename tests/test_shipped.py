@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iris_pipeline import api, checkpoint, shipped
+from iris_pipeline import api
+from iris_pipeline.checkpoints import checkpoint, shipped
 from preprocessing.errors import CheckpointError
 
 
