@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from iris_pipeline.measures.rows import BASELINE_RUN
-from iris_pipeline.tables.comparisons import DRAWS_RULE, by_draw, distinct, strategy_and_count
+from iris_pipeline.tables.comparisons import by_draw, distinct, strategy_and_count
 from iris_pipeline.tables.result_tables import (
     PAPER_RULE,
     ROW_KEY,
@@ -25,6 +25,10 @@ from iris_pipeline.tables.result_tables import (
 from iris_pipeline.tables.table_format import Table
 
 Key = tuple[str, str, str]
+OVER_DRAWS_RULE = (
+    "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, whose "
+    "number stands beside it (of several datasets the largest); draws that gave the same masks count once."
+)
 
 
 def class_draws_table(rows: pd.DataFrame, dataset: str, paper_column: str | None = None) -> Table | None:
@@ -42,7 +46,7 @@ def class_draws_table(rows: pd.DataFrame, dataset: str, paper_column: str | None
         return None
     theirs = paper_lines(dataset, paper_column) if paper_column is not None else []
     frame = pd.DataFrame([*lines, *theirs], columns=[*ROW_KEY, "draws", *classes, "mean"]).fillna("")
-    notes = (RULE, DRAWS_RULE, *((PAPER_RULE,) if theirs else ()))
+    notes = (RULE, OVER_DRAWS_RULE, *((PAPER_RULE,) if theirs else ()))
     return Table(f"{dataset}_draws", f"{dataset}, over draws", frame, notes)
 
 
@@ -64,7 +68,11 @@ def dataset_draws_table(rows: pd.DataFrame) -> Table | None:
     if not _any_spread(lines):
         return None
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, "draws", *datasets, "mean"]).fillna("")
-    notes = (RULE, DRAWS_RULE, "The last column is the mean over the datasets, empty where a row lacks one.")
+    notes = (
+        RULE,
+        OVER_DRAWS_RULE,
+        "The last column is the mean over the datasets, empty where a row lacks one.",
+    )
     return Table("overview_draws", "All datasets, Dice", frame, notes)
 
 
