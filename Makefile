@@ -13,6 +13,7 @@ SOURCES := preprocessing iris_pipeline benchmarks tests
 
 help:
 	@echo "make demo    phantom scans -> store -> training -> masks -> table and page, all under demo/"
+	@echo "make install the environment alone"
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types and the tests"
 	@echo "make format  rewrite the files in the house's format"

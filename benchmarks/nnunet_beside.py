@@ -10,11 +10,12 @@ It runs the README's commands, dataset by dataset: iris_export_nnunet, nnUNetv2_
 
     ... acdc_mini --gpu-memory 2 ...                     planned for 2 GB: smaller patches, more steps in a budget
 
-The one departure from its defaults is the end of training (`nnunet_trainers/`): a budget instead of 1000 epochs of
-250 iterations; and, where asked for, `--gpu-memory`, its planner's own option (`-gpu_memory_target`), as a step of a
-patch that fills 8 GB takes one core half a minute. Every query has references of other subjects, so that a held-out
-dataset takes several trainings a draw; the budget is that of each. What is done is skipped, so that a stopped run goes
-on; OUT/beside.log keeps what the commands said.
+Departures from its defaults: a budget instead of 1000 epochs of 250 iterations, short epochs, one thread
+(`nnunet_trainers/`); no mirroring in prediction without `--tta`; and, where asked for, `--gpu-memory`, its
+planner's own option (`-gpu_memory_target`), as a step of a patch that fills 8 GB takes one core half a minute.
+
+Every query has references of other subjects, so that a held-out dataset takes several trainings a draw; the budget
+is that of each. What is done is skipped, so that a stopped run goes on; OUT/beside.log keeps what the commands said.
 """
 
 from __future__ import annotations

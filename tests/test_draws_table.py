@@ -41,6 +41,7 @@ def test_classes_over_draws() -> None:
     assert cells.loc["one-shot"].tolist()[2:] == ["2", "0.700 ± 0.141", "0.500 ± 0.000", "0.600 ± 0.071"]
     assert cells.loc["ensemble, k = 3"].tolist()[2:] == ["", "0.900", "0.700", "0.800"]
     assert cells.loc["bank"].tolist()[2:] == ["", "0.400", "0.200", "0.300"]
+    assert "night · ensemble, k = 3; bank · paper/test: 2 of 2 case-class pairs scored." in table.notes
     assert cells.loc["everything is foreground"].tolist()[2:] == ["", "0.100", "", "0.100"]
 
 
@@ -74,5 +75,5 @@ def test_datasets_over_draws() -> None:
     assert table is not None
     assert list(table.frame.columns) == ["run", "split", "strategy", "draws", "other", "toy", "mean"]
     cells = table.frame.set_index("strategy")
-    assert cells.loc["one-shot"].tolist()[2:] == ["2", "0.200", "0.600 ± 0.071", "0.400"]
+    assert cells.loc["one-shot"].tolist()[2:] == ["1 to 2", "0.200", "0.600 ± 0.071", "0.400"]
     assert cells.loc["ensemble, k = 3"].tolist()[2:] == ["", "", "0.800", ""]

@@ -1,7 +1,7 @@
 """The arrows between modules go one way: every import is drawn from the syntax trees and checked.
 
-ORDER lists all modules from the bottom to the top: a module may import what stands above it in the list, and
-nothing that stands below. A new module has to be put into the list, at the place its author means.
+ORDER lists all modules from the bottom of the house to the top: a module may import what comes before it in the list,
+and nothing that comes after. A new module has to be put into the list, at the place its author means.
 """
 
 from __future__ import annotations
@@ -299,7 +299,9 @@ def upward(drawn: list[Arrow], order: tuple[str, ...]) -> list[str]:
                 f"{missing} (in the arrow {source} -> {target}) has no place in ORDER; give it one"
             )
         elif place[target] > place[source]:
-            sentences.append(f"{source} imports {target}, which stands above it; move the shared part down")
+            sentences.append(
+                f"{source} imports {target}, which comes after it in ORDER; move the shared part down"
+            )
     return sentences
 
 
@@ -386,12 +388,12 @@ def test_the_checker_sees_an_upward_import_a_relative_one_and_a_stranger(tmp_pat
         ("house.roof", "numpy"),
     ]
     assert upward(drawn, ("house", "house.cellar", "house.attic", "house.roof")) == [
-        "house.attic imports house.roof, which stands above it; move the shared part down",
-        "house.cellar imports house.roof, which stands above it; move the shared part down",
+        "house.attic imports house.roof, which comes after it in ORDER; move the shared part down",
+        "house.cellar imports house.roof, which comes after it in ORDER; move the shared part down",
     ]
     assert upward(drawn, ("house", "house.cellar", "house.roof")) == [
         "house.attic (in the arrow house.attic -> house.roof) has no place in ORDER; give it one",
-        "house.cellar imports house.roof, which stands above it; move the shared part down",
+        "house.cellar imports house.roof, which comes after it in ORDER; move the shared part down",
         "house.attic (in the arrow house.roof -> house.attic) has no place in ORDER; give it one",
     ]
     assert foreign(drawn, "house") - {"house"} == {"numpy"}

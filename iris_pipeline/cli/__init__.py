@@ -21,4 +21,4 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
         _former_hook(kind, error, trace)
 
 
-sys.excepthook = _told  # this package is loaded first by every command, and by nothing else
+sys.excepthook = _told  # every command loads this package first; else benchmarks alone do

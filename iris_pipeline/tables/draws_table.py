@@ -5,7 +5,7 @@ Dice is 0..1. Means are those of every table: over the classes of each class's m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from iris_pipeline.tables.result_tables import (
     ROW_KEY,
     RULE,
     class_means,
+    count_notes,
     mean_of_all,
     paper_lines,
     row_groups,
@@ -27,7 +28,7 @@ from iris_pipeline.tables.table_format import Table
 Key = tuple[str, str, str]
 OVER_DRAWS_RULE = (
     "k: the number of references. Over several draws of them: the mean, ± the standard deviation over draws, whose "
-    "number stands beside it (of several datasets the largest); draws that gave the same masks count once."
+    "number stands beside it; draws that gave the same masks count once."
 )
 
 
@@ -37,16 +38,17 @@ def class_draws_table(rows: pd.DataFrame, dataset: str, paper_column: str | None
     """
     chosen = rows[rows["dataset"] == dataset]
     classes = list(dict.fromkeys(chosen["class"]))
+    groups = _by_strategy(chosen)
     lines = []
-    for key, group in _by_strategy(chosen).items():
+    for key, group in groups.items():
         means = _over_draws(group, class_means).reindex(columns=classes)
         cells = {name: _spread_text(means[name]) for name in classes}
-        lines.append(_line(key, len(means)) | cells | {"mean": _spread_text(means.mean(axis=1))})
+        lines.append(_line(key, [len(means)]) | cells | {"mean": _spread_text(means.mean(axis=1))})
     if not _any_spread(lines):
         return None
     theirs = paper_lines(dataset, paper_column) if paper_column is not None else []
     frame = pd.DataFrame([*lines, *theirs], columns=[*ROW_KEY, "draws", *classes, "mean"]).fillna("")
-    notes = (RULE, OVER_DRAWS_RULE, *((PAPER_RULE,) if theirs else ()))
+    notes = (RULE, OVER_DRAWS_RULE, *((PAPER_RULE,) if theirs else ()), *count_notes(groups.items()))
     return Table(f"{dataset}_draws", f"{dataset}, over draws", frame, notes)
 
 
@@ -55,8 +57,9 @@ def dataset_draws_table(rows: pd.DataFrame) -> Table | None:
     them all. None where no strategy was drawn twice.
     """
     datasets = sorted(set(rows["dataset"]))
+    groups = _by_strategy(rows)
     lines = []
-    for key, group in _by_strategy(rows).items():
+    for key, group in groups.items():
         found = {
             name: _over_draws(part, lambda one: pd.Series({"mean": class_means(one).mean()}))["mean"]
             for name, part in group.groupby("dataset")
@@ -64,14 +67,15 @@ def dataset_draws_table(rows: pd.DataFrame) -> Table | None:
         means = {str(name): values.mean() for name, values in found.items()}
         cells = {str(name): _spread_text(values) for name, values in found.items()}
         mean = score_text(mean_of_all(means, len(datasets)))
-        lines.append(_line(key, max(map(len, found.values()))) | cells | {"mean": mean})
+        lines.append(_line(key, [len(values) for values in found.values()]) | cells | {"mean": mean})
     if not _any_spread(lines):
         return None
     frame = pd.DataFrame(lines, columns=[*ROW_KEY, "draws", *datasets, "mean"]).fillna("")
     notes = (
         RULE,
         OVER_DRAWS_RULE,
-        "The last column is the mean over the datasets, empty where a row lacks one.",
+        "The last column is the mean over the datasets, without ±, empty where a row lacks one.",
+        *count_notes(groups.items()),
     )
     return Table("overview_draws", "All datasets, Dice", frame, notes)
 
@@ -92,8 +96,11 @@ def _over_draws(rows: pd.DataFrame, scores: Callable[[pd.DataFrame], pd.Series])
     return pd.DataFrame([scores(one) for one in distinct(by_draw(rows)).values()])
 
 
-def _line(key: Key, draws: int) -> dict[str, str]:
-    return dict(zip(ROW_KEY, key, strict=True)) | {"draws": str(draws) if draws > 1 else ""}
+def _line(key: Key, counts: Sequence[int]) -> dict[str, str]:
+    """The key and the number of draws: "3", "2 to 3" where datasets differ, "" where none was drawn twice."""
+    low, high = min(counts), max(counts)
+    draws = "" if high < 2 else f"{high}" if low == high else f"{low} to {high}"
+    return dict(zip(ROW_KEY, key, strict=True)) | {"draws": draws}
 
 
 def _any_spread(lines: list[dict[str, str]]) -> bool:

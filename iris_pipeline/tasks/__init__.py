@@ -1,1 +1,1 @@
-"""What references become: tokens, and what their grey values and pieces say beside these."""
+"""What references become: tokens, and beside these a voxel head, grey evidence, tones and pieces."""
