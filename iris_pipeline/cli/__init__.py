@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from types import TracebackType
-
-# Before torch is loaded: threads that spin while they wait for one another take many times as long where another
-# program has a core, and gain nothing where none has.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _former_hook = sys.excepthook
 
