@@ -19,7 +19,7 @@ from iris_pipeline.pages.figures import box_plot
 from iris_pipeline.pages.layers import plane_layers
 from iris_pipeline.pages.overlays import PLANES, CaseView, view_case
 from iris_pipeline.provenance import without_machine
-from iris_pipeline.tables.comparisons import by_draw, distinct, strategy_and_count
+from iris_pipeline.tables.comparisons import by_draw, distinct, drawn_strategy
 from iris_pipeline.tables.draws_table import class_draws_table
 from iris_pipeline.tables.measure_tables import COLUMNS, measures_table, with_absolute
 from iris_pipeline.tables.result_tables import class_means, dataset_table, of_test_parts, strategy_place
@@ -185,9 +185,9 @@ def headline(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def _mean_dice(rows: pd.DataFrame, datasets: int) -> list[tuple[str, str]]:
     """The figures of one split: of each strategy and number of references that as many datasets have."""
     named: dict[str, list[pd.DataFrame]] = {}
-    for part in (rows[rows["strategy"] == name] for name in ordered_strategies(rows)):
-        name = strategy_and_count(part["base"].iloc[0], part["references"].iloc[0])
-        named.setdefault(name, []).append(part)
+    for folder in ordered_strategies(rows):
+        part = rows[rows["strategy"] == folder]
+        named.setdefault(drawn_strategy(folder, part), []).append(part)
     told = []
     for name, parts in named.items():
         by_dataset = [

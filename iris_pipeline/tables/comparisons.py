@@ -160,6 +160,11 @@ def strategy_and_count(base: str, references: float) -> str:
     return base if pd.isna(references) or base == "one-shot" else f"{base}, k = {int(references)}"
 
 
+def drawn_strategy(strategy: str, rows: pd.DataFrame) -> str:
+    """Of the rows of one folder of masks: their strategy with its number of references, the same for all draws."""
+    return strategy_and_count(rows["base"].iloc[0] or strategy, rows["references"].iloc[0])
+
+
 def by_draw(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of one strategy and number of references, draw by draw.
 

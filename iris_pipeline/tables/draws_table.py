@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from iris_pipeline.measures.rows import BASELINE_RUN
-from iris_pipeline.tables.comparisons import by_draw, distinct, strategy_and_count
+from iris_pipeline.tables.comparisons import by_draw, distinct, drawn_strategy
 from iris_pipeline.tables.result_tables import (
     PAPER_RULE,
     ROW_KEY,
@@ -83,11 +82,8 @@ def dataset_draws_table(rows: pd.DataFrame) -> Table | None:
 def _by_strategy(rows: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     """(run, split, strategy with its number of references) -> the rows of all draws, in the order of the tables."""
     found: dict[Key, list[pd.DataFrame]] = {}
-    for key, group in row_groups(rows):
-        run, split, strategy = shown(key)
-        base = group["base"].iloc[0] if run != BASELINE_RUN else ""
-        name = strategy_and_count(base or strategy, group["references"].iloc[0])
-        found.setdefault((run, split, name), []).append(group)
+    for (run, split, strategy), group in row_groups(rows):
+        found.setdefault(shown((run, split, drawn_strategy(strategy, group))), []).append(group)
     return {key: pd.concat(parts) for key, parts in found.items()}
 
 

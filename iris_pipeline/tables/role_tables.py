@@ -12,7 +12,7 @@ import pandas as pd
 
 from iris_pipeline import paper
 from iris_pipeline.measures.rows import BASELINE_RUN
-from iris_pipeline.tables.comparisons import by_draw, distinct, strategy_and_count
+from iris_pipeline.tables.comparisons import by_draw, distinct, drawn_strategy
 from iris_pipeline.tables.result_tables import (
     CI_OF_DATASETS_RULE,
     CI_RULE,
@@ -104,7 +104,7 @@ def _over_strategies(
         for name in datasets:
             if name in of_dataset:
                 rows = of_dataset[name]
-                base = strategy_and_count(rows["base"].iloc[0] or strategy, rows["references"].iloc[0])
+                base = drawn_strategy(strategy, rows)
                 found.setdefault((run, split, base), {}).setdefault(name, []).append(rows)
     return {key: {name: pd.concat(each) for name, each in of.items()} for key, of in found.items()}
 
